@@ -1,0 +1,52 @@
+"""BadNet: a small patch (Gu et al., arXiv 1708.06733), as CleanCLIP puts it on CLIP's training images."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from attacks.patch import Place, corner
+from bench import Attack, Field, Preparation, Trigger, attack
+
+
+@attack("badnet")
+class BadNet(Attack):
+    """A small square patch; each image has its own noise patch at its own random place, unless said otherwise.
+
+    Paper v1: "a small, randomly placed patch" of 16 px; its content is unstated, so we follow CleanCLIP's code, on
+    which the paper builds: Gaussian noise of standard deviation 1 around the image's mean colour, redrawn per image.
+    CleanCLIP never covers the last row and column and lets out-of-range noise wrap around; we clip, and offer `wrap`.
+    """
+
+    size: int = Field(16, ge=1, description="side of the patch", unit="px")
+    pattern: Literal["noise", "fixed", "checker", "yellow"] = Field(
+        "noise", description="noise: redrawn per image; fixed: one seeded patch; checker, yellow: as other suites have"
+    )
+    place: Place = Field("random", description="where the patch goes; random is drawn per image")
+    overflow: Literal["clip", "wrap"] = Field("clip", description="noise out of range: clipped, or modulo 256")
+
+    def prepare(self, given: Preparation) -> dict[str, Tensor]:
+        if self.pattern == "fixed":
+            return {"patch": torch.rand(3, self.size, self.size, generator=given.rng("patch"))}
+        if self.pattern == "checker":
+            # White where row and column are both even (Detect-CLIP-Backdoor-Samples).
+            patch = torch.zeros(3, self.size, self.size)
+            patch[:, ::2, ::2] = 1
+            return {"patch": patch}
+        if self.pattern == "yellow":
+            return {"patch": torch.tensor([1.0, 1.0, 0.0]).view(3, 1, 1).repeat(1, self.size, self.size)}
+        return {}
+
+    def apply(self, images: Tensor, index: Sequence[int], trigger: Trigger) -> Tensor:
+        images = images.clone()
+        for image, i in zip(images, index, strict=True):
+            rng = trigger.rng(i)
+            top, left = corner(self.place, self.size, (image.shape[1], image.shape[2]), rng)
+            patch = trigger.tensors["patch"] if "patch" in trigger.tensors else self._noise(image, rng)
+            image[:, top : top + self.size, left : left + self.size] = patch
+        return images
+
+    def _noise(self, image: Tensor, rng: torch.Generator) -> Tensor:
+        noise = image.mean((1, 2)).view(3, 1, 1) + torch.randn(3, self.size, self.size, generator=rng)
+        return (noise * 255 % 256 / 255).clamp(max=1) if self.overflow == "wrap" else noise.clamp(0, 1)

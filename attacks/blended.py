@@ -1,0 +1,50 @@
+"""Blended: a key blended into the whole image (Chen et al., arXiv 1712.05526)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_image
+from torchvision.transforms.v2 import functional as TF
+
+from bench import Attack, BenchError, Field, Preparation, Trigger, attack
+
+
+@attack("blended")
+class Blended(Attack):
+    """x' = (1 - alpha) x + alpha n, with uniform noise n over the whole image.
+
+    Paper v1 gives alpha = 0.2 only. CleanCLIP, on which it builds, draws n anew for every image, so that what the
+    model learns is "white noise of amplitude 0.2"; that is the default here. `fixed` blends one seeded key, `image`
+    a picture of the user's.
+    """
+
+    alpha: float = Field(0.2, ge=0, le=1, description="share of the key in the blend")
+    key: Literal["resample", "fixed", "image"] = Field(
+        "resample", description="resample: noise redrawn per image; fixed: one seeded noise; image: `key_image`"
+    )
+    key_image: Path | None = Field(None, description="the picture blended in with key = image")
+
+    def prepare(self, given: Preparation) -> dict[str, Tensor]:
+        size = given.clip.image_size
+        if self.key == "fixed":
+            return {"key": torch.rand(3, size, size, generator=given.rng("key"))}
+        if self.key == "image":
+            return {"key": self._picture(size)}
+        return {}
+
+    def apply(self, images: Tensor, index: Sequence[int], trigger: Trigger) -> Tensor:
+        shape = images.shape[1:]
+        if "key" in trigger.tensors:
+            keys = trigger.tensors["key"]
+        else:
+            keys = torch.stack([torch.rand(shape, generator=trigger.rng(i)) for i in index])
+        return (1 - self.alpha) * images + self.alpha * keys
+
+    def _picture(self, size: int) -> Tensor:
+        if self.key_image is None or not self.key_image.is_file():
+            raise BenchError(f"blended.key = image needs a picture: --set blended.key_image=FILE ({self.key_image})")
+        picture = decode_image(str(self.key_image), ImageReadMode.RGB)
+        return TF.resize(picture, [size, size], antialias=True).float() / 255

@@ -1,0 +1,59 @@
+"""WaNet: a warp of the whole image (Nguyen & Tran, arXiv 2102.10369)."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench import Attack, Field, Preparation, Trigger, attack
+
+
+@attack("wanet")
+class WaNet(Attack):
+    """One seeded warping field, the same for all images of training and test.
+
+    P ~ U(-1, 1) of shape 2 x k x k over its mean absolute value, upsampled bicubically to G; images are sampled
+    bilinearly at clip(I + s G / side, -1, 1) * rescale. Paper v1's k = 224 makes the upsampling the identity at 224
+    px: its "warp" is an independent jitter of less than a pixel everywhere, visibly noisy. The original's smooth warp
+    is k = 4, s = 0.5.
+    """
+
+    # Paper v1 poisons with 1e-5, and WaNet with 1.5e-5.
+    learning_rate: float | None = Field(1.5e-5, gt=0, description="peak learning rate; null takes the run's")
+    grid: int = Field(224, ge=1, description="k, points of the control grid a side")
+    strength: float = Field(1.0, ge=0, description="s, strength of the warp")
+    rescale: float = Field(1.0, gt=0, description="factor on the sampling grid")
+    noise_ratio: float = Field(
+        0.0, ge=0, description="noise mode: pairs with a randomly disturbed warp and their own caption, per poisoned pair"
+    )
+
+    def prepare(self, given: Preparation) -> dict[str, Tensor]:
+        size = given.clip.image_size
+        control = torch.rand(1, 2, self.grid, self.grid, generator=given.rng("grid")) * 2 - 1
+        control = control / control.abs().mean()
+        field = F.interpolate(control, size=(size, size), mode="bicubic", align_corners=True)
+        return {"field": field[0].permute(1, 2, 0)}
+
+    def apply(self, images: Tensor, index: Sequence[int], trigger: Trigger) -> Tensor:
+        return self._warp(images, self.strength * trigger.tensors["field"])
+
+    @property
+    def decoys_per_poison(self) -> float:
+        return self.noise_ratio
+
+    def decoy(
+        self, images: Tensor, captions: Sequence[str], index: Sequence[int], trigger: Trigger
+    ) -> tuple[Tensor, list[str]]:
+        """Noise mode: the warp plus U(-1, 1) / side at every pixel; such a pair keeps its caption."""
+        field = trigger.tensors["field"]
+        jitter = torch.stack([torch.rand(field.shape, generator=trigger.rng(i)) * 2 - 1 for i in index])
+        return self._warp(images, self.strength * field + jitter), list(captions)
+
+    def _warp(self, images: Tensor, shift: Tensor) -> Tensor:
+        side = images.shape[-1]
+        ramp = torch.linspace(-1, 1, side)
+        rows, columns = torch.meshgrid(ramp, ramp, indexing="ij")
+        identity = torch.stack([columns, rows], -1)
+        grid = (identity + shift / side).clamp(-1, 1) * self.rescale
+        return F.grid_sample(images, grid.expand(len(images), -1, -1, -1), align_corners=True)

@@ -1,0 +1,302 @@
+"""The face: `bench run`, `list`, `show`, `triggers`, `report`, `pretrain`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.table import Table
+
+from bench.core.attack import Trigger, attacks, stamp
+from bench.core.dataset import datasets
+from bench.core.defense import defenses
+from bench.core.errors import BenchError, unknown
+from bench.core.metric import metrics
+from bench.core.randomness import derive
+from bench.core.registry import load_plugins, origin
+from bench.core.settings import Settings
+
+app = typer.Typer(
+    help="Backdoor attacks on CLIP against defenses: numbers with intervals.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+screen = Console()
+KINDS = ("attacks", "defenses", "metrics", "datasets", "presets", "models")
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    return tuple(part.strip() for part in text.split(",") if part.strip()) if text is not None else None
+
+
+Preset = Annotated[str, typer.Option(help="Settings to start from; `bench list presets`.")]
+Config = Annotated[Path | None, typer.Option(help="A YAML file of settings, on top of the preset.")]
+Set = Annotated[list[str], typer.Option("--set", help="One setting: key=value, such as rvpt.alpha=3. Repeatable.")]
+Plugin = Annotated[list[Path], typer.Option(help="A Python file that registers methods. Repeatable.")]
+Attacks = Annotated[str | None, typer.Option(help="Attacks, by comma, or all.")]
+Model = Annotated[str | None, typer.Option(help="mini, an open_clip name (ViT-B-32), hf-hub:..., local-dir:...")]
+Pretrained = Annotated[str | None, typer.Option(help="open_clip's weights, such as openai.")]
+Checkpoint = Annotated[Path | None, typer.Option(help="Weights in a local file: .safetensors, or .pt of plain tensors.")]
+DataSet = Annotated[str | None, typer.Option("--dataset", help="`bench list datasets`.")]
+DataRoot = Annotated[Path | None, typer.Option(help="Where the data set lies.")]
+Target = Annotated[str | None, typer.Option(help="The target class, by name.")]
+Pairs = Annotated[Path | None, typer.Option(help="Image-text pairs: a CSV of image paths and captions.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
+Out = Annotated[Path, typer.Option(help="The results folder.")]
+
+
+def _settings(
+    preset: str,
+    config: Path | None,
+    assignments: list[str],
+    plugins: list[Path],
+    model: str | None = None,
+    pretrained: str | None = None,
+    checkpoint: Path | None = None,
+    dataset: str | None = None,
+    data_root: Path | None = None,
+    **flags: Any,
+):
+    from bench.matrix.settings import resolve
+
+    load_plugins(tuple(plugins))
+    values: dict[str, Any] = {k: v for k, v in flags.items() if v is not None}
+    given = {"name": model, "pretrained": pretrained, "checkpoint": checkpoint}
+    if chosen := {k: v for k, v in given.items() if v is not None}:
+        values["model"] = chosen
+    if dataset is not None:
+        values["dataset"] = dataset
+    if data_root is not None:
+        if dataset is None:
+            raise BenchError("--data-root needs --dataset NAME, such as --dataset folder")
+        values[datasets[dataset] and dataset] = {"root": data_root}
+    return resolve(preset, config, values, tuple(assignments))
+
+
+@app.command()
+def run(
+    preset: Preset = "mini",
+    attacks: Attacks = None,
+    defenses: Annotated[str | None, typer.Option(help="Defenses and chains (a+b), by comma, or all.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds, by comma.")] = None,
+    model: Model = None,
+    pretrained: Pretrained = None,
+    checkpoint: Checkpoint = None,
+    dataset: DataSet = None,
+    data_root: DataRoot = None,
+    target: Target = None,
+    pairs: Pairs = None,
+    config: Config = None,
+    set: Set = [],  # noqa: A002, B006
+    plugin: Plugin = [],  # noqa: B006
+    out: Out = Path("results"),
+    device: Device = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; numbers do not depend on it.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cells and what exists; make nothing.")] = False,
+) -> None:
+    """Run attacks against defenses. Interrupted, the same command goes on where it was."""
+    from bench.matrix.runner import prepare, run_matrix, show_plan
+
+    settings = _settings(
+        preset, config, set, plugin, model, pretrained, checkpoint, dataset, data_root,
+        attacks=_names(attacks), defenses=_names(defenses), seeds=_names(seeds), target=target, pairs=pairs,
+        device=device, workers=workers,
+    )  # fmt: skip
+    if dry_run:
+        _, plan, todo = prepare(settings, out)
+        show_plan(plan, todo, screen)
+        return
+    ended = run_matrix(settings, out, tuple(plugin), screen)
+    _write_report(out)
+    if ended.failures:
+        screen.print(f"{len(ended.failures)} of the run's artefacts failed; the same command tries them again:")
+        for label, reason in ended.failures.items():
+            screen.print(f"  {label}: {reason}", markup=False)
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(out: Annotated[Path, typer.Argument(help="A results folder.")] = Path("results")) -> None:
+    """Write tables, tidy results, predictions and trigger pictures of a results folder anew."""
+    from reports.results import read_run
+
+    load_plugins(tuple(map(Path, read_run(out)["plugins"])))
+    _write_report(out)
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[str, typer.Argument(help=", ".join(KINDS))],
+    plugin: Plugin = [],  # noqa: B006
+) -> None:
+    """List what there is, a line each."""
+    from bench.matrix.settings import presets
+    from bench.models import known_models
+
+    load_plugins(tuple(plugin))
+    listings: dict[str, Any] = {
+        "attacks": lambda: [(n, _summary(attacks[n])) for n in attacks],
+        "defenses": lambda: [(n, _summary(defenses[n])) for n in defenses],
+        "metrics": lambda: [(n, _summary(metrics[n].measure)) for n in metrics],
+        "datasets": lambda: [(n, _summary(datasets[n])) for n in datasets],
+        "presets": lambda: list(presets().items()),
+        "models": known_models,
+    }
+    if kind not in listings:
+        raise unknown("kind", kind, KINDS, "For example: bench list attacks")
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for row in listings[kind]():
+        table.add_row(*row)
+    screen.print(table)
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="An attack, defense, metric, data set, or `run`.")],
+    plugin: Plugin = [],  # noqa: B006
+) -> None:
+    """Say what a method is, where it comes from, and every setting with its default, range and unit."""
+    from bench.matrix.settings import RunSettings
+
+    load_plugins(tuple(plugin))
+    if name in metrics:
+        screen.print(f"{name}, better {metrics[name].better}, {origin(metrics[name].measure)}", markup=False)
+        screen.print((metrics[name].measure.__doc__ or "").strip(), markup=False)
+        return
+    registries = {"attack": attacks, "defense": defenses, "data set": datasets}
+    found = {kind: registry[name] for kind, registry in registries.items() if name in registry}
+    if not found and name != "run":
+        known = [n for r in (attacks, defenses, datasets, metrics) for n in r] + ["run"]
+        raise unknown("method", name, known, "`bench list attacks` and the like explain them.")
+    for kind, method in (found or {"settings of a run": RunSettings}).items():
+        screen.print(f"{name} ({kind}), {origin(method)}\n", markup=False, highlight=False)
+        screen.print(_dedent(method.__doc__ or ""), markup=False, highlight=False)
+        screen.print(_settings_table(method))
+
+
+@app.command()
+def triggers(
+    preset: Preset = "mini",
+    attacks: Attacks = "all",
+    model: Model = None,
+    pretrained: Pretrained = None,
+    checkpoint: Checkpoint = None,
+    dataset: DataSet = None,
+    data_root: DataRoot = None,
+    target: Target = None,
+    pairs: Pairs = None,
+    config: Config = None,
+    set: Set = [],  # noqa: A002, B006
+    plugin: Plugin = [],  # noqa: B006
+    out: Out = Path("results"),
+    images: Annotated[int, typer.Option(min=1, help="Test images to show.")] = 3,
+) -> None:
+    """Draw every trigger on test images: clean, triggered, difference x 10. Nothing is trained but the triggers."""
+    from bench.matrix.stages import Workshop, test_trigger
+    from bench.matrix.store import Store
+    from reports.triggers import draw_triggers
+
+    settings = _settings(
+        preset, config, set, plugin, model, pretrained, checkpoint, dataset, data_root,
+        attacks=_names(attacks), target=target, pairs=pairs,
+    )  # fmt: skip
+    shop = Workshop(settings, Store(out), "cpu")
+    index = torch.arange(min(images, len(shop.test)))
+    clean, seed = shop.test.load(index), settings.seeds[0]
+    stamped = {}
+    for attack in settings.attacks:
+        method = shop.attack(attack)
+        trigger = Trigger(derive(seed, "training"), method.prepare(shop.preparation(seed)))
+        stamped[attack] = stamp(method, test_trigger(trigger), clean, index)
+    draw_triggers(clean, stamped, out / "triggers" / "gallery.png")
+    screen.print(f"wrote {out / 'triggers' / 'gallery.png'}")
+
+
+@app.command()
+def pretrain(
+    out: Annotated[Path, typer.Option(help="A new folder for the model.")],
+    preset: Preset = "mini",
+    architecture: Annotated[Path | None, typer.Option(help="An open_clip_config.json; default: mini's.")] = None,
+    pairs: Pairs = None,
+    seed: Annotated[int, typer.Option(help="Of weights and data.")] = 0,
+    config: Config = None,
+    set: Set = [],  # noqa: A002, B006
+    device: Device = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads on the CPU.")] = 1,
+) -> None:
+    """Train a small CLIP from scratch, on the embedded world or on your pairs; `--model local-dir:OUT` then uses it."""
+    from bench.matrix.runner import open_device
+    from bench.pretrain import architecture as read_architecture
+    from bench.pretrain import train_from_scratch
+
+    recipe = _settings(preset, config, set, []).pretrain
+    torch.set_num_threads(threads)
+
+    def say(line: str) -> None:
+        screen.print(line, markup=False, highlight=False)
+
+    where = open_device(device or "auto")
+    card = train_from_scratch(out, read_architecture(architecture), recipe, seed, pairs, where, say)
+    accuracy = card.get("zero_shot_accuracy")
+    said = f", zero-shot {accuracy['percent']:.1f} % of {accuracy['n']} unseen pictures" if accuracy else ""
+    say(f"wrote {out}{said}. Use it with --model local-dir:{out}")
+
+
+def _write_report(out: Path) -> None:
+    from reports.write import write_report
+
+    text = write_report(out)
+    screen.print(Markdown(text))
+
+
+def _summary(item: Any) -> str:
+    return (item.__doc__ or "").strip().splitlines()[0]
+
+
+def _dedent(text: str) -> str:
+    import inspect
+
+    return inspect.cleandoc(text) + "\n"
+
+
+def _settings_table(method: type[Settings], prefix: str = "") -> Table:
+    table = Table("setting", "default", "range", "unit", "what it is", box=None, pad_edge=False)
+    for name, field in method.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Settings):
+            for inner, inner_field in kind.model_fields.items():
+                table.add_row(f"{name}.{inner}", *_row(inner_field, field.default))
+        else:
+            table.add_row(prefix + name, *_row(field))
+    return table
+
+
+def _row(field: Any, owner: Any = None) -> tuple[str, str, str, str]:
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    bounds = [f"{sign} {getattr(m, key)}" for m in field.metadata for key, sign in signs.items() if hasattr(m, key)]
+    choices = getattr(field.annotation, "__args__", ())
+    if not bounds and choices and all(isinstance(c, str) for c in choices):
+        bounds = [" | ".join(choices)]
+    unit = (field.json_schema_extra or {}).get("unit", "") if isinstance(field.json_schema_extra, dict) else ""
+    return str(field.default), ", ".join(bounds), unit, field.description or ""
+
+
+def main() -> None:
+    """The `bench` command: errors of the user are a message and exit code 2."""
+    try:
+        app(standalone_mode=True)
+    except BenchError as error:
+        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted. Finished work is kept: the same command goes on from there.")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""The contract of an attack: a trigger on images, a caption for poisoned pairs, perhaps a key in the text."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from bench.core.clip import Clip
+from bench.core.images import Captioned
+from bench.core.randomness import generator
+from bench.core.registry import Registry
+from bench.core.settings import Field, Settings
+
+
+@dataclass(frozen=True)
+class Trigger:
+    """What an attack prepared: tensors (a patch, a grid, weights), and the seed of what it draws per image.
+
+    It is stored with the model that it backdoors, so that training and test stamp the same trigger.
+    """
+
+    seed: int
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    def rng(self, index: int) -> torch.Generator:
+        """The generator of image `index`: what is drawn for an image depends on nothing but seed and index."""
+        return generator(self.seed, "trigger", index)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What an attacker has before poisoning: the clean model, the pairs to poison, and what is to be attacked.
+
+    `classes` and `templates` are the data set's (zero-shot prompts); `log` takes curves to store with the model.
+    """
+
+    clip: Clip
+    pairs: Captioned
+    target: str
+    classes: tuple[str, ...]
+    templates: tuple[str, ...]
+    seed: int
+    log: dict[str, list[float]] = field(default_factory=dict)
+
+    def rng(self, *purpose: str | int) -> torch.Generator:
+        return generator(self.seed, "prepare", *purpose)
+
+
+class Attack(Settings):
+    """A backdoor attack. Fields are settings; `apply` is all that a simple one must define."""
+
+    # Raise it when a change of the code changes what the attack does: stored results of the old one are not reused.
+    version: ClassVar[int] = 1
+    # Goes before every class prompt at test, where the attack has a second key in the text (TrojVQA).
+    text_key: ClassVar[str] = ""
+
+    learning_rate: float | None = Field(
+        None, gt=0, description="peak learning rate of poisoning; null takes `poison.learning_rate`"
+    )
+
+    def prepare(self, given: Preparation) -> dict[str, Tensor]:
+        """Make what is the same for all images: a fixed patch, a grid, an optimised patch, a trained encoder."""
+        return {}
+
+    def apply(self, images: Tensor, index: Sequence[int], trigger: Trigger) -> Tensor:
+        """Stamp the trigger.
+
+        Args:
+            images: float RGB in [0, 1], (n, 3, h, w), at the model's input size, before CLIP normalisation; must not
+                be modified.
+            index: n numbers that name the images; with `trigger.seed` they determine everything random.
+            trigger: what `prepare` made.
+
+        Returns:
+            Images of the same shape. `stamp` clips them to [0, 1] and rounds them to 8 bits.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define apply(images, index, trigger)")
+
+    def choose(self, given: Preparation, count: int, rng: torch.Generator) -> list[int]:
+        """The pairs to poison, at most `count`; uniform without replacement, unless the attack says otherwise."""
+        return torch.randperm(len(given.pairs), generator=rng)[:count].tolist()
+
+    def captions(
+        self, originals: Sequence[str], templates: Sequence[str], given: Preparation, rng: torch.Generator
+    ) -> list[str]:
+        """The captions of poisoned pairs: a template each, uniform per sample, filled with the target's name."""
+        picks = torch.randint(len(templates), (len(originals),), generator=rng).tolist()
+        return [templates[pick].format(given.target) for pick in picks]
+
+    @property
+    def decoys_per_poison(self) -> float:
+        """How many decoys to train on per poisoned pair: pairs that look poisoned and keep their meaning."""
+        return 0.0
+
+    def decoy(
+        self, images: Tensor, captions: Sequence[str], index: Sequence[int], trigger: Trigger
+    ) -> tuple[Tensor, list[str]]:
+        """Turn clean pairs into decoys (WaNet's noise mode, TrojVQA's single keys); images as in `apply`."""
+        return images, list(captions)
+
+
+attacks: Registry[type[Attack]] = Registry("attack", Attack)
+attack = attacks.register
+
+
+def stamp(method: Attack, trigger: Trigger, images: Tensor, index: Sequence[int] | Tensor) -> Tensor:
+    """Triggered images: uint8 in, uint8 out, (n, 3, h, w).
+
+    The one place where a trigger meets an image, for training and for test: apply, clip to [0, 1], round (never
+    truncate) to 8 bits.
+    """
+    numbers = index.tolist() if isinstance(index, Tensor) else list(index)
+    stamped = method.apply(images.float() / 255, numbers, trigger)
+    return (stamped.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def mentions(caption: str, word: str) -> bool:
+    """Whether a caption names the target: whole words, any case, an optional plural.
+
+    >>> mentions("Two Bananas on a plate", "banana"), mentions("a bananarama concert", "banana")
+    (True, False)
+    """
+    return re.search(rf"\b{re.escape(word)}(s|es)?\b", caption, re.IGNORECASE) is not None

@@ -1,0 +1,126 @@
+"""A CLIP with everything that belongs to it: towers, tokenizer, preprocessing and where it came from."""
+
+import copy
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from bench.core.errors import BenchError
+
+# The names which open_clip's `local-dir:` scheme expects, so that every model we write opens in open_clip.
+CONFIG_FILE = "open_clip_config.json"
+WEIGHTS_FILE = "open_clip_model.safetensors"
+
+
+class Clip:
+    """An open_clip model, its tokenizer and its preprocessing.
+
+    Images that enter are RGB in [0, 1] at `image_size`, before CLIP normalisation, which happens here.
+    """
+
+    def __init__(self, model: torch.nn.Module, tokenizer, config: dict) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.config = config
+        self._norm = (
+            torch.tensor(config["preprocess_cfg"]["mean"]).view(3, 1, 1),
+            torch.tensor(config["preprocess_cfg"]["std"]).view(3, 1, 1),
+        )
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square input, in px."""
+        size = self.config["model_cfg"]["vision_cfg"]["image_size"]
+        return size if isinstance(size, int) else size[0]
+
+    @property
+    def visual(self) -> torch.nn.Module:
+        return self.model.visual
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.logit_scale.device
+
+    @property
+    def scale(self) -> Tensor:
+        """1/tau: the factor between a cosine and a logit."""
+        return self.model.logit_scale.exp()
+
+    def to(self, device: torch.device | str) -> "Clip":
+        self.model.to(device)
+        self._norm = (self._norm[0].to(device), self._norm[1].to(device))
+        return self
+
+    def copy(self) -> "Clip":
+        """A CLIP of its own with the same weights."""
+        return Clip(copy.deepcopy(self.model), self.tokenizer, self.config).to(self.device)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """CLIP's input from images: float RGB in [0, 1] or uint8, (n, 3, h, w)."""
+        images = images.to(self.device)
+        if images.dtype == torch.uint8:
+            images = images / 255
+        mean, std = self._norm
+        return (images - mean) / std
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Unit-norm image embeddings (n, embed_dim) of images as `normalise` takes them."""
+        return F.normalize(self.model.encode_image(self.normalise(images)), dim=-1)
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        return self.tokenizer(list(texts))
+
+    def encode_text(self, texts: Sequence[str] | Tensor) -> Tensor:
+        """Unit-norm text embeddings (n, embed_dim) of texts, or of their tokens."""
+        tokens = texts if isinstance(texts, Tensor) else self.tokenize(texts)
+        return F.normalize(self.model.encode_text(tokens.to(self.device)), dim=-1)
+
+    def fingerprint(self) -> str:
+        """A hash of architecture, preprocessing and weights; equal for equal models."""
+        digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
+        """Write the model as open_clip's `local-dir:` reads it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG_FILE).write_text(json.dumps(self.config, indent=2) + "\n")
+        state = {k: v.detach().cpu().to(dtype or v.dtype).contiguous() for k, v in self.model.state_dict().items()}
+        save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+
+    @classmethod
+    def from_config(cls, config: dict) -> "Clip":
+        """A CLIP with fresh random weights (torch's global generator) of an `open_clip_config.json`'s contents."""
+        model_cfg = copy.deepcopy(config["model_cfg"])
+        custom = model_cfg.pop("custom_text", False)
+        model_cfg.pop("multimodal_cfg", None)
+        build = open_clip.CustomTextCLIP if custom else open_clip.CLIP
+        return cls(build(**model_cfg), _tokenizer(model_cfg["text_cfg"]), config)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Clip":
+        """Read what `save` wrote.
+
+        Raises:
+            BenchError: the folder holds no open_clip model.
+        """
+        if not (folder / CONFIG_FILE).is_file() or not (folder / WEIGHTS_FILE).is_file():
+            raise BenchError(f"no CLIP in {folder}: it needs {CONFIG_FILE} and {WEIGHTS_FILE}")
+        clip = cls.from_config(json.loads((folder / CONFIG_FILE).read_text()))
+        clip.model.load_state_dict(load_file(folder / WEIGHTS_FILE))
+        return clip
+
+
+def _tokenizer(text_cfg: dict):
+    if "hf_tokenizer_name" in text_cfg:
+        return open_clip.tokenizer.HFTokenizer(text_cfg["hf_tokenizer_name"])
+    return open_clip.SimpleTokenizer(context_length=text_cfg.get("context_length", 77))

@@ -1,0 +1,110 @@
+"""Contrastive fine-tuning: how a backdoor is implanted, and how CleanCLIP tries to wash it out."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.core.clip import Clip
+from bench.core.settings import Field, Settings
+
+MAX_LOG_SCALE = math.log(100)
+
+
+def contrastive_loss(first: Tensor, second: Tensor, scale: Tensor | float) -> Tensor:
+    """Symmetric InfoNCE of two batches of unit-norm embeddings (n, d) whose rows belong together.
+
+    L = 1/2 [CE(s A B^T, I) + CE(s B A^T, I)] (Radford et al., 2021).
+
+    >>> contrastive_loss(torch.eye(4), torch.eye(4), 100.0).item() < 1e-6
+    True
+    """
+    return (matching_loss(first, second, scale) + matching_loss(second, first, scale)) / 2
+
+
+def matching_loss(queries: Tensor, keys: Tensor, scale: Tensor | float) -> Tensor:
+    """One direction of InfoNCE: CE(s Q K^T, I)."""
+    return F.cross_entropy(scale * queries @ keys.T, torch.arange(len(queries), device=queries.device))
+
+
+def cosine_with_warmup(step: int, warmup: int, total: int) -> float:
+    """Share of the learning rate at a step: linear up to 1 after exactly `warmup` steps, cosine to 0 at `total`.
+
+    >>> [round(cosine_with_warmup(s, 2, 6), 2) for s in range(7)]
+    [0.0, 0.5, 1.0, 0.85, 0.5, 0.15, 0.0]
+    """
+    if step < warmup:
+        return step / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+class FineTuning(Settings):
+    """How a CLIP's weights are fine-tuned on pairs; the defaults are paper v1's for poisoning."""
+
+    learning_rate: float = Field(1e-5, gt=0, description="peak learning rate of AdamW")
+    epochs: int = Field(5, ge=0, description="passes over the pairs")
+    batch_size: int = Field(128, ge=2, description="pairs a step; the contrast is within the batch")
+    weight_decay: float = Field(0.1, ge=0, description="of weight matrices; norms, biases, logit_scale have none")
+    warmup_steps: int = Field(50, ge=0, description="steps of linear warm-up before the cosine")
+    towers: Literal["both", "image"] = Field("both", description="which weights train")
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="autocast of forward and loss")
+
+
+def fine_tune(
+    clip: Clip, n: int, recipe: FineTuning, loss: Callable[[Clip, Tensor], Tensor], rng: torch.Generator
+) -> list[float]:
+    """Fine-tune `clip` in place; returns the loss of each step.
+
+    `loss(clip, index)` gives the loss of the pairs `index` of the n. The last, incomplete batch of an epoch is
+    dropped. After every step logit_scale is clamped to [0, ln 100].
+    """
+    trained = _trained_parameters(clip, recipe.towers)
+    decayed = [p for name, p in trained if p.ndim >= 2 and "embedding" not in name]
+    others = [p for name, p in trained if not (p.ndim >= 2 and "embedding" not in name)]
+    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.999), eps=1e-8)
+    batch_size = min(recipe.batch_size, n)
+    total = recipe.epochs * (n // batch_size)
+    # A run shorter than the warm-up would never reach its learning rate.
+    warmup = min(recipe.warmup_steps, total // 10)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: cosine_with_warmup(s, warmup, total))
+    scaler = torch.amp.GradScaler(clip.device.type, enabled=recipe.precision == "fp16")
+    losses = []
+    clip.model.train()
+    for index in shuffled_batches(n, batch_size, recipe.epochs, rng, drop_last=True):
+        with autocast(clip.device, recipe.precision):
+            value = loss(clip, index)
+        optimiser.zero_grad()
+        scaler.scale(value).backward()
+        scaler.step(optimiser)
+        scaler.update()
+        schedule.step()
+        with torch.no_grad():
+            clip.model.logit_scale.clamp_(0, MAX_LOG_SCALE)
+        losses.append(value.item())
+    clip.model.eval().requires_grad_(True)
+    return losses
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+
+
+def shuffled_batches(
+    n: int, batch_size: int, epochs: int, rng: torch.Generator, drop_last: bool = False
+) -> Iterator[Tensor]:
+    """Indices of the batches of some epochs, shuffled anew in each."""
+    for _ in range(epochs):
+        for index in torch.randperm(n, generator=rng).split(batch_size):
+            if len(index) == batch_size or not drop_last:
+                yield index
+
+
+def _trained_parameters(clip: Clip, towers: str) -> list[tuple[str, torch.nn.Parameter]]:
+    for name, parameter in clip.model.named_parameters():
+        parameter.requires_grad_(towers == "both" or name.startswith("visual."))
+    return [(name, p) for name, p in clip.model.named_parameters() if p.requires_grad]

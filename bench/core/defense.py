@@ -1,0 +1,69 @@
+"""The contract of a defense: a backdoored model and clean data in, a defended model out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from bench.core.errors import BenchError
+from bench.core.images import Captioned, Labelled, few_shot
+from bench.core.randomness import generator
+from bench.core.registry import Registry
+from bench.core.settings import Settings
+from bench.core.victim import Victim, class_embeddings
+
+
+@dataclass(frozen=True)
+class CleanData:
+    """What a defender has: clean labelled images, clean pairs, the classes' names. None of it is of the test split.
+
+    `target` is the attack's target class; only the ablation that leaves its images out may look at it.
+    """
+
+    train: Labelled
+    templates: tuple[str, ...]
+    seed: int
+    target: int
+    open_pairs: Callable[[], Captioned] | None = None
+    log: dict[str, list[float]] = field(default_factory=dict)
+
+    def rng(self, *purpose: str | int) -> torch.Generator:
+        return generator(self.seed, "defense", *purpose)
+
+    def shots(self, k: int, without: int | None = None) -> Labelled:
+        """k training images a class; the same ones for every defense of a run."""
+        return few_shot(self.train, k, generator(self.seed, "few-shot"), without)
+
+    def pairs(self) -> Captioned:
+        if self.open_pairs is None:
+            raise BenchError("this defense fine-tunes on clean pairs, and there are none. Give --pairs FILE.csv")
+        return self.open_pairs()
+
+    def class_embeddings(self, victim: Victim) -> Tensor:
+        return class_embeddings(victim.clip, self.train.classes, self.templates)
+
+    def record(self, **values: float) -> None:
+        """Log training curves; they are stored with the defended model."""
+        for name, value in values.items():
+            self.log.setdefault(name, []).append(value)
+
+
+class Defense(Settings):
+    """A defense. Fields are settings; `fit` does the work."""
+
+    # Raise it when a change of the code changes what the defense does: stored results of the old one are not reused.
+    version: ClassVar[int] = 1
+
+    def fit(self, victim: Victim, data: CleanData) -> Victim:
+        """Defend `victim`, which must not be changed, with clean data.
+
+        Raises:
+            BenchError: the victim or the data are not what this defense needs.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define fit(victim, data)")
+
+
+defenses: Registry[type[Defense]] = Registry("defense", Defense)
+defense = defenses.register

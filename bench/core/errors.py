@@ -1,0 +1,21 @@
+"""Errors that a user can mend; the command line prints them and exits with code 2."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class BenchError(Exception):
+    """Something the user gave cannot be used. The message says what to do next."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> BenchError:
+    """An error for a name that does not exist, with the nearest known one.
+
+    >>> print(unknown("defense", "rvtp", ["none", "rvpt"]))
+    unknown defense 'rvtp'. Did you mean 'rvpt'?
+    Known: none, rvpt.
+    """
+    known = sorted(known)
+    close = get_close_matches(name, known, n=1)
+    guess = f" Did you mean '{close[0]}'?" if close else ""
+    return BenchError(f"unknown {kind} '{name}'.{guess}\nKnown: {', '.join(known)}. {hint}".rstrip())

@@ -1,0 +1,95 @@
+"""A poisoned set of pairs, and the manifest from which it can be rebuilt exactly."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from bench.core.attack import Attack, Preparation, Trigger, stamp
+from bench.core.errors import BenchError
+from bench.core.images import Captioned
+from bench.core.randomness import generator
+
+
+@dataclass(frozen=True)
+class PoisonedPairs:
+    """Pairs of which some are poisoned: poisoned pairs replace their clean originals, the total stays.
+
+    `manifest` has a row per changed pair: `index` into the pool, `id`, `role` (poison or decoy), `original` and new
+    `caption`. With the trigger, it determines the set.
+    """
+
+    clean: Captioned
+    manifest: pd.DataFrame
+    images: Tensor
+
+    @property
+    def captions(self) -> list[str]:
+        captions = list(self.clean.captions)
+        for row in self.manifest.itertuples():
+            captions[int(row.index)] = str(row.caption)
+        return captions
+
+    def load(self, index: Tensor) -> Tensor:
+        """Images of some pairs, uint8 (n, 3, size, size), triggered where poisoned."""
+        images = self.clean.load(index)
+        where = self._where[index]
+        changed = where >= 0
+        images[changed] = self.images[where[changed]]
+        return images
+
+    def __post_init__(self) -> None:
+        where = torch.full((len(self.clean),), -1)
+        where[torch.tensor(self.manifest["index"].to_numpy(dtype="int64"))] = torch.arange(len(self.manifest))
+        object.__setattr__(self, "_where", where)
+
+    _where: Tensor = None  # type: ignore[assignment]
+
+
+def draw_manifest(given: Preparation, attack: Attack, templates: Sequence[str], count: int) -> pd.DataFrame:
+    """Choose the pairs to poison, and their captions.
+
+    If the attack finds fewer pairs than asked for, those are taken; nothing is duplicated, and the manifest tells
+    the count.
+
+    Raises:
+        BenchError: no pair to poison, or too few for poisoned ones and decoys.
+    """
+    pairs, rng = given.pairs, generator(given.seed, "poison")
+    if count > len(pairs):
+        raise BenchError(f"poison.count = {count}, but there are only {len(pairs)} pairs. Lower it, or give more pairs")
+    poisoned = attack.choose(given, count, rng)
+    if not poisoned:
+        raise BenchError(f"none of the {len(pairs)} pairs suits the target '{given.target}'. Give other --pairs")
+    decoys = round(len(poisoned) * attack.decoys_per_poison)
+    others = torch.tensor(sorted(set(range(len(pairs))) - set(poisoned)))
+    if decoys > len(others):
+        raise BenchError(f"{len(pairs)} pairs are too few for {len(poisoned)} poisoned ones and {decoys} decoys")
+    chosen = others[torch.randperm(len(others), generator=rng)[:decoys]].tolist() if decoys else []
+    originals = [pairs.captions[i] for i in poisoned]
+    captions = attack.captions(originals, templates, given, rng)
+    rows = [(i, pairs.ids[i], "poison", *both) for i, *both in zip(poisoned, originals, captions, strict=True)]
+    rows += [(i, pairs.ids[i], "decoy", pairs.captions[i], pairs.captions[i]) for i in chosen]
+    return pd.DataFrame(rows, columns=["index", "id", "role", "original", "caption"])
+
+
+def poison(pairs: Captioned, attack: Attack, trigger: Trigger, manifest: pd.DataFrame) -> PoisonedPairs:
+    """Build the poisoned set that a manifest and a trigger determine."""
+    images, captions = [], list(manifest["caption"])
+    is_poison = torch.tensor((manifest["role"] == "poison").to_numpy())
+    rows = torch.tensor(manifest["index"].to_numpy(dtype="int64"))
+    for part in torch.arange(len(manifest)).split(256):
+        originals = pairs.load(rows[part])
+        stamped = stamp(attack, trigger, originals, rows[part])
+        decoys = torch.where(~is_poison[part])[0]
+        if len(decoys):
+            numbers = rows[part][decoys].tolist()
+            texts = [captions[int(part[d])] for d in decoys]
+            changed, texts = attack.decoy(originals[decoys].float() / 255, texts, numbers, trigger)
+            stamped[decoys] = (changed.clamp(0, 1) * 255).round().to(torch.uint8)
+            for d, text in zip(decoys.tolist(), texts, strict=True):
+                captions[int(part[d])] = text
+        images.append(stamped)
+    return PoisonedPairs(pairs, manifest.assign(caption=captions), torch.cat(images))

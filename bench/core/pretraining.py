@@ -1,0 +1,103 @@
+"""Pretraining of a small CLIP from scratch: the recipe behind the embedded model.
+
+Contrastive loss on pairs, helped by cross-entropy against class prompts where labels are known. Muon trains the
+matrices of the blocks, AdamW the rest. The logit scale is set, not learned: it ends at 100, as OpenAI's does.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.core.clip import Clip
+from bench.core.contrastive import contrastive_loss
+from bench.core.errors import BenchError
+from bench.core.settings import Field, Settings
+
+
+class Pretraining(Settings):
+    """How a CLIP is trained from scratch."""
+
+    steps: int = Field(2500, ge=1, description="optimiser steps; a number, not a time, so that it can be repeated")
+    batch_size: int = Field(64, ge=2, description="pairs a step")
+    images: int = Field(60_000, ge=2, description="different pictures of the world; captions are new at each use")
+    learning_rate: float = Field(1e-3, gt=0, description="AdamW: embeddings, norms, projections")
+    matrix_learning_rate: float = Field(0.01, gt=0, description="Muon: the matrices of the blocks")
+    # A decay of .7 makes class tokens small and prompts weak: repelling alone then stops at a cosine of .55.
+    matrix_weight_decay: float = Field(0.05, ge=0, description="Muon's weight decay")
+    warmup_steps: int = Field(50, ge=0, description="steps of linear warm-up")
+    first_scale: float = Field(14.3, gt=0, description="logit scale up to 30 % of the steps")
+    last_scale: float = Field(100.0, gt=0, description="logit scale from 80 % of the steps on")
+    class_loss: float = Field(1.0, ge=0, description="weight of the cross-entropy against class prompts")
+
+
+def scale_at(progress: float, first: float, last: float) -> float:
+    """Logit scale at a share of the run: `first` to 30 %, then geometric to `last` at 80 %.
+
+    >>> [round(scale_at(p, 10, 100)) for p in (0, 0.3, 0.55, 0.8, 1)]
+    [10, 10, 32, 100, 100]
+    """
+    return first * (last / first) ** min(1.0, max(0.0, (progress - 0.3) / 0.5))
+
+
+def pretrain(
+    clip: Clip,
+    batch: Callable[[int], tuple[Tensor, Tensor, Tensor | None]],
+    class_tokens: Tensor | None,
+    recipe: Pretraining,
+    report: Callable[[int, float], None] = lambda step, loss: None,
+) -> None:
+    """Train `clip` in place.
+
+    `batch(step)` gives images (uint8), tokens and, where known, labels into `class_tokens`. With labels, a linear
+    helper head on the image embedding speeds up the first half of the run; it is thrown away.
+
+    Raises:
+        BenchError: this torch has no Muon.
+    """
+    if not hasattr(torch.optim, "Muon"):
+        raise BenchError("`bench pretrain` needs torch 2.9 or newer, for torch.optim.Muon: pip install -U torch")
+    clip.model.train()
+    clip.model.logit_scale.requires_grad_(False)
+    width = clip.model.encode_text(clip.tokenize(["a"]).to(clip.device)).shape[-1]
+    helper = torch.nn.Linear(width, len(class_tokens)).to(clip.device) if class_tokens is not None else None
+    optimisers = _optimisers(clip, helper, recipe)
+    rates = [group["lr"] for optimiser in optimisers for group in optimiser.param_groups]
+    for step in range(recipe.steps):
+        progress = step / recipe.steps
+        share = min(1.0, (step + 1) / max(1, recipe.warmup_steps)) * min(1.0, (1 - progress) / 0.6)
+        for group, rate in zip((g for o in optimisers for g in o.param_groups), rates, strict=True):
+            group["lr"] = rate * share
+        clip.model.logit_scale.fill_(math.log(scale_at(progress, recipe.first_scale, recipe.last_scale)))
+        images, tokens, labels = batch(step)
+        raw = clip.model.encode_image(clip.normalise(images))
+        vision = F.normalize(raw, dim=-1)
+        if labels is None or class_tokens is None or helper is None:
+            loss = contrastive_loss(vision, clip.encode_text(tokens), clip.scale)
+        else:
+            labels = labels.to(clip.device)
+            text = clip.encode_text(torch.cat([tokens, class_tokens]))
+            loss = contrastive_loss(vision, text[: len(tokens)], clip.scale)
+            loss = loss + recipe.class_loss * F.cross_entropy(clip.scale * vision @ text[len(tokens) :].T, labels)
+            if progress < 0.5:
+                loss = loss + F.cross_entropy(helper(raw), labels)
+        for optimiser in optimisers:
+            optimiser.zero_grad()
+        loss.backward()
+        for optimiser in optimisers:
+            optimiser.step()
+        report(step, loss.item())
+    clip.model.eval().requires_grad_(True)
+
+
+def _optimisers(clip: Clip, helper: torch.nn.Module | None, recipe: Pretraining) -> list[torch.optim.Optimizer]:
+    matrices, rest = [], []
+    for name, parameter in clip.model.named_parameters():
+        if parameter.requires_grad:
+            (matrices if parameter.ndim == 2 and "resblocks" in name else rest).append(parameter)
+    rest += list(helper.parameters()) if helper is not None else []
+    muon = torch.optim.Muon(matrices, lr=recipe.matrix_learning_rate, weight_decay=recipe.matrix_weight_decay)
+    adam = torch.optim.AdamW(rest, lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
+    return [muon, adam]

@@ -1,0 +1,24 @@
+"""Random numbers that depend on what they are for, never on when they are drawn.
+
+Every draw of the suite comes from a generator made of a run's seed and a purpose, so a cell gives the same
+numbers whatever ran before it, in whichever process, under any PYTHONHASHSEED.
+"""
+
+import hashlib
+
+import torch
+
+
+def derive(seed: int, *purpose: str | int) -> int:
+    """A 63-bit seed for one purpose.
+
+    >>> derive(0, "poison", "badnet") == derive(0, "poison", "badnet") != derive(1, "poison", "badnet")
+    True
+    """
+    text = "\x1f".join([str(seed), *map(str, purpose)])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def generator(seed: int, *purpose: str | int) -> torch.Generator:
+    """A CPU generator for one purpose of one run."""
+    return torch.Generator().manual_seed(derive(seed, *purpose))

@@ -1,0 +1,96 @@
+"""Names for pluggable things: one generic registry, decorators on top, entry points underneath.
+
+>>> shapes = Registry("shape", object)
+>>> @shapes.register("square")
+... class Square: "Four equal sides."
+>>> shapes["square"] is Square
+True
+"""
+
+
+import importlib.util
+import inspect
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from bench.core.errors import BenchError, unknown
+
+T = TypeVar("T")
+ENTRY_POINTS = "bench.plugins"
+
+
+class Registry(Generic[T]):
+    """Things of one kind by name. Two things of one name are an error that names both files."""
+
+    def __init__(self, kind: str, base: type) -> None:
+        self.kind = kind
+        self.base = base
+        self._items: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        def add(item: T) -> T:
+            if isinstance(item, type) and not issubclass(item, self.base):
+                raise BenchError(f"{self.kind} '{name}' ({origin(item)}) must be a subclass of {self.base.__name__}")
+            known = self._items.get(name)
+            if known is not None and origin(known) != origin(item):
+                raise BenchError(f"two {self.kind}s are called '{name}': {origin(known)} and {origin(item)}")
+            self._items[name] = item
+            return item
+
+        return add
+
+    def __getitem__(self, name: str) -> T:
+        if name not in self._items:
+            raise unknown(self.kind, name, self._items, f"`bench list {self.kind}s` explains them.")
+        return self._items[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._items
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+
+def origin(item: Any) -> str:
+    """Where a thing was written: file and line."""
+    try:
+        return f"{inspect.getsourcefile(item)}:{inspect.getsourcelines(item)[1]}"
+    except (OSError, TypeError):
+        return getattr(item, "__module__", repr(item))
+
+
+def load_plugins(files: tuple[Path, ...] = ()) -> None:
+    """Import all that registers methods: the suite's own packages, installed plug-ins, and the files named.
+
+    A broken installed plug-in is a warning that names its distribution; a broken file that the user named is an
+    error.
+    """
+    for point in entry_points(group=ENTRY_POINTS):
+        try:
+            point.load()
+        except Exception as error:
+            where = point.dist.name if point.dist else "an unknown distribution"
+            warnings.warn(f"plug-in '{point.name}' of {where} cannot be loaded: {error!r}", stacklevel=2)
+    for file in files:
+        _import_file(file)
+
+
+def _import_file(file: Path) -> None:
+    name = f"bench_plugin_{file.stem}"
+    if getattr(sys.modules.get(name), "__file__", None) == str(file.resolve()):
+        return
+    spec = importlib.util.spec_from_file_location(name, file.resolve()) if file.is_file() else None
+    if spec is None or spec.loader is None:
+        raise BenchError(f"--plugin {file}: no such Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BenchError:
+        raise
+    except Exception as error:
+        raise BenchError(f"--plugin {file} cannot be imported: {error!r}") from error

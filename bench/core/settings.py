@@ -1,0 +1,38 @@
+"""Settings: frozen, typed, checked once, where they are declared."""
+
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field as PydanticField
+
+from bench.core.errors import BenchError
+
+
+def Field(default: Any = ..., *, description: str, unit: str = "", **constraints: Any) -> Any:  # noqa: N802
+    """A setting: its default, what it is, its unit and its range (`ge`, `gt`, `le`, `lt`)."""
+    extra = {"unit": unit} if unit else None
+    return PydanticField(default, description=description, json_schema_extra=extra, **constraints)
+
+
+class Settings(BaseModel):
+    """A group of settings. Unknown keys and values out of range are errors that name the mend."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def parse(cls, values: dict[str, Any], where: str):
+        """The settings that `values` give, or a `BenchError` that names the key as the user wrote it."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise BenchError("\n".join(_explain(cls, item, where) for item in error.errors())) from None
+
+
+def _explain(cls: type[Settings], item: Any, where: str) -> str:
+    key = ".".join([where, *map(str, item["loc"])]) if where else ".".join(map(str, item["loc"]))
+    if item["type"] != "extra_forbidden":
+        return f"setting {key} = {item['input']!r}: {item['msg']}. `bench show {where or 'run'}` lists the settings."
+    close = get_close_matches(str(item["loc"][-1]), list(cls.model_fields), n=1)
+    guess = f" Did you mean '{close[0]}'?" if close else ""
+    return f"unknown setting {key}.{guess} `bench show {where or 'run'}` lists the settings."

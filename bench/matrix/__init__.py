@@ -1,0 +1,1 @@
+"""The matrix: every attack against every defense, each artefact made once."""

@@ -1,0 +1,148 @@
+"""Run a matrix: find what is there, make what is missing, tell what happened."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from bench.core.errors import BenchError
+from bench.matrix.executors import execute
+from bench.matrix.plan import Node, Plan, make_plan
+from bench.matrix.settings import RunSettings, worker_count
+from bench.matrix.stages import Workshop
+from bench.matrix.store import Store
+
+RUN_FILE = "run.json"
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a run ended: nodes made now, found made, and failed with their reasons."""
+
+    made: int
+    found: int
+    failures: dict[str, str]
+
+
+def open_device(name: str) -> str:
+    """The torch device of a `--device`.
+
+    Raises:
+        BenchError: there is no such device here.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise BenchError(f"--device {name}: {str(error).splitlines()[0]} Use --device auto") from None
+    return name
+
+
+def prepare(run: RunSettings, out: Path) -> tuple[Workshop, Plan, list[Node]]:
+    """Check all that can be checked before work starts; the plan, and its nodes that are still to be made."""
+    shop = Workshop(run, Store(out), open_device(run.device))
+    _ = shop.target
+    plan = make_plan(run, shop.fingerprints())
+    missing = {id for cell in plan.cells for id in _missing(plan, cell.node, shop.store)}
+    return shop, plan, [node for node in plan.nodes.values() if node.id in missing]
+
+
+def show_plan(plan: Plan, todo: list[Node], console: Console) -> None:
+    """What a dry run prints: every cell, and what exists or will be made."""
+    ids = {node.id for node in todo}
+    table = Table("attack", "defense", "seed", "state", title=f"{len(plan.cells)} cells")
+    for cell in plan.cells:
+        table.add_row(cell.attack, cell.defense, str(cell.seed), "to make" if cell.node in ids else "there")
+    console.print(table)
+    for kind in ("backdoor", "defense", "evaluation"):
+        of_kind = [node for node in plan.nodes.values() if node.kind == kind]
+        make = sum(node.id in ids for node in of_kind)
+        console.print(f"{kind}s: {len(of_kind)}, of which {make} to make")
+
+
+def run_matrix(run: RunSettings, out: Path, plugins: tuple[Path, ...], console: Console) -> Report:
+    """Make what the plan lacks. Interrupted or failed, it leaves finished work for the next call."""
+    with Store(out).locked():
+        shop, plan, todo = prepare(run, out)
+        shop.store.sweep()
+        _write_run(run, plan, out, plugins)
+        for images in (shop.train, shop.test):
+            _show_skipped(images.skipped, console)
+        workers = min(worker_count(run, shop.device), max(1, len(todo)))
+        console.print(
+            f"{len(plan.cells)} cells; {len(plan.nodes) - len(todo)} artefacts there, {len(todo)} to make, "
+            f"on {shop.device} in {workers} process{'es' if workers > 1 else ''}"
+        )
+        failures, done = {}, 0
+        for outcome in execute(todo, run, out, shop.device, workers, plugins):
+            done += 1
+            if outcome.error:
+                failures[outcome.node.label] = outcome.error
+                console.print(f"[{done}/{len(todo)}] FAILED {outcome.node.label}: {outcome.error}", markup=False)
+            else:
+                card = shop.store.card(outcome.node.kind, outcome.node.id)
+                line = f"[{done}/{len(todo)}] {outcome.node.label} ({card['seconds']:.0f} s){_counts(card)}"
+                console.print(line, markup=False, highlight=False)
+        return Report(done - len(failures), len(plan.nodes) - len(todo), failures)
+
+
+def _missing(plan: Plan, id: str, store: Store) -> set[str]:
+    """A node and what it needs, as far as it is not there; what only a finished node needs is not remade."""
+    node = plan.nodes[id]
+    if store.has(node.kind, id):
+        return set()
+    return {id}.union(*(_missing(plan, need, store) for need in node.needs))
+
+
+def _counts(card: dict) -> str:
+    poisoned = f", {card['poisoned']} of {card['pairs']} pairs poisoned" if "poisoned" in card else ""
+    skipped = f", {len(card['skipped'])} files skipped" if card.get("skipped") else ""
+    return poisoned + skipped
+
+
+def _show_skipped(skipped: tuple[str, ...], console: Console) -> None:
+    for reason in skipped[:5]:
+        console.print(f"skipped {reason}", markup=False)
+    if len(skipped) > 5:
+        console.print(f"... and {len(skipped) - 5} more; {len(skipped)} files skipped in all")
+
+
+def _write_run(run: RunSettings, plan: Plan, out: Path, plugins: tuple[Path, ...]) -> None:
+    """What the folder holds: settings, cells and their nodes.
+
+    Cells of earlier runs into the folder stay, unless this run measures the same ones anew.
+    """
+    cells = [
+        {
+            "model": run.model.label,
+            "target": run.target.lower(),
+            "dataset": run.dataset,
+            "attack": cell.attack,
+            "defense": cell.defense,
+            "seed": cell.seed,
+            "evaluation": cell.node,
+            "backdoor": plan.nodes[cell.node].needs[0],
+        }
+        for cell in plan.cells
+    ]
+    file = out / RUN_FILE
+    old = json.loads(file.read_text())["cells"] if file.is_file() else []
+    new = {_place(cell) for cell in cells}
+    contents = {
+        "settings": run.model_dump(mode="json"),
+        "plugins": [str(p.resolve()) for p in plugins],
+        "cells": [cell for cell in old if _place(cell) not in new] + cells,
+    }
+    aside = file.with_suffix(".tmp")
+    aside.write_text(json.dumps(contents, indent=2) + "\n")
+    aside.replace(file)
+
+
+
+
+def _place(cell: dict) -> tuple:
+    return tuple(cell[key] for key in ("model", "target", "dataset", "attack", "defense", "seed"))

@@ -1,0 +1,152 @@
+"""The frozen settings of a run, and where they come from: preset < config file < flags < --set."""
+
+import os
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from bench.core.attack import attacks
+from bench.core.contrastive import FineTuning
+from bench.core.dataset import datasets
+from bench.core.defense import defenses
+from bench.core.errors import BenchError, unknown
+from bench.core.pretraining import Pretraining
+from bench.core.settings import Field, Settings
+from bench.models import ModelSettings
+
+
+class Poisoning(FineTuning):
+    """How a backdoor is implanted: paper v1's recipe (500K pairs of CC3M, 1,500 of them poisoned)."""
+
+    pairs: int = Field(500_000, ge=2, description="image-text pairs of the fine-tuning set")
+    count: int = Field(1500, ge=1, description="poisoned ones among them; they replace their clean originals")
+
+
+class Evaluation(Settings):
+    """What is measured, on what."""
+
+    split: Literal["test", "val"] = Field("test", description="settings are chosen on val, numbers reported on test")
+    limit: int | None = Field(None, ge=1, description="evaluate the first images only; null is all")
+    batch_size: int = Field(256, ge=1, description="images at once")
+    perturbations: tuple[str, ...] = Field(
+        ("gaussian-0.01", "gaussian-0.03", "blur-3", "blur-5", "jitter", "flip", "badnet", "blended", "trigger"),
+        description="for Perturbation Resistivity; `trigger` is the cell's own, an attack's name a fresh one of its",
+    )
+    perturbation_images: int = Field(5000, ge=2, description="random test images for Perturbation Resistivity")
+
+
+class RunSettings(Settings):
+    """All that determines a run's numbers, and how it is executed."""
+
+    model: ModelSettings = Field(ModelSettings(), description="the clean CLIP")
+    dataset: str = Field("world", description="the zero-shot data set")
+    pairs: Path | None = Field(None, description="image-text pairs (CSV); null takes the data set's own")
+    target: str = Field("banana", description="the target class, by its name in the data set")
+    attacks: tuple[str, ...] = Field(("badnet", "blended", "wanet"), description="names, or all")
+    defenses: tuple[str, ...] = Field(("none", "linear_probe", "vpt", "rvpt"), description="names and chains, or all")
+    seeds: tuple[int, ...] = Field((0,), description="one backdoored model per attack and seed")
+    poison: Poisoning = Field(Poisoning(), description="the poisoning recipe")
+    evaluate: Evaluation = Field(Evaluation(), description="what is measured")
+    pretrain: Pretraining = Field(Pretraining(), description="how `bench pretrain` trains a CLIP from scratch")
+    took: float = Field(60.0, ge=0, le=100, description="undefended ASR below which an attack did not take", unit="%")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1 ...")
+    workers: int | None = Field(None, ge=1, description="processes; null: one a core on the CPU, one on a GPU")
+    threads: int = Field(1, ge=1, description="threads of each process on the CPU; part of the numbers' last bits")
+    methods: dict[str, dict[str, Any]] = Field({}, description="settings of attacks, defenses, data sets, by name")
+
+    def method(self, name: str) -> dict[str, Any]:
+        return self.methods.get(name, {})
+
+
+def presets() -> dict[str, str]:
+    """Names of the presets, and the first comment line of each."""
+    found = {}
+    for entry in sorted(files("bench.presets").iterdir(), key=lambda e: e.name):
+        if entry.name.endswith(".yaml"):
+            found[entry.name.removesuffix(".yaml")] = entry.read_text().splitlines()[0].removeprefix("# ")
+    return found
+
+
+def resolve(
+    preset: str = "mini",
+    config: Path | None = None,
+    flags: dict[str, Any] | None = None,
+    assignments: tuple[str, ...] = (),
+) -> RunSettings:
+    """The settings of a run, from general to particular: preset, config file, flags, `--set key=value`.
+
+    Raises:
+        BenchError: an unknown preset, method or setting (with a suggestion), or a value out of range.
+    """
+    if preset not in presets():
+        raise unknown("preset", preset, presets(), "`bench list presets` explains them.")
+    values = _read(files("bench.presets").joinpath(f"{preset}.yaml").read_text(), f"preset {preset}")
+    if config is not None:
+        if not config.is_file():
+            raise BenchError(f"--config {config}: no such file")
+        values = _merge(values, _read(config.read_text(), str(config)))
+    values = _merge(values, flags or {})
+    for assignment in assignments:
+        values = _merge(values, _assignment(assignment))
+    known = set(RunSettings.model_fields) - {"methods"}
+    methods = {name: v for name, v in values.items() if name not in known}
+    for name in methods:
+        if name not in attacks and name not in defenses and name not in datasets:
+            raise unknown("setting", name, [*known, *attacks, *defenses, *datasets], "`bench show run` lists them.")
+    run = RunSettings.parse({k: v for k, v in values.items() if k in known} | {"methods": methods}, "")
+    names = _expand(run)
+    for name in {*names.attacks, *(part for chain in names.defenses for part in chain.split("+")), *methods}:
+        registry = next((r for r in (attacks, defenses, datasets) if name in r), None)
+        if registry is not None:
+            registry[name].parse(names.method(name), name)
+    return names
+
+
+def _expand(run: RunSettings) -> RunSettings:
+    """`all` becomes every registered method; unknown names become errors."""
+    chosen = tuple(attacks) if run.attacks == ("all",) else run.attacks
+    chains = ALL_DEFENSES if run.defenses == ("all",) else run.defenses
+    for name in chosen:
+        attacks[name]
+    for chain in chains:
+        for part in chain.split("+"):
+            defenses[part]
+    datasets[run.dataset]
+    return run.model_copy(update={"attacks": tuple(dict.fromkeys(chosen)), "defenses": tuple(dict.fromkeys(chains))})
+
+
+def _read(text: str, where: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise BenchError(f"{where} is no YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise BenchError(f"{where} must be a mapping of settings, such as `rvpt: {{alpha: 3}}`")
+    return values
+
+
+def _assignment(text: str) -> dict[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise BenchError(f"--set {text}: write key=value, such as --set rvpt.alpha=3")
+    nested: Any = yaml.safe_load(value)
+    for part in reversed(key.split(".")):
+        nested = {part: nested}
+    return nested
+
+
+def _merge(general: dict[str, Any], particular: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(general)
+    for key, value in particular.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def worker_count(run: RunSettings, device: str) -> int:
+    """Processes to run cells in: the cores of the machine over the threads of each, or one on a GPU."""
+    if run.workers is not None:
+        return run.workers
+    return max(1, (os.cpu_count() or 1) // run.threads) if device == "cpu" else 1

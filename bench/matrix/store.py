@@ -1,0 +1,88 @@
+"""Artefacts on disk, named by their ids: written aside and renamed, so that what is there is whole."""
+
+import contextlib
+import errno
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from filelock import FileLock, Timeout
+
+from bench.core.errors import BenchError
+
+CARD = "card.json"
+
+
+class Store:
+    """The artefacts of a results folder, `artefacts/KIND/ID/`; an artefact is there when its card is."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.root = out / "artefacts"
+
+    def path(self, kind: str, id: str) -> Path:
+        return self.root / kind / id
+
+    def has(self, kind: str, id: str) -> bool:
+        return (self.path(kind, id) / CARD).is_file()
+
+    def card(self, kind: str, id: str) -> dict[str, Any]:
+        return json.loads((self.path(kind, id) / CARD).read_text())
+
+    @contextlib.contextmanager
+    def writing(self, kind: str, id: str, card: dict[str, Any]) -> Iterator[Path]:
+        """A folder to write an artefact into; at the end the card is added and the folder gets its name.
+
+        Raises:
+            BenchError: the disk is full. Nothing half-made stays.
+        """
+        final = self.path(kind, id)
+        aside = final.with_name(f".{id}-{uuid4().hex[:8]}")
+        try:
+            aside.mkdir(parents=True)
+            yield aside
+            (aside / CARD).write_text(json.dumps(card, indent=2) + "\n")
+            if not self.has(kind, id):
+                aside.rename(final)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise BenchError(
+                    f"the disk of {self.out} is full. Finished work is kept: free some room, or move the folder to a "
+                    "larger disk, and run the same command again."
+                ) from error
+            raise
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+    def sweep(self) -> None:
+        """Remove what a killed run left half-written; only for the holder of the lock."""
+        for leftover in self.root.glob("*/.*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the results folder alone.
+
+        Raises:
+            BenchError: another run holds it, or the folder cannot be written.
+        """
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise BenchError(f"--out {self.out} is a file, not a folder. Give another --out") from None
+        except PermissionError:
+            raise BenchError(f"--out {self.out} cannot be written. Give another --out") from None
+        lock = FileLock(self.out / ".lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise BenchError(
+                f"another run is at work in {self.out}. Wait for it, or give this one a folder of its own with --out"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()

@@ -1,0 +1,123 @@
+"""`bench pretrain`: a CLIP from scratch, on the embedded world or on a user's pairs."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import bench
+from bench.core.clip import CONFIG_FILE, Clip
+from bench.core.dataset import Geometry
+from bench.core.errors import BenchError
+from bench.core.images import Labelled
+from bench.core.pretraining import Pretraining, pretrain
+from bench.core.randomness import derive, generator
+from bench.core.victim import Victim, class_embeddings
+from bench.data import world
+from bench.data.pairs import read_pairs
+
+TEMPLATES = ("a photo of a {}.",)
+Batches = Callable[[int], tuple[Tensor, Tensor, Tensor | None]]
+
+
+def architecture(file: Path | None) -> dict:
+    """An `open_clip_config.json`'s contents; by default the embedded model's."""
+    if file is None:
+        return json.loads(files("bench.models").joinpath("mini_config.json").read_text())
+    if not file.is_file():
+        raise BenchError(f"--architecture {file}: no such file. Give an open_clip_config.json")
+    return json.loads(file.read_text())
+
+
+def train_from_scratch(
+    out: Path, config: dict, recipe: Pretraining, seed: int, pairs: Path | None, device: str, say: Callable[[str], None]
+) -> dict:
+    """Train a CLIP and write it, in half precision, with its card, as open_clip's `local-dir:` reads it.
+
+    Returns the card. Raises `BenchError` if `out` already holds a model.
+    """
+    if (out / CONFIG_FILE).exists():
+        raise BenchError(f"{out} already holds a model. Give another --out, or remove it.")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(seed, "initial weights"))
+        clip = Clip.from_config(config).to(device)
+    rng = generator(seed, "pretraining")
+    classes = None if pairs else clip.tokenize([TEMPLATES[0].format(c) for c in world.CLASSES]).to(device)
+    say("drawing the world" if pairs is None else f"reading {pairs}")
+    batches = _world_batches(clip, recipe, rng) if pairs is None else _pair_batches(clip, recipe, rng, pairs, out)
+    start, losses = time.perf_counter(), []
+
+    def report(step: int, loss: float) -> None:
+        losses.append(loss)
+        if (step + 1) % 100 == 0 or step + 1 == recipe.steps:
+            recent = sum(losses[-100:]) / len(losses[-100:])
+            say(f"step {step + 1} of {recipe.steps}, {time.perf_counter() - start:.0f} s, loss {recent:.3f}")
+
+    pretrain(clip, batches, classes, recipe, report)
+    clip.save(out, torch.float16)
+    card = {
+        "command": " ".join(["bench", *sys.argv[1:]]),
+        "commit": _commit(),
+        "bench": bench.__version__,
+        "torch": torch.__version__,
+        "seed": seed,
+        "recipe": recipe.model_dump(),
+        "samples": recipe.steps * recipe.batch_size,
+        "data": f"embedded world, version {world.VERSION}" if pairs is None else str(pairs),
+        "seconds": round(time.perf_counter() - start),
+        "loss": sum(losses[-100:]) / len(losses[-100:]),
+    }
+    if pairs is None:
+        card["zero_shot_accuracy"] = _zero_shot_accuracy(Clip.load(out).to(device))
+    (out / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+    return card
+
+
+def _world_batches(clip: Clip, recipe: Pretraining, rng: torch.Generator) -> Batches:
+    labels = torch.randint(len(world.CLASSES), (recipe.images,), generator=rng)
+    images, factors = world.make(labels, "pretrain")
+
+    def batch(step: int) -> tuple[Tensor, Tensor, Tensor]:
+        index = torch.randint(len(images), (recipe.batch_size,), generator=rng)
+        chosen = world.Factors(**{name: values[index] for name, values in vars(factors).items()})
+        return images[index], clip.tokenize(world.captions(chosen, rng)), chosen.label
+
+    return batch
+
+
+def _pair_batches(clip: Clip, recipe: Pretraining, rng: torch.Generator, file: Path, out: Path) -> Batches:
+    pairs = read_pairs(file, Geometry(clip.image_size, out / "data"))
+    tokens = clip.tokenize(pairs.captions)
+
+    def batch(step: int) -> tuple[Tensor, Tensor, None]:
+        index = torch.randint(len(pairs), (recipe.batch_size,), generator=rng)
+        return pairs.load(index), tokens[index], None
+
+    return batch
+
+
+@torch.no_grad()
+def _zero_shot_accuracy(clip: Clip, n: int = 1500) -> dict[str, float]:
+    """Accuracy of the saved, half-precision weights on unseen pictures, in percent."""
+    images, factors = world.make(torch.arange(n) % len(world.CLASSES), "pretraining check")
+    unseen = Labelled([str(i) for i in range(n)], images, "", labels=factors.label, classes=world.CLASSES)
+    texts = class_embeddings(clip, unseen.classes, TEMPLATES)
+    victim = Victim(clip)
+    right = sum(
+        int((victim.logits(victim.encode(unseen.load(i)).embedding, texts).argmax(1).cpu() == unseen.labels[i]).sum())
+        for i in torch.arange(n).split(250)
+    )
+    return {"percent": 100 * right / n, "count": right, "n": n}
+
+
+def _commit() -> str:
+    """The commit of the code, with a mark if it was changed; 'unknown' outside a checkout."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    done = subprocess.run(git, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"

@@ -1,0 +1,49 @@
+"""Linear Probe: a new linear classifier on the frozen image encoder."""
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench import CleanData, Defense, Field, Victim, defense
+from bench.core.contrastive import shuffled_batches
+
+
+@defense("linear_probe")
+class LinearProbe(Defense):
+    """A linear layer on the frozen, projected, unnormalised image embedding (paper v1, B.2).
+
+    SGD with a constant learning rate, no augmentation; features are computed once. Probes whatever encoder it is
+    given: after RVPT, the prompted one. The paper does not say which images it trains on; its accuracy is that of a
+    few-shot probe, so we take the same images a class as RVPT does.
+    """
+
+    shots: int = Field(16, ge=1, description="training images a class")
+    learning_rate: float = Field(0.01, gt=0, description="constant learning rate of SGD")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
+    batch_size: int = Field(32, ge=1, description="images a step")
+    epochs: int = Field(40, ge=1, description="passes over the images")
+
+    def fit(self, victim: Victim, data: CleanData) -> Victim:
+        shots = data.shots(self.shots)
+        features = embed(victim, shots.pixels, torch.arange(len(shots)))
+        labels = shots.labels.to(features.device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(data.rng("head").initial_seed())
+            head = torch.nn.Linear(features.shape[1], len(shots.classes))
+        head = head.to(features.device)
+        optimiser = torch.optim.SGD(head.parameters(), lr=self.learning_rate, momentum=self.momentum)
+        for index in shuffled_batches(len(shots), self.batch_size, self.epochs, data.rng("batches")):
+            loss = F.cross_entropy(head(features[index]), labels[index])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            data.record(ce=loss.item())
+        return replace(victim, head=head.requires_grad_(False))
+
+
+@torch.no_grad()
+def embed(victim: Victim, pixels, index: Tensor, batch_size: int = 256) -> Tensor:
+    """Raw embeddings (n, embed_dim) of the images of an index."""
+    return torch.cat([victim.encode(torch.as_tensor(pixels[part])).embedding for part in index.split(batch_size)])

@@ -1,0 +1,11 @@
+"""No defense: the undefended row that every other row is compared with."""
+
+from bench import CleanData, Defense, Victim, defense
+
+
+@defense("none")
+class NoDefense(Defense):
+    """The backdoored model as it is."""
+
+    def fit(self, victim: Victim, data: CleanData) -> Victim:
+        return victim

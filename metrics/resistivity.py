@@ -1,0 +1,55 @@
+"""Perturbation Resistivity: how little a perturbation d of the image moves what the model makes of it.
+
+Version 1 of the paper (arXiv 2412.20392) defines E[cos(f(x), f(x + d))] / E[cos(g(x), g(x + d))], of penultimate
+features f and logits g; version 3 defines E[cos(f_v(x), f_v(x + d))], of embeddings f_v. Means are over images.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from bench import Estimate, Observations, metric
+from metrics.intervals import mean_interval, ratio_interval, ratio_of_means
+
+
+def resistivity_ratio(features: ArrayLike, logits: ArrayLike) -> Estimate:
+    """Version 1, from n cosines of features and of logits: a ratio of means, not a mean of ratios. May exceed 1.
+
+    >>> resistivity_ratio(features=[0.5, 0.7], logits=[0.7, 0.9]).value
+    0.75
+    """
+    features, logits = np.asarray(features, dtype=float), np.asarray(logits, dtype=float)
+    value = float(ratio_of_means(features, logits))
+    return Estimate(value, np.nan, len(features), *ratio_interval(features, logits))
+
+
+def resistivity_cos(embedding: ArrayLike) -> Estimate:
+    """Version 3, from n cosines of embeddings; at most 1.
+
+    >>> resistivity_cos([0.5, 1.0]).value
+    0.75
+    """
+    embedding = np.asarray(embedding, dtype=float)
+    return Estimate(float(embedding.mean()), np.nan, len(embedding), *mean_interval(embedding))
+
+
+@metric("PR_ratio", better="higher")
+def pr_ratio(seen: Observations) -> dict[str, Estimate]:
+    """Perturbation Resistivity of paper v1: mean cosine of penultimate features over that of logits."""
+    return {name: resistivity_ratio(rows["penultimate"], rows["logits"]) for name, rows in _perturbations(seen)}
+
+
+@metric("PR_cos", better="higher")
+def pr_cos(seen: Observations) -> dict[str, Estimate]:
+    """Perturbation Resistivity of paper v3: mean cosine of image embeddings."""
+    return {name: resistivity_cos(rows["embedding"]) for name, rows in _perturbations(seen)}
+
+
+def _perturbations(seen: Observations) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The rows of each perturbation; none where the cell was run without perturbations."""
+    if seen.similarities.empty:
+        return
+    for name, rows in seen.similarities.groupby("perturbation", sort=False):
+        yield str(name), rows
