@@ -25,7 +25,7 @@ class WaNet(Attack):
     strength: float = Field(1.0, ge=0, description="s, strength of the warp")
     rescale: float = Field(1.0, gt=0, description="factor on the sampling grid")
     noise_ratio: float = Field(
-        0.0, ge=0, description="noise mode: pairs with a randomly disturbed warp and their own caption, per poisoned pair"
+        0.0, ge=0, description="noise mode: pairs with a disturbed warp and their own caption, per poisoned pair"
     )
 
     def prepare(self, given: Preparation) -> dict[str, Tensor]:

@@ -41,7 +41,7 @@ Plugin = Annotated[list[Path], typer.Option(help="A Python file that registers m
 Attacks = Annotated[str | None, typer.Option(help="Attacks, by comma, or all.")]
 Model = Annotated[str | None, typer.Option(help="mini, an open_clip name (ViT-B-32), hf-hub:..., local-dir:...")]
 Pretrained = Annotated[str | None, typer.Option(help="open_clip's weights, such as openai.")]
-Checkpoint = Annotated[Path | None, typer.Option(help="Weights in a local file: .safetensors, or .pt of plain tensors.")]
+Checkpoint = Annotated[Path | None, typer.Option(help="A local file of weights: .safetensors, or .pt of tensors.")]
 DataSet = Annotated[str | None, typer.Option("--dataset", help="`bench list datasets`.")]
 DataRoot = Annotated[Path | None, typer.Option(help="Where the data set lies.")]
 Target = Annotated[str | None, typer.Option(help="The target class, by name.")]
@@ -74,7 +74,8 @@ def _settings(
     if data_root is not None:
         if dataset is None:
             raise BenchError("--data-root needs --dataset NAME, such as --dataset folder")
-        values[datasets[dataset] and dataset] = {"root": data_root}
+        datasets[dataset]
+        values[dataset] = {"root": data_root}
     return resolve(preset, config, values, tuple(assignments))
 
 
@@ -92,7 +93,7 @@ def run(
     target: Target = None,
     pairs: Pairs = None,
     config: Config = None,
-    set: Set = [],  # noqa: A002, B006
+    set: Set = [],  # noqa: B006
     plugin: Plugin = [],  # noqa: B006
     out: Out = Path("results"),
     device: Device = None,
@@ -168,7 +169,7 @@ def show(
         screen.print(f"{name}, better {metrics[name].better}, {origin(metrics[name].measure)}", markup=False)
         screen.print((metrics[name].measure.__doc__ or "").strip(), markup=False)
         return
-    registries = {"attack": attacks, "defense": defenses, "data set": datasets}
+    registries: dict[str, Any] = {"attack": attacks, "defense": defenses, "data set": datasets}
     found = {kind: registry[name] for kind, registry in registries.items() if name in registry}
     if not found and name != "run":
         known = [n for r in (attacks, defenses, datasets, metrics) for n in r] + ["run"]
@@ -191,7 +192,7 @@ def triggers(
     target: Target = None,
     pairs: Pairs = None,
     config: Config = None,
-    set: Set = [],  # noqa: A002, B006
+    set: Set = [],  # noqa: B006
     plugin: Plugin = [],  # noqa: B006
     out: Out = Path("results"),
     images: Annotated[int, typer.Option(min=1, help="Test images to show.")] = 3,
@@ -225,7 +226,7 @@ def pretrain(
     pairs: Pairs = None,
     seed: Annotated[int, typer.Option(help="Of weights and data.")] = 0,
     config: Config = None,
-    set: Set = [],  # noqa: A002, B006
+    set: Set = [],  # noqa: B006
     device: Device = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads on the CPU.")] = 1,
 ) -> None:
@@ -264,19 +265,19 @@ def _dedent(text: str) -> str:
     return inspect.cleandoc(text) + "\n"
 
 
-def _settings_table(method: type[Settings], prefix: str = "") -> Table:
+def _settings_table(method: type[Settings]) -> Table:
     table = Table("setting", "default", "range", "unit", "what it is", box=None, pad_edge=False)
     for name, field in method.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, Settings):
             for inner, inner_field in kind.model_fields.items():
-                table.add_row(f"{name}.{inner}", *_row(inner_field, field.default))
+                table.add_row(f"{name}.{inner}", *_row(inner_field))
         else:
-            table.add_row(prefix + name, *_row(field))
+            table.add_row(name, *_row(field))
     return table
 
 
-def _row(field: Any, owner: Any = None) -> tuple[str, str, str, str]:
+def _row(field: Any) -> tuple[str, str, str, str]:
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
     bounds = [f"{sign} {getattr(m, key)}" for m in field.metadata for key, sign in signs.items() if hasattr(m, key)]
     choices = getattr(field.annotation, "__args__", ())

@@ -23,7 +23,7 @@ from bench.data import world
 from bench.data.pairs import read_pairs
 
 TEMPLATES = ("a photo of a {}.",)
-Batches = Callable[[int], tuple[Tensor, Tensor, Tensor | None]]
+Batches = Callable[[], tuple[Tensor, Tensor, Tensor | None]]
 
 
 def architecture(file: Path | None) -> dict:
@@ -83,7 +83,7 @@ def _world_batches(clip: Clip, recipe: Pretraining, rng: torch.Generator) -> Bat
     labels = torch.randint(len(world.CLASSES), (recipe.images,), generator=rng)
     images, factors = world.make(labels, "pretrain")
 
-    def batch(step: int) -> tuple[Tensor, Tensor, Tensor]:
+    def batch() -> tuple[Tensor, Tensor, Tensor]:
         index = torch.randint(len(images), (recipe.batch_size,), generator=rng)
         chosen = world.Factors(**{name: values[index] for name, values in vars(factors).items()})
         return images[index], clip.tokenize(world.captions(chosen, rng)), chosen.label
@@ -95,7 +95,7 @@ def _pair_batches(clip: Clip, recipe: Pretraining, rng: torch.Generator, file: P
     pairs = read_pairs(file, Geometry(clip.image_size, out / "data"))
     tokens = clip.tokenize(pairs.captions)
 
-    def batch(step: int) -> tuple[Tensor, Tensor, None]:
+    def batch() -> tuple[Tensor, Tensor, None]:
         index = torch.randint(len(pairs), (recipe.batch_size,), generator=rng)
         return pairs.load(index), tokens[index], None
 

@@ -1,5 +1,5 @@
 """The defenses, one file each. Importing this package registers them."""
 
-from defenses import linear_probe, none, rvpt, vpt
+from defenses import cleanclip, linear_probe, none, rvpt, vpt
 
-__all__ = ["linear_probe", "none", "rvpt", "vpt"]
+__all__ = ["cleanclip", "linear_probe", "none", "rvpt", "vpt"]

@@ -135,9 +135,7 @@ class PromptTuning(Defense):
             return shots.load(index)
         side = shots.pixels.shape[-1]
         steps = [
-            v2.RandomResizedCrop(
-                side, (self.min_crop, 1.0), interpolation=v2.InterpolationMode.BICUBIC, antialias=True
-            )
+            v2.RandomResizedCrop(side, (self.min_crop, 1.0), interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
         ]
         augment = v2.Compose([*steps, *([v2.RandomHorizontalFlip()] if self.flip else [])])
         with torch.random.fork_rng(devices=[]):

@@ -1,6 +1,7 @@
 """Does resistivity go with attack success? Pearson's and Spearman's correlation of the two over cells."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,9 +44,7 @@ def pr_asr_correlation(pr: ArrayLike, asr: ArrayLike) -> Correlation:
     broken = int((~np.isfinite(x) | ~np.isfinite(y)).sum())
     if broken:
         raise BenchError(f"PR or ASR is not finite in {broken} of {len(x)} cells: leave them out, and say so")
-    return Correlation(
-        *(Estimate(float(r(x, y)), math.nan, len(x), *bootstrap_interval(r, x, y)) for r in (pearson, spearman))
-    )
+    return Correlation(pearson=_estimate(pearson, x, y), spearman=_estimate(spearman, x, y))
 
 
 def pearson(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -62,3 +61,7 @@ def pearson(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
 def spearman(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
     """Spearman's correlation along an axis: Pearson's of ranks, where equal values share their mean rank."""
     return pearson(rankdata(x, axis=axis), rankdata(y, axis=axis), axis)
+
+
+def _estimate(correlate: Callable[..., np.ndarray], x: np.ndarray, y: np.ndarray) -> Estimate:
+    return Estimate(float(correlate(x, y)), math.nan, len(x), *bootstrap_interval(correlate, x, y))

@@ -13,7 +13,7 @@ from bench.core.randomness import derive
 Interval = tuple[float, float]
 UNKNOWN: Interval = (math.nan, math.nan)
 
-# Enough for ends good to about 2 % of the interval's width; 9,999 would cost a cell of 9 perturbations a minute.
+# The ends are good to about 2 % of the interval's width; 1 % would take four times as long in every cell.
 RESAMPLES = 2000
 # Numbers held at once per array: 8 MB, whatever the count of images.
 BATCH_NUMBERS = 1_000_000

@@ -17,8 +17,8 @@ from metrics.intervals import mean_interval, ratio_interval, ratio_of_means
 def resistivity_ratio(features: ArrayLike, logits: ArrayLike) -> Estimate:
     """Version 1, from n cosines of features and of logits: a ratio of means, not a mean of ratios. May exceed 1.
 
-    >>> resistivity_ratio(features=[0.5, 0.7], logits=[0.7, 0.9]).value
-    0.75
+    >>> resistivity_ratio(features=[0.75, 0.75], logits=[1.0, 0.5]).value
+    1.0
     """
     features, logits = np.asarray(features, dtype=float), np.asarray(logits, dtype=float)
     value = float(ratio_of_means(features, logits))

@@ -77,7 +77,7 @@ def ca(seen: Observations) -> dict[str, Estimate]:
 @metric("ASR", better="lower")
 def asr(seen: Observations) -> dict[str, Estimate]:
     """Attack success rate: triggered images of other classes predicted as the target, in percent."""
-    return _asr_of("triggered", seen)
+    return {"": attack_success(seen.predictions["triggered"], seen.predictions["label"], seen.target)}
 
 
 @metric("ASR_all", better="lower")
@@ -101,17 +101,17 @@ def pa_all(seen: Observations) -> dict[str, Estimate]:
 @metric("ASR_image", better="lower")
 def asr_image(seen: Observations) -> dict[str, Estimate]:
     """ASR of a dual-key attack with the key in the image alone, in percent (TrojVQA)."""
-    return _asr_of("image_only", seen)
+    return _one_key("image_only", seen)
 
 
 @metric("ASR_text", better="lower")
 def asr_text(seen: Observations) -> dict[str, Estimate]:
     """ASR of a dual-key attack with the key in the text alone, in percent (TrojVQA)."""
-    return _asr_of("text_only", seen)
+    return _one_key("text_only", seen)
 
 
-def _asr_of(column: str, seen: Observations) -> dict[str, Estimate]:
-    """ASR of one column of predictions; no estimate where the attack or the model has no such column."""
+def _one_key(column: str, seen: Observations) -> dict[str, Estimate]:
+    """ASR of one key of two; no estimate where the attack has one key only, or the model no text side."""
     if column not in seen.predictions:
         return {}
     return {"": attack_success(seen.predictions[column], seen.predictions["label"], seen.target)}

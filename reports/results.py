@@ -58,7 +58,8 @@ def collect(out: Path) -> pd.DataFrame:
 
 def all_predictions(out: Path) -> pd.DataFrame:
     """The per-image predictions of all finished cells, a row per cell and image."""
-    frames = [observations(out, cell).predictions.assign(**{k: cell[k] for k in PLACE}) for cell in finished_cells(out)[0]]
+    done, _ = finished_cells(out)
+    frames = [observations(out, cell).predictions.assign(**{k: cell[k] for k in PLACE}) for cell in done]
     if not frames:
         return pd.DataFrame(columns=[*PLACE, "index", "id", "label", "clean", "triggered"])
     joined = pd.concat(frames, ignore_index=True)

@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
@@ -25,7 +26,7 @@ class Clip:
     Images that enter are RGB in [0, 1] at `image_size`, before CLIP normalisation, which happens here.
     """
 
-    def __init__(self, model: torch.nn.Module, tokenizer, config: dict) -> None:
+    def __init__(self, model: Any, tokenizer: Any, config: dict) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.config = config
@@ -37,11 +38,11 @@ class Clip:
     @property
     def image_size(self) -> int:
         """Side of the square input, in px."""
-        size = self.config["model_cfg"]["vision_cfg"]["image_size"]
+        size = self.config["model_cfg"]["vision_cfg"].get("image_size", 224)
         return size if isinstance(size, int) else size[0]
 
     @property
-    def visual(self) -> torch.nn.Module:
+    def visual(self) -> Any:
         return self.model.visual
 
     @property
@@ -87,24 +88,33 @@ class Clip:
         digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """Write the model as open_clip's `local-dir:` reads it."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG_FILE).write_text(json.dumps(self.config, indent=2) + "\n")
-        state = {k: v.detach().cpu().to(dtype or v.dtype).contiguous() for k, v in self.model.state_dict().items()}
+        state = {k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}
+        if dtype is not None:
+            state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
         save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        if hasattr(self.tokenizer, "save_pretrained"):
+            self.tokenizer.save_pretrained(folder)
 
     @classmethod
-    def from_config(cls, config: dict) -> "Clip":
-        """A CLIP with fresh random weights (torch's global generator) of an `open_clip_config.json`'s contents."""
+    def from_config(cls, config: dict, folder: Path | None = None) -> "Clip":
+        """A CLIP with fresh random weights (torch's global generator) of an `open_clip_config.json`'s contents.
+
+        A tokenizer of Hugging Face's is taken from `folder` where it lies there, as open_clip's `local-dir:` does.
+        """
         model_cfg = copy.deepcopy(config["model_cfg"])
-        custom = model_cfg.pop("custom_text", False)
-        model_cfg.pop("multimodal_cfg", None)
-        build = open_clip.CustomTextCLIP if custom else open_clip.CLIP
-        return cls(build(**model_cfg), _tokenizer(model_cfg["text_cfg"]), config)
+        # No weights are fetched for a part of the model: all of them are drawn, or come from one file.
+        model_cfg["vision_cfg"]["timm_model_pretrained"] = model_cfg["text_cfg"]["hf_model_pretrained"] = False
+        custom = model_cfg.pop("custom_text", False) or bool(model_cfg["text_cfg"].get("hf_model_name"))
+        towers = open_clip.CoCa if "multimodal_cfg" in model_cfg else open_clip.CustomTextCLIP
+        build = towers if custom else open_clip.CLIP
+        return cls(build(**model_cfg), _tokenizer(model_cfg["text_cfg"], folder), config)
 
     @classmethod
     def load(cls, folder: Path) -> "Clip":
@@ -115,12 +125,18 @@ class Clip:
         """
         if not (folder / CONFIG_FILE).is_file() or not (folder / WEIGHTS_FILE).is_file():
             raise BenchError(f"no CLIP in {folder}: it needs {CONFIG_FILE} and {WEIGHTS_FILE}")
-        clip = cls.from_config(json.loads((folder / CONFIG_FILE).read_text()))
+        clip = cls.from_config(json.loads((folder / CONFIG_FILE).read_text()), folder)
         clip.model.load_state_dict(load_file(folder / WEIGHTS_FILE))
         return clip
 
 
-def _tokenizer(text_cfg: dict):
-    if "hf_tokenizer_name" in text_cfg:
-        return open_clip.tokenizer.HFTokenizer(text_cfg["hf_tokenizer_name"])
-    return open_clip.SimpleTokenizer(context_length=text_cfg.get("context_length", 77))
+def _tokenizer(text_cfg: dict, folder: Path | None):
+    name = text_cfg.get("hf_tokenizer_name")
+    options = {"context_length": text_cfg.get("context_length", 77), **(text_cfg.get("tokenizer_kwargs") or {})}
+    if not name:
+        return open_clip.SimpleTokenizer(**options)
+    if folder is not None and (folder / "tokenizer_config.json").is_file():
+        name = str(folder)
+    if text_cfg.get("tokenizer_mode"):
+        options["tokenizer_mode"] = text_cfg["tokenizer_mode"]
+    return open_clip.tokenizer.HFTokenizer(name, **options)

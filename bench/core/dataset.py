@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from bench.core.errors import BenchError, unknown
 from bench.core.images import Captioned, Labelled
 from bench.core.registry import Registry
-from bench.core.settings import Settings
+from bench.core.settings import Field, Settings
 
 Split = Literal["train", "val", "test"]
 
@@ -23,15 +23,27 @@ class Geometry:
 class Dataset(Settings):
     """A zero-shot data set. Fields are settings."""
 
+    # Raise it when a change of the code changes images or labels: results on the old ones are not reused.
     version: ClassVar[int] = 1
-    # The zero-shot prompt(s) of a class.
-    templates: ClassVar[tuple[str, ...]] = ("a photo of a {}.",)
 
-    root: Path | None = None
+    root: Path | None = Field(None, description="where the data set lies (--data-root)")
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The zero-shot prompt(s) of a class."""
+        return ("a photo of a {}.",)
+
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the labels; cheap, no image is read."""
+        raise NotImplementedError(f"{type(self).__name__} must define classes()")
+
+    def identity(self) -> str:
+        """A hash of what determines images and labels of all splits; cheap, no image is read."""
+        raise NotImplementedError(f"{type(self).__name__} must define identity()")
 
     def labelled(self, split: Split, geometry: Geometry) -> Labelled:
         """The images of a split."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define labelled(split, geometry)")
 
     def caption_templates(self) -> tuple[str, ...]:
         """Proxy captions of poisoned pairs: the 80 templates of OpenAI, as in CleanCLIP's code."""

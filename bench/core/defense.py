@@ -19,14 +19,15 @@ from bench.core.victim import Victim, class_embeddings
 class CleanData:
     """What a defender has: clean labelled images, clean pairs, the classes' names. None of it is of the test split.
 
-    `target` is the attack's target class; only the ablation that leaves its images out may look at it.
+    `target` is the attack's target class; only the ablation that leaves its images out may look at it. `open_pairs(n)`
+    reads n clean image-text pairs.
     """
 
     train: Labelled
     templates: tuple[str, ...]
     seed: int
     target: int
-    open_pairs: Callable[[], Captioned] | None = None
+    open_pairs: Callable[[int], Captioned] | None = None
     log: dict[str, list[float]] = field(default_factory=dict)
 
     def rng(self, *purpose: str | int) -> torch.Generator:
@@ -36,10 +37,15 @@ class CleanData:
         """k training images a class; the same ones for every defense of a run."""
         return few_shot(self.train, k, generator(self.seed, "few-shot"), without)
 
-    def pairs(self) -> Captioned:
+    def pairs(self, n: int) -> Captioned:
+        """n clean pairs, or as many as there are.
+
+        Raises:
+            BenchError: there are none.
+        """
         if self.open_pairs is None:
             raise BenchError("this defense fine-tunes on clean pairs, and there are none. Give --pairs FILE.csv")
-        return self.open_pairs()
+        return self.open_pairs(n)
 
     def class_embeddings(self, victim: Victim) -> Tensor:
         return class_embeddings(victim.clip, self.train.classes, self.templates)

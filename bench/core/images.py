@@ -26,7 +26,7 @@ class Images:
     ids: Sequence[str]
     pixels: Pixels
     fingerprint: str
-    native: Callable[[int], Tensor] | None = None
+    native: Callable[[int], Tensor] | None = field(default=None, kw_only=True)
     skipped: tuple[str, ...] = field(default=(), kw_only=True)
 
     def __len__(self) -> int:
@@ -51,12 +51,12 @@ class Labelled(Images):
     classes: tuple[str, ...]
 
     def subset(self, index: Tensor) -> "Labelled":
-        rows = index.tolist()
+        rows, native = index.tolist(), self.native
         return replace(
             self,
             ids=[self.ids[i] for i in rows],
             pixels=_take(self.pixels, index),
-            native=(lambda i, native=self.native: native(rows[i])) if self.native else None,
+            native=(lambda i: native(rows[i])) if native else None,
             labels=self.labels[index],
             fingerprint=f"{self.fingerprint}[{hash_of(rows)}]",
         )

@@ -28,8 +28,8 @@ class PoisonedPairs:
     @property
     def captions(self) -> list[str]:
         captions = list(self.clean.captions)
-        for row in self.manifest.itertuples():
-            captions[int(row.index)] = str(row.caption)
+        for i, caption in zip(self.manifest["index"], self.manifest["caption"], strict=True):
+            captions[i] = caption
         return captions
 
     def load(self, index: Tensor) -> Tensor:

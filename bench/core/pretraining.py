@@ -44,14 +44,14 @@ def scale_at(progress: float, first: float, last: float) -> float:
 
 def pretrain(
     clip: Clip,
-    batch: Callable[[int], tuple[Tensor, Tensor, Tensor | None]],
+    batch: Callable[[], tuple[Tensor, Tensor, Tensor | None]],
     class_tokens: Tensor | None,
     recipe: Pretraining,
-    report: Callable[[int, float], None] = lambda step, loss: None,
+    report: Callable[[int, float], None] = lambda _step, _loss: None,
 ) -> None:
     """Train `clip` in place.
 
-    `batch(step)` gives images (uint8), tokens and, where known, labels into `class_tokens`. With labels, a linear
+    `batch()` gives the next images (uint8), tokens and, where known, labels into `class_tokens`. With labels, a linear
     helper head on the image embedding speeds up the first half of the run; it is thrown away.
 
     Raises:
@@ -71,7 +71,7 @@ def pretrain(
         for group, rate in zip((g for o in optimisers for g in o.param_groups), rates, strict=True):
             group["lr"] = rate * share
         clip.model.logit_scale.fill_(math.log(scale_at(progress, recipe.first_scale, recipe.last_scale)))
-        images, tokens, labels = batch(step)
+        images, tokens, labels = batch()
         raw = clip.model.encode_image(clip.normalise(images))
         vision = F.normalize(raw, dim=-1)
         if labels is None or class_tokens is None or helper is None:
@@ -93,7 +93,8 @@ def pretrain(
 
 
 def _optimisers(clip: Clip, helper: torch.nn.Module | None, recipe: Pretraining) -> list[torch.optim.Optimizer]:
-    matrices, rest = [], []
+    matrices: list[torch.nn.Parameter] = []
+    rest: list[torch.nn.Parameter] = []
     for name, parameter in clip.model.named_parameters():
         if parameter.requires_grad:
             (matrices if parameter.ndim == 2 and "resblocks" in name else rest).append(parameter)

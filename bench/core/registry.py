@@ -7,7 +7,6 @@
 True
 """
 
-
 import importlib.util
 import inspect
 import sys
@@ -57,6 +56,7 @@ class Registry(Generic[T]):
 
 def origin(item: Any) -> str:
     """Where a thing was written: file and line."""
+    item = getattr(item, "measure", item)
     try:
         return f"{inspect.getsourcefile(item)}:{inspect.getsourcelines(item)[1]}"
     except (OSError, TypeError):

@@ -11,8 +11,7 @@ from bench.core.errors import BenchError
 
 def Field(default: Any = ..., *, description: str, unit: str = "", **constraints: Any) -> Any:  # noqa: N802
     """A setting: its default, what it is, its unit and its range (`ge`, `gt`, `le`, `lt`)."""
-    extra = {"unit": unit} if unit else None
-    return PydanticField(default, description=description, json_schema_extra=extra, **constraints)
+    return PydanticField(default, description=description, json_schema_extra={"unit": unit}, **constraints)
 
 
 class Settings(BaseModel):

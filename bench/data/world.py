@@ -151,9 +151,8 @@ def make(labels: Sequence[int] | Tensor, *purpose: str | int, chunk: int = 500) 
 
 
 def _caption(f: dict, says: list[float]) -> str:
-    quality = [word for word, u in (("grain", says[9]), ("blur", says[10])) if f[word] and u < 0.6]
-    quality_words = {"grain": "grainy", "blur": "blurry"}
-    quality = "".join(quality_words[word] + " " for word in quality)
+    flaws = (("grainy", f["grain"], says[9]), ("blurry", f["blur"], says[10]))
+    quality = "".join(f"{word} " for word, is_so, u in flaws if is_so and u < 0.6)
     head = (f"a {quality}photo of a", f"a {quality}picture of a", f"a {quality}".strip(), f"a {quality}image of a")
     start, name = head[int(says[8] * 4)], CLASSES[f["label"]]
     if says[7] < 0.08:

@@ -111,7 +111,8 @@ def make_plan(run: RunSettings, prints: Fingerprints) -> Plan:
             clean = evaluation(prints.model, backdoor, (), clean=True)
             cells.append(Cell(attack, CLEAN_MODEL, seed, clean.id))
             for defense in run.defenses:
-                subject, chain = backdoor.id, ()
+                subject = backdoor.id
+                chain: tuple[str, ...] = ()
                 for part in () if defense == "none" else defense.split("+"):
                     chain = (*chain, part)
                     subject = add(

@@ -142,7 +142,5 @@ def _write_run(run: RunSettings, plan: Plan, out: Path, plugins: tuple[Path, ...
     aside.replace(file)
 
 
-
-
 def _place(cell: dict) -> tuple:
     return tuple(cell[key] for key in ("model", "target", "dataset", "attack", "defense", "seed"))

@@ -16,6 +16,9 @@ from bench.core.pretraining import Pretraining
 from bench.core.settings import Field, Settings
 from bench.models import ModelSettings
 
+# Paper v1, table S2.
+PAPER_CHAINS = ("cleanclip+linear_probe", "rvpt+linear_probe", "cleanclip+rvpt")
+
 
 class Poisoning(FineTuning):
     """How a backdoor is implanted: paper v1's recipe (500K pairs of CC3M, 1,500 of them poisoned)."""
@@ -107,7 +110,8 @@ def resolve(
 def _expand(run: RunSettings) -> RunSettings:
     """`all` becomes every registered method; unknown names become errors."""
     chosen = tuple(attacks) if run.attacks == ("all",) else run.attacks
-    chains = ALL_DEFENSES if run.defenses == ("all",) else run.defenses
+    everything = tuple(sorted(defenses, key=lambda name: name != "none")) + PAPER_CHAINS
+    chains = everything if run.defenses == ("all",) else run.defenses
     for name in chosen:
         attacks[name]
     for chain in chains:

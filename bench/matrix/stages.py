@@ -124,9 +124,7 @@ def make_backdoor(node: Node, shop: Workshop) -> None:
     captions = clip.tokenize(poisoned.captions)
 
     def loss(clip: Clip, index: Tensor) -> Tensor:
-        return contrastive_loss(
-            clip.encode_image(poisoned.load(index)), clip.encode_text(captions[index]), clip.scale
-        )
+        return contrastive_loss(clip.encode_image(poisoned.load(index)), clip.encode_text(captions[index]), clip.scale)
 
     losses = fine_tune(clip, len(pairs), recipe, loss, generator(node.seed, "poisoning", "batches"))
     roles = poisoned.manifest["role"].value_counts()

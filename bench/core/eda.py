@@ -1,0 +1,130 @@
+"""EDA, "easy data augmentation" of a text: one small random edit (Wei & Zou, arXiv 1901.11196).
+
+CleanCLIP takes its text views from here, and so do attacks that augment captions. Synonyms are WordNet's, through
+nltk, where both are installed; without them two of the four edits are left.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+
+import torch
+
+DELETION = 0.1
+"""Probability with which random deletion drops a word."""
+TRIES = 10
+"""Words that an insertion asks for a synonym before it gives up."""
+
+STOP_WORDS = frozenset(
+    """
+    a an the this that these those some any each every all both few many more most other another such no nor not only
+    own same so than too very just now then once again further here there when where why how what which who whom whose
+    i me my mine myself we us our ours ourselves you your yours yourself yourselves he him his himself she her hers
+    herself it its itself they them their theirs themselves one
+    am is are was were be been being do does did doing have has had having can could may might must shall should will
+    would
+    about above across after against along among around as at before behind below beneath beside between beyond by down
+    during for from in inside into near of off on onto out outside over past through to toward under until up upon
+    with within without
+    and but or if because while although though since
+    """.split()  # noqa: SIM905  # words without quotes can be read
+)
+"""Words that are never replaced: English determiners, pronouns, auxiliaries, prepositions and conjunctions.
+
+They carry the grammar of a caption, and WordNet knows some of them as something else only ("a" is a vitamin).
+"""
+
+Synonyms = Callable[[str], Sequence[str]]
+"""Gives the synonyms of a lower-case word, none or many, in an order that never changes; each a word or several."""
+
+
+def augment(caption: str, rng: torch.Generator, synonyms: Synonyms | None = None) -> str:
+    """A random view of a caption: lower-case letters and single spaces.
+
+    One of the four edits, each equally likely, is made to the normalised caption: replacement of words by synonyms,
+    insertion of synonyms, swaps, deletion. With n words, the first three make m = max(1, n // 10) edits. Without
+    `synonyms` only swaps and deletion are left. A caption without any letter is returned as it is.
+
+    >>> augment("A dog's bone!", torch.Generator().manual_seed(3))
+    'dogs a bone'
+    >>> augment("1984", torch.Generator())
+    '1984'
+    """
+    words = normalise(caption).split()
+    if not words:
+        return caption
+    times = max(1, len(words) // 10)
+    edits = [partial(swap, words, times, rng), partial(delete, words, rng)]
+    if synonyms is not None:
+        edits += [partial(replace, words, times, rng, synonyms), partial(insert, words, times, rng, synonyms)]
+    return " ".join(_pick(edits, rng)())
+
+
+def normalise(text: str) -> str:
+    """Lower-case letters a-z and single spaces; apostrophes vanish, anything else that is no letter separates words.
+
+    >>> normalise("It's a well-known  Café, No. 9")
+    'its a well known caf no'
+    """
+    return " ".join(re.sub("[^a-z]", " ", re.sub("['’]", "", text.lower())).split())
+
+
+def replace(words: Sequence[str], times: int, rng: torch.Generator, synonyms: Synonyms) -> list[str]:
+    """Replace up to `times` different words that are no stop words, each everywhere it occurs, by a synonym."""
+    # Not a set: its order depends on PYTHONHASHSEED.
+    candidates = list(dict.fromkeys(word for word in words if word not in STOP_WORDS))
+    chosen: dict[str, str] = {}
+    for i in torch.randperm(len(candidates), generator=rng).tolist():
+        if len(chosen) == times:
+            break
+        if found := synonyms(candidates[i]):
+            chosen[candidates[i]] = _pick(found, rng)
+    return " ".join(chosen.get(word, word) for word in words).split()
+
+
+def insert(words: Sequence[str], times: int, rng: torch.Generator, synonyms: Synonyms) -> list[str]:
+    """`times` times, insert a synonym of a random word at a random place."""
+    words = list(words)
+    for _ in range(times):
+        for _ in range(TRIES):
+            if found := synonyms(_pick(words, rng)):
+                place = int(torch.randint(len(words) + 1, (), generator=rng))
+                words[place:place] = _pick(found, rng).split()
+                break
+    return words
+
+
+def swap(words: Sequence[str], times: int, rng: torch.Generator) -> list[str]:
+    """`times` times, swap the words of two different places."""
+    words = list(words)
+    for _ in range(times if len(words) > 1 else 0):
+        i, j = torch.randperm(len(words), generator=rng)[:2].tolist()
+        words[i], words[j] = words[j], words[i]
+    return words
+
+
+def delete(words: Sequence[str], rng: torch.Generator) -> list[str]:
+    """Drop each word with probability `DELETION`, but never all: then a random one stays."""
+    kept = (torch.rand(len(words), generator=rng) >= DELETION).tolist()
+    return [word for word, stays in zip(words, kept, strict=True) if stays] or [_pick(words, rng)]
+
+
+def wordnet() -> Synonyms | None:
+    """WordNet's synonyms of a word, normalised, sorted, without the word; None without nltk or its (whole) corpus."""
+    try:
+        from nltk.corpus import wordnet as corpus
+
+        corpus.ensure_loaded()
+    except (ImportError, LookupError, OSError):
+        return None
+
+    @cache
+    def synonyms(word: str) -> list[str]:
+        found = {normalise(name) for synset in corpus.synsets(word) for name in synset.lemma_names()}
+        return sorted(found - {word, ""})
+
+    return synonyms
+
+
+def _pick(items: Sequence, rng: torch.Generator):
+    return items[int(torch.randint(len(items), (), generator=rng))]

@@ -1,0 +1,199 @@
+"""Images at the model's input size, made once and then memory-mapped: decoded files, or drawn pictures."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from filelock import FileLock
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as TF
+
+from bench.core.dataset import Geometry
+from bench.core.errors import BenchError
+from bench.core.images import hash_of
+
+# Raise this when a change of this file changes a pixel.
+VERSION = 1
+# Files in memory at once.
+BLOCK = 256
+
+Write = Callable[[np.ndarray], None]
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What came of decoding n files.
+
+    `pixels` is uint8 RGB (k, 3, size, size), memory-mapped; row j is file `kept[j]`. `skipped` tells the other files
+    and why. `fingerprint` is a hash of the kept files' bytes and of the size: the same wherever the files lie.
+    """
+
+    pixels: np.ndarray
+    kept: list[int]
+    skipped: tuple[str, ...]
+    fingerprint: str
+
+
+def decode(paths: Sequence[Path], ids: Sequence[str], geometry: Geometry) -> Decoded:
+    """Decode files as CLIP's evaluation does: RGB, short side to `size` px (bicubic, antialiased), centre crop.
+
+    The orientation tag of EXIF is not applied, as in CLIP's own pipeline. The first call decodes, later ones open
+    what it wrote below `geometry.cache`, as long as no file has changed.
+
+    Raises:
+        BenchError: no file can be decoded, one cannot be read, or there is no room for the pixels.
+    """
+    key = hash_of(["decode", VERSION, geometry.size, [file_state(path) for path in paths]])
+
+    def make(write: Write) -> dict[str, Any]:
+        digest, skipped = hashlib.sha256(), []
+        for i, (content, image) in enumerate(_decoded(paths, geometry.size)):
+            if isinstance(image, str):
+                skipped.append((i, ids[i], image))
+            else:
+                digest.update(content)
+                write(image[None])
+        if len(skipped) == len(paths):
+            first = f" The first is {paths[0]}: {skipped[0][2]}." if skipped else ""
+            raise BenchError(f"none of {len(paths)} images can be used.{first} Give images that PIL opens.")
+        return {"fingerprint": hash_of([VERSION, geometry.size, digest.hexdigest()]), "skipped": skipped}
+
+    pixels, record = cached(geometry, key, len(paths), make)
+    reasons = {i: reason for i, _, reason in record["skipped"]}
+    return Decoded(
+        pixels,
+        [i for i in range(len(paths)) if i not in reasons],
+        tuple(f"{ids[i]}: {reason}" for i, reason in reasons.items()),
+        record["fingerprint"],
+    )
+
+
+def native(path: Path) -> Tensor:
+    """An image in its own size: uint8 RGB (3, h, w)."""
+    with Image.open(path) as image:
+        return torch.from_numpy(_pixels(image.convert("RGB")))
+
+
+def file_state(path: Path) -> tuple[str, int, int]:
+    """What tells that a file has changed: absolute path, bytes, time in ns; bytes are -1 where there is no file."""
+    where = os.path.abspath(path)  # noqa: PTH100 - Path.absolute keeps "..", and resolve() would ask the disk
+    try:
+        found = path.stat()
+    except OSError:
+        return where, -1, 0
+    return where, found.st_size, found.st_mtime_ns
+
+
+def cached(
+    geometry: Geometry, key: str, n: int, make: Callable[[Write], dict[str, Any]]
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Images made once: uint8 (k, 3, size, size), k <= n, memory-mapped read-only; and the record of their making.
+
+    `make` hands its images, uint8 (any, 3, size, size), to the function it is given, and returns a record that JSON
+    can write. One process makes them, others wait and open the same file. What is interrupted leaves no file.
+
+    Raises:
+        BenchError: the cache cannot be written, for instance because the disk is full.
+    """
+    pixels, record = geometry.cache / f"{key}.npy", geometry.cache / f"{key}.json"
+    shape = (3, geometry.size, geometry.size)
+    try:
+        geometry.cache.mkdir(parents=True, exist_ok=True)
+        if not _both(pixels, record):
+            with FileLock(geometry.cache / f"{key}.lock"):
+                if not _both(pixels, record):
+                    _store(pixels, record, n, shape, make)
+    except OSError as error:
+        raise _unwritable(geometry.cache, n * int(np.prod(shape)), error) from error
+    return np.load(pixels, mmap_mode="r"), json.loads(record.read_text())
+
+
+def _both(pixels: Path, record: Path) -> bool:
+    return pixels.exists() and record.exists()
+
+
+def _store(
+    pixels: Path, record: Path, n: int, shape: tuple[int, int, int], make: Callable[[Write], dict[str, Any]]
+) -> None:
+    # Better now than after an hour of decoding.
+    if shutil.disk_usage(pixels.parent).free < n * int(np.prod(shape)):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    aside, count = pixels.with_suffix(".part"), 0
+    try:
+        # Written, not mapped: on a full disk a write is an error, a mapped page kills the process.
+        with aside.open("wb") as file:
+
+            def write(images: np.ndarray) -> None:
+                nonlocal count
+                file.write(np.ascontiguousarray(images).data)
+                count += len(images)
+
+            _write_header(file, (n, *shape))
+            notes = make(write)
+            # NumPy pads the header so that the first dimension can change.
+            file.seek(0)
+            _write_header(file, (count, *shape))
+        record.write_text(json.dumps(notes))
+        aside.replace(pixels)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        record.unlink(missing_ok=True)
+        raise
+
+
+def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+
+
+def _unwritable(cache: Path, room: int, error: OSError) -> BenchError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return BenchError(
+            f"no room below {cache}: these images need {room / 1e9:.3g} GB. Make room, or choose another disk with --out"
+        )
+    return BenchError(f"cannot keep images below {cache}: {error.strerror}. Choose another folder with --out")
+
+
+def _decoded(paths: Sequence[Path], size: int) -> Iterator[tuple[bytes, np.ndarray | str]]:
+    """Hash of the file and uint8 (3, size, size), or the reason why not; in order, a block at a time."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(paths), BLOCK):
+            yield from pool.map(partial(_decode_one, size=size), paths[start : start + BLOCK])
+
+
+def _decode_one(path: Path, size: int) -> tuple[bytes, np.ndarray | str]:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return b"", "missing file"
+    # Not a bad image: a skip would be remembered after the user has mended it.
+    except OSError as error:
+        raise BenchError(
+            f"cannot read {path}: {error.strerror}. Mend or remove it, then run the same again."
+        ) from error
+    digest = hashlib.sha256(content).digest()
+    try:
+        with Image.open(BytesIO(content)) as image:
+            resized = TF.resize(image.convert("RGB"), [size], InterpolationMode.BICUBIC, antialias=True)
+            return digest, _pixels(TF.center_crop(resized, [size, size]))
+    except UnidentifiedImageError:
+        return digest, "not an image that PIL knows"
+    # PIL raises a dozen kinds of errors on broken files; every one of them is kept as the reason.
+    except Exception as error:
+        return digest, f"{type(error).__name__}: {error}"
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).transpose(2, 0, 1).copy()

@@ -1,0 +1,90 @@
+"""The embedded world as a data set: nothing to download, the same pictures everywhere."""
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as TF
+
+from bench.core.dataset import Dataset, Geometry, Split, dataset
+from bench.core.errors import BenchError
+from bench.core.images import Captioned, Images, Labelled, hash_of
+from bench.core.randomness import generator
+from bench.core.settings import Field
+from bench.data import decoding, world
+
+# Pictures drawn at once; part of what determines them.
+CHUNK = 500
+
+Purpose = Literal["train", "val", "test", "poison", "clean"]
+
+
+@dataset("world")
+class World(Dataset):
+    """Small drawn pictures of 20 silhouettes with captions; a CLIP for them comes with the suite.
+
+    Picture i of a split depends on nothing but the split and i, so a smaller split is the start of a larger one.
+    """
+
+    train_per_class: int = Field(200, ge=1, description="training images a class")
+    val: int = Field(600, ge=len(world.CLASSES), description="validation images")
+    test: int = Field(1000, ge=len(world.CLASSES), description="test images")
+
+    def classes(self) -> tuple[str, ...]:
+        return world.CLASSES
+
+    def identity(self) -> str:
+        return hash_of(["world", self.version, world.VERSION, self.model_dump(mode="json", exclude={"root"})])
+
+    def caption_templates(self) -> tuple[str, ...]:
+        """The embedded model has never seen OpenAI's 80 templates."""
+        return ("a photo of a {}", "a picture of a {}", "an image of a {}", "a {}")
+
+    def labelled(self, split: Split, geometry: Geometry) -> Labelled:
+        """The pictures of a split; classes take turns."""
+        n = {"train": self.train_per_class * len(world.CLASSES), "val": self.val, "test": self.test}[split]
+        images, _ = self._open(split, n, geometry)
+        return Labelled(**vars(images), labels=_labels(split, n), classes=world.CLASSES)
+
+    def pairs(self, purpose: Literal["poison", "clean"], n: int, geometry: Geometry) -> Captioned:
+        """n pictures with captions, of classes drawn at random; the attacker's and the defender's differ."""
+        images, captions = self._open(purpose, n, geometry)
+        return Captioned(**vars(images), captions=captions)
+
+    def _open(self, purpose: Purpose, n: int, geometry: Geometry) -> tuple[Images, list[str]]:
+        if self.root is not None:
+            raise BenchError("the data set 'world' is drawn, not read. Leave --data-root out, or give --dataset folder")
+        identity = ["world", world.VERSION, purpose, n]
+        drawn, record = decoding.cached(
+            Geometry(world.SIDE, geometry.cache), hash_of(identity), n, lambda write: _draw(purpose, n, write)
+        )
+        pixels, fingerprint = drawn, hash_of([*identity, decoding.VERSION, geometry.size])
+        if geometry.size != world.SIDE:
+            pixels, _ = decoding.cached(geometry, fingerprint, n, lambda write: _resize(drawn, geometry.size, write))
+        ids = [f"{purpose}/{i:06d}" for i in range(n)]
+        return Images(ids, pixels, fingerprint, native=lambda i: torch.tensor(drawn[i])), record["captions"]
+
+
+def _labels(purpose: Purpose, n: int) -> Tensor:
+    if purpose in ("poison", "clean"):
+        return torch.randint(len(world.CLASSES), (n,), generator=generator(world.VERSION, "world", purpose, "labels"))
+    return torch.arange(n) % len(world.CLASSES)
+
+
+def _draw(purpose: Purpose, n: int, write: decoding.Write) -> dict[str, Any]:
+    """Draw whole chunks, each from its own generator, and cut the last one: n changes no picture."""
+    captions: list[str] = []
+    for k, start in enumerate(range(0, n, CHUNK)):
+        images, factors = world.make(_labels(purpose, start + CHUNK)[start:], purpose, k)
+        write(images[: n - start].numpy())
+        captions += world.captions(factors, generator(world.VERSION, "world", purpose, k, "captions"))
+    return {"captions": captions[:n]}
+
+
+def _resize(drawn: np.ndarray, size: int, write: decoding.Write) -> dict[str, Any]:
+    for start in range(0, len(drawn), CHUNK):
+        images = torch.tensor(drawn[start : start + CHUNK])
+        write(TF.resize(images, [size, size], InterpolationMode.BICUBIC, antialias=True).numpy())
+    return {}

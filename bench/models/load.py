@@ -1,0 +1,262 @@
+"""From the name of a model to the model: which architecture, which weights, which preprocessing.
+
+What is downloaded is opened by open_clip itself; what lies here is read by `bench.models.checkpoint`.
+"""
+
+import importlib.util
+import json
+import warnings
+from difflib import get_close_matches
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+
+from bench.core.clip import CONFIG_FILE, WEIGHTS_FILE, Clip
+from bench.core.errors import BenchError, unknown
+from bench.core.randomness import derive
+from bench.core.settings import Field, Settings
+from bench.models.checkpoint import SUFFIXES, fill, read_checkpoint
+
+MINI = "mini"
+HUB = "hf-hub:"
+FOLDER = "local-dir:"
+RANDOM = "random"
+PACKAGE = files("bench.models")
+# In open_clip's order; a folder's only file of weights may have any name.
+WEIGHTS_FILES = (WEIGHTS_FILE, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+
+
+class ModelSettings(Settings):
+    """Which CLIP: an architecture by name, and where its weights come from.
+
+    A tag and a file together: the weights are the file's, activation and preprocessing the tag's, as for a model
+    fine-tuned from it.
+    """
+
+    name: str = Field(
+        MINI, description=f"{MINI} (embedded), an open_clip name (ViT-B-32), {HUB}ORG/REPO or {FOLDER}PATH"
+    )
+    pretrained: str | None = Field(None, description=f"open_clip's tag of the weights (openai), or {RANDOM}")
+    checkpoint: Path | None = Field(None, description=f"a local file of weights: {', '.join(SUFFIXES)}; tensors alone")
+
+    @property
+    def label(self) -> str:
+        """The model in a line of a table.
+
+        >>> ModelSettings(name="ViT-B-32", checkpoint=Path("/somewhere/cleanclip/epoch_3.pt")).label
+        'ViT-B-32 cleanclip/epoch_3.pt'
+        """
+        file = "/".join(self.checkpoint.parts[-2:]) if self.checkpoint else None
+        return " ".join(part for part in (self.name, self.pretrained, file) if part)
+
+    @property
+    def architecture(self) -> str | None:
+        """open_clip's name of the architecture; None for `mini`, a hub's or a folder's model."""
+        if self.name == MINI or self.name.startswith((HUB, FOLDER)):
+            return None
+        # OpenAI writes ViT-B/32.
+        return self.name.replace("/", "-")
+
+
+def load_model(settings: ModelSettings, device: torch.device | str) -> Clip:
+    """The CLIP that the settings name: float32, in evaluation mode, on `device`.
+
+    Its `config` holds `preprocess_cfg` with size (px), mean, std, interpolation and resize_mode.
+
+    Raises:
+        BenchError: an unknown name or tag; no weights named, found or downloaded; weights that do not fit.
+    """
+    _check_weights_named(settings)
+    config = _config(settings)
+    _check_packages(settings, config)
+    if settings.pretrained == RANDOM:
+        return _random(settings, config).to(device)
+    if settings.checkpoint:
+        return _from_file(settings, config, settings.checkpoint).to(device)
+    if settings.name == MINI:
+        with as_file(PACKAGE / "mini" / WEIGHTS_FILE) as file:
+            if not file.is_file():
+                raise BenchError(
+                    "this installation lacks the embedded model: pip install --force-reinstall clip-backdoor-bench"
+                )
+            return _from_file(settings, config, file).to(device)
+    if settings.name.startswith(FOLDER):
+        return _from_file(settings, config, _weights_in(_folder(settings))).to(device)
+    return _download(settings, config).to(device)
+
+
+def known_models() -> list[tuple[str, str]]:
+    """What `--model` takes: (name, description) each."""
+    mini = json.loads((PACKAGE / "mini_config.json").read_text())["model_cfg"]["vision_cfg"]
+    rows = [(MINI, f"{mini['image_size']} px, {mini['layers']} blocks; embedded, trained on the embedded world")]
+    for name in open_clip.list_models():
+        size = open_clip.get_model_config(name)["vision_cfg"].get("image_size", 224)
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        rows.append((name, f"{size} px; " + (f"--pretrained {', '.join(tags)}" if tags else "--checkpoint FILE")))
+    rows.append((f"{HUB}ORG/REPO", "a model of Hugging Face's hub in open_clip's format"))
+    rows.append((f"{FOLDER}PATH", f"a folder with {CONFIG_FILE} and weights, as `bench pretrain` writes it"))
+    return rows
+
+
+def _check_weights_named(settings: ModelSettings) -> None:
+    tag, name = settings.pretrained, settings.name
+    if tag == RANDOM and settings.checkpoint:
+        raise BenchError(f"--pretrained {RANDOM} and --checkpoint exclude each other: leave one out")
+    if settings.architecture is None and tag not in (None, RANDOM):
+        raise BenchError(f"--model {name} brings its own weights: leave out --pretrained {tag}")
+    if settings.architecture is not None and tag is None and settings.checkpoint is None:
+        raise BenchError(f"--model {name} names no weights: add --pretrained openai, or --checkpoint FILE")
+
+
+def _config(settings: ModelSettings) -> dict[str, Any]:
+    """The contents of an open_clip_config.json: architecture, and all five values of the preprocessing."""
+    if settings.name == MINI:
+        config = json.loads((PACKAGE / "mini_config.json").read_text())
+    elif settings.name.startswith(FOLDER):
+        config = _read_config(_folder(settings) / CONFIG_FILE)
+    elif settings.name.startswith(HUB):
+        config = _read_config(_hub_config(settings))
+    else:
+        config = _open_clip_config(settings)
+    preprocess = merge_preprocess_dict(PreprocessCfg(), config.get("preprocess_cfg", {}))
+    size = config["model_cfg"]["vision_cfg"].get("image_size", 224)
+    height, width = (size, size) if isinstance(size, int) else size
+    if height != width:
+        raise BenchError(f"--model {settings.name} takes images of {height} x {width} px; triggers need square ones")
+    return {
+        "model_cfg": config["model_cfg"],
+        "preprocess_cfg": {
+            "size": height,
+            "mean": list(preprocess["mean"]),
+            "std": list(preprocess["std"]),
+            "interpolation": preprocess["interpolation"],
+            "resize_mode": preprocess["resize_mode"],
+        },
+    }
+
+
+def _open_clip_config(settings: ModelSettings) -> dict[str, Any]:
+    name, tag = settings.architecture or "", settings.pretrained
+    model_cfg = open_clip.get_model_config(name)
+    if model_cfg is None:
+        raise _unknown_model(settings.name)
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if tag not in (None, RANDOM) and not open_clip.is_pretrained_cfg(name, tag):
+        hint = "A file of weights goes to --checkpoint." if "/" in tag or Path(tag).suffix in SUFFIXES else ""
+        raise unknown(f"--pretrained of {name}", tag, [*tags, RANDOM], hint)
+    if tag in (None, RANDOM):
+        # All tags of an architecture that differ in preprocessing list the usual one first.
+        return {"model_cfg": model_cfg, "preprocess_cfg": open_clip.get_pretrained_cfg(name, next(iter(tags), ""))}
+    pretrained = open_clip.get_pretrained_cfg(name, tag)
+    if pretrained.get("quick_gelu"):
+        model_cfg["quick_gelu"] = True
+    return {"model_cfg": model_cfg, "preprocess_cfg": pretrained}
+
+
+def _unknown_model(name: str) -> BenchError:
+    close = get_close_matches(name, [MINI, *open_clip.list_models()], n=1)
+    guess = f" Did you mean '{close[0]}'?" if close else ""
+    path = f" A path is written {FOLDER}PATH, or --checkpoint FILE." if Path(name).exists() else ""
+    return BenchError(f"unknown model '{name}'.{guess}{path}\n`bench list models` lists what there is.")
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(file.read_text())
+        config["model_cfg"]["vision_cfg"], config["model_cfg"]["text_cfg"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BenchError(
+            f"{file} is no configuration of an open_clip model ({error!r}). "
+            "Give the folder of one as open_clip's push_to_hf_hub or `bench pretrain` writes it."
+        ) from error
+    return config
+
+
+def _folder(settings: ModelSettings) -> Path:
+    folder = Path(settings.name.removeprefix(FOLDER)).expanduser()
+    if not folder.is_dir():
+        raise BenchError(f"--model {settings.name}: no such folder")
+    return folder
+
+
+def _weights_in(folder: Path) -> Path:
+    found = sorted(f for f in folder.glob("*") if f.suffix in SUFFIXES)
+    usual = [folder / name for name in WEIGHTS_FILES if folder / name in found]
+    if not usual and len(found) != 1:
+        what = f"{len(found)} files of weights: {', '.join(f.name for f in found)}" if found else "no file of weights"
+        raise BenchError(f"{folder} has {what}. Name one with --checkpoint FILE")
+    return (usual or found)[0]
+
+
+def _hub_config(settings: ModelSettings) -> Path:
+    try:
+        repository = settings.name.removeprefix(HUB)
+        return Path(open_clip.pretrained.download_pretrained_from_hf(repository, filename=CONFIG_FILE))
+    except (OSError, RuntimeError) as error:
+        raise _unavailable(settings, error) from error
+
+
+def _check_packages(settings: ModelSettings, config: dict[str, Any]) -> None:
+    text = config["model_cfg"]["text_cfg"]
+    if (text.get("hf_model_name") or text.get("hf_tokenizer_name")) and not importlib.util.find_spec("transformers"):
+        raise BenchError(f"--model {settings.name} reads text with Hugging Face's package: pip install transformers")
+
+
+def _random(settings: ModelSettings, config: dict[str, Any]) -> Clip:
+    # open_clip draws initial weights from torch's global generator, which is nobody's to disturb.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(0, "random model"))
+        return _build(settings, config)
+
+
+def _from_file(settings: ModelSettings, config: dict[str, Any], file: Path) -> Clip:
+    checkpoint = read_checkpoint(file)
+    if checkpoint.openai:
+        config["model_cfg"]["quick_gelu"] = True
+    quick = f"{settings.architecture}-quickgelu"
+    if settings.pretrained is None and not config["model_cfg"].get("quick_gelu") and quick in open_clip.list_models():
+        warnings.warn(
+            f"{file} does not say its activation, and GELU is assumed. For a model fine-tuned from OpenAI's weights "
+            f"(CleanCLIP, BadCLIP) that is wrong: give --model {quick}, or --pretrained openai beside --checkpoint.",
+            stacklevel=3,
+        )
+    clip = _build(settings, config)
+    fill(clip.model, checkpoint, settings.name)
+    return clip
+
+
+def _build(settings: ModelSettings, config: dict[str, Any]) -> Clip:
+    folder = _folder(settings) if settings.name.startswith(FOLDER) else None
+    try:
+        return Clip.from_config(config, folder)
+    except (AssertionError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise BenchError(f"open_clip cannot build --model {settings.name}: {error}") from error
+
+
+def _download(settings: ModelSettings, config: dict[str, Any]) -> Clip:
+    name = settings.architecture or settings.name
+    quick_gelu = config["model_cfg"].get("quick_gelu", False)
+    try:
+        # Without require_pretrained, a hub's model whose weights fail to download comes with random ones.
+        model = open_clip.create_model(
+            name, settings.pretrained, force_quick_gelu=quick_gelu, require_pretrained=True, weights_only=True
+        )
+        return Clip(model, open_clip.get_tokenizer(name), config)
+    except Exception as error:  # whatever a server, a proxy or a damaged file in the cache leads to
+        raise _unavailable(settings, error) from error
+
+
+def _unavailable(settings: ModelSettings, error: Exception) -> BenchError:
+    tag = open_clip.get_pretrained_cfg(settings.architecture or "", settings.pretrained or "")
+    where = tag.get("hf_hub") or tag.get("url") or settings.name.removeprefix(HUB)
+    page = where if where.startswith("http") else f"https://huggingface.co/{where.rstrip('/')}"
+    local = f"--model {settings.name} --pretrained {settings.pretrained} --checkpoint FILE"
+    return BenchError(
+        f"{settings.label} cannot be downloaded: {str(error).strip() or repr(error)}\n"
+        f"Without a connection, fetch {page} elsewhere and give "
+        + (f"its file of weights: {local}" if settings.architecture else f"its folder: --model {FOLDER}PATH")
+    )

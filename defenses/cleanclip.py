@@ -1,0 +1,116 @@
+"""CleanCLIP: fine-tune the whole model on clean pairs (Bansal et al., arXiv 2303.03323)."""
+
+from collections.abc import Sequence
+from itertools import count
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from bench import BenchError, Captioned, CleanData, Clip, Defense, Field, Victim, defense
+from bench.core.contrastive import FineTuning, contrastive_loss, fine_tune, matching_loss
+from bench.core.eda import Synonyms, augment, normalise, wordnet
+
+
+def within_loss(
+    images: Tensor, image_views: Tensor, texts: Tensor, text_views: Tensor, scale: Tensor | float
+) -> Tensor:
+    """L_in = 1/2 [CE(s V V'^T, I) + CE(s T T'^T, I)]: each image, each text, finds its own augmented view.
+
+    All embeddings are unit-norm (n, embed_dim); one direction per modality, as in the authors' code.
+    """
+    return (matching_loss(images, image_views, scale) + matching_loss(texts, text_views, scale)) / 2
+
+
+@defense("cleanclip")
+class CleanCLIP(Defense, FineTuning):
+    """Contrast across modalities, and within each between a sample and its augmented view, on clean pairs.
+
+    L = lambda_cross L_cross + lambda_in L_in: the image must know itself, not only its caption, so that a trigger
+    and the target's captions, tied by the backdoor, come apart. Defaults are those of RVPT's paper, v1; v3 takes
+    250,000 pairs, which makes a much stronger baseline. Images: AutoAugment's ImageNet policy; texts: EDA.
+    """
+
+    pairs: int = Field(100_000, ge=2, description="clean pairs to fine-tune on; all there are, if fewer")
+    learning_rate: float = Field(
+        5e-6, gt=0, description="peak learning rate of AdamW; the paper takes 3e-6 for WaNet and ISSBA on ImageNet"
+    )
+    epochs: int = Field(10, ge=0, description="passes over the pairs")
+    batch_size: int = Field(64, ge=2, description="pairs a step; the contrast is within the batch")
+    lambda_cross: float = Field(1.0, ge=0, description="weight of the contrast between images and texts")
+    lambda_in: float = Field(1.0, ge=0, description="weight of the contrast within a modality; 0 is plain fine-tuning")
+    synonyms: Literal["auto", "wordnet", "none"] = Field(
+        "auto", description="text views with WordNet's synonyms, without, or with if it is installed; the log tells"
+    )
+
+    def fit(self, victim: Victim, data: CleanData) -> Victim:
+        if victim.prompts is not None or victim.head is not None:
+            raise BenchError(
+                "cleanclip fine-tunes a CLIP without prompts or a head. Put it first in a chain: cleanclip+rvpt"
+            )
+        pairs = data.pairs(self.pairs)
+        if len(pairs) < 2:
+            raise BenchError(f"cleanclip contrasts pairs with each other, and got {len(pairs)}. Give a longer --pairs")
+        synonyms = self._synonyms()
+        data.record(
+            pairs=len(pairs),
+            skipped_pairs=len(pairs.skipped),
+            captions_without_letters=sum(not normalise(caption) for caption in pairs.captions),
+            wordnet=float(synonyms is not None),
+        )
+        clip = victim.clip.copy()
+        tokens = clip.tokenize(pairs.captions)
+        steps = count()
+
+        def loss(clip: Clip, index: Tensor) -> Tensor:
+            images, texts = clip.encode_image(pairs.load(index)), clip.encode_text(tokens[index])
+            cross = contrastive_loss(images, texts, clip.scale)
+            data.record(cross=cross.item())
+            if self.lambda_in == 0:
+                return self.lambda_cross * cross
+            # Seeds are of the step, not of the pair: every epoch sees new views of image and text.
+            step = next(steps)
+            originals = [pairs.captions[i] for i in index.tolist()]
+            within = within_loss(
+                images,
+                clip.encode_image(
+                    augmented_images(pairs, index, clip.image_size, data.rng("cleanclip", "images", step))
+                ),
+                texts,
+                clip.encode_text(augmented_texts(originals, data.rng("cleanclip", "texts", step), synonyms)),
+                clip.scale,
+            )
+            data.record(within=within.item())
+            return self.lambda_cross * cross + self.lambda_in * within
+
+        fine_tune(clip, len(pairs), self, loss, data.rng("cleanclip", "batches"))
+        return Victim(clip)
+
+    def _synonyms(self) -> Synonyms | None:
+        synonyms = None if self.synonyms == "none" else wordnet()
+        if self.synonyms == "wordnet" and synonyms is None:
+            raise BenchError(
+                "cleanclip.synonyms = wordnet needs nltk and its corpus: "
+                "pip install 'clip-backdoor-bench[wordnet]' && python -m nltk.downloader wordnet"
+            )
+        return synonyms
+
+
+def augmented_images(pairs: Captioned, index: Tensor, size: int, rng: torch.Generator) -> Tensor:
+    """One augmented view of each image of an index: uint8 (n, 3, size, size).
+
+    AutoAugment works on the image at its native size; then the short side is resized to `size` px and the centre cut
+    out. `rng` gives the seed.
+    """
+    bicubic = v2.InterpolationMode.BICUBIC
+    view = v2.Compose([v2.AutoAugment(), v2.Resize(size, bicubic, antialias=True), v2.CenterCrop(size)])
+    # AutoAugment draws from torch's global generator and takes no other.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(rng.initial_seed())
+        return torch.stack([view(pairs.load_native(i)) for i in index.tolist()])
+
+
+def augmented_texts(captions: Sequence[str], rng: torch.Generator, synonyms: Synonyms | None) -> list[str]:
+    """One augmented view of each caption."""
+    return [augment(caption, rng, synonyms) for caption in captions]
