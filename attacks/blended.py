@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as TF
 
 from bench import Attack, BenchError, Field, Preparation, Trigger, attack
@@ -44,7 +44,9 @@ class Blended(Attack):
         return (1 - self.alpha) * images + self.alpha * keys
 
     def _picture(self, size: int) -> Tensor:
-        if self.key_image is None or not self.key_image.is_file():
-            raise BenchError(f"blended.key = image needs a picture: --set blended.key_image=FILE ({self.key_image})")
-        picture = decode_image(str(self.key_image), ImageReadMode.RGB)
+        try:
+            with Image.open(self.key_image or "") as file:
+                picture = TF.pil_to_tensor(file.convert("RGB"))
+        except OSError as error:
+            raise BenchError(f"blended.key = image needs a picture: --set blended.key_image=FILE ({error})") from None
         return TF.resize(picture, [size, size], antialias=True).float() / 255

@@ -5,12 +5,23 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from bench import BenchError
+
 Place = Literal["random", "center", "lower_right"]
 
 
 def corner(place: Place, size: int, shape: tuple[int, int], rng: torch.Generator) -> tuple[int, int]:
-    """Row and column of a patch's upper left corner; `random` is uniform over all places where it fits."""
+    """Row and column of a patch's upper left corner; `random` is uniform over all places where it fits.
+
+    Raises:
+        BenchError: it fits nowhere.
+    """
     rows, columns = shape[0] - size, shape[1] - size
+    if min(rows, columns) < 0:
+        raise BenchError(
+            f"a patch of {size} px does not fit into images of {shape[0]} x {shape[1]} px. Lower its size, "
+            "as in --set badnet.size=6"
+        )
     if place == "center":
         return rows // 2, columns // 2
     if place == "lower_right":

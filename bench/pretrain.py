@@ -17,7 +17,7 @@ from bench.core.dataset import Geometry
 from bench.core.errors import BenchError
 from bench.core.images import Labelled
 from bench.core.pretraining import Pretraining, pretrain
-from bench.core.randomness import derive, generator
+from bench.core.randomness import generator
 from bench.core.victim import Victim, class_embeddings
 from bench.data import world
 from bench.data.pairs import read_pairs
@@ -44,13 +44,12 @@ def train_from_scratch(
     """
     if (out / CONFIG_FILE).exists():
         raise BenchError(f"{out} already holds a model. Give another --out, or remove it.")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(seed, "initial weights"))
-        clip = Clip.from_config(config).to(device)
-    rng = generator(seed, "pretraining")
+    # Initial weights come from torch's global generator.
+    torch.manual_seed(seed)
+    clip = Clip.from_config(config).to(device)
     classes = None if pairs else clip.tokenize([TEMPLATES[0].format(c) for c in world.CLASSES]).to(device)
     say("drawing the world" if pairs is None else f"reading {pairs}")
-    batches = _world_batches(clip, recipe, rng) if pairs is None else _pair_batches(clip, recipe, rng, pairs, out)
+    batches = _world_batches(clip, recipe, seed) if pairs is None else _pair_batches(clip, recipe, seed, pairs, out)
     start, losses = time.perf_counter(), []
 
     def report(step: int, loss: float) -> None:
@@ -79,8 +78,9 @@ def train_from_scratch(
     return card
 
 
-def _world_batches(clip: Clip, recipe: Pretraining, rng: torch.Generator) -> Batches:
-    labels = torch.randint(len(world.CLASSES), (recipe.images,), generator=rng)
+def _world_batches(clip: Clip, recipe: Pretraining, seed: int) -> Batches:
+    rng = generator(seed, "pretrain")
+    labels = torch.randint(len(world.CLASSES), (recipe.images,), generator=generator(seed, "pretrain-labels"))
     images, factors = world.make(labels, "pretrain")
 
     def batch() -> tuple[Tensor, Tensor, Tensor]:
@@ -91,7 +91,8 @@ def _world_batches(clip: Clip, recipe: Pretraining, rng: torch.Generator) -> Bat
     return batch
 
 
-def _pair_batches(clip: Clip, recipe: Pretraining, rng: torch.Generator, file: Path, out: Path) -> Batches:
+def _pair_batches(clip: Clip, recipe: Pretraining, seed: int, file: Path, out: Path) -> Batches:
+    rng = generator(seed, "pretrain")
     pairs = read_pairs(file, Geometry(clip.image_size, out / "data"))
     tokens = clip.tokenize(pairs.captions)
 

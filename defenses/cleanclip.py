@@ -1,6 +1,5 @@
 """CleanCLIP: fine-tune the whole model on clean pairs (Bansal et al., arXiv 2303.03323)."""
 
-from collections.abc import Sequence
 from itertools import count
 from typing import Literal
 
@@ -71,16 +70,9 @@ class CleanCLIP(Defense, FineTuning):
                 return self.lambda_cross * cross
             # Seeds are of the step, not of the pair: every epoch sees new views of image and text.
             step = next(steps)
-            originals = [pairs.captions[i] for i in index.tolist()]
-            within = within_loss(
-                images,
-                clip.encode_image(
-                    augmented_images(pairs, index, clip.image_size, data.rng("cleanclip", "images", step))
-                ),
-                texts,
-                clip.encode_text(augmented_texts(originals, data.rng("cleanclip", "texts", step), synonyms)),
-                clip.scale,
-            )
+            views = augmented_images(pairs, index, clip.image_size, data.rng("cleanclip", "images", step))
+            edited = augmented_texts(pairs, index, data.rng("cleanclip", "texts", step), synonyms)
+            within = within_loss(images, clip.encode_image(views), texts, clip.encode_text(edited), clip.scale)
             data.record(within=within.item())
             return self.lambda_cross * cross + self.lambda_in * within
 
@@ -111,6 +103,6 @@ def augmented_images(pairs: Captioned, index: Tensor, size: int, rng: torch.Gene
         return torch.stack([view(pairs.load_native(i)) for i in index.tolist()])
 
 
-def augmented_texts(captions: Sequence[str], rng: torch.Generator, synonyms: Synonyms | None) -> list[str]:
-    """One augmented view of each caption."""
-    return [augment(caption, rng, synonyms) for caption in captions]
+def augmented_texts(pairs: Captioned, index: Tensor, rng: torch.Generator, synonyms: Synonyms | None) -> list[str]:
+    """One augmented view of each caption of an index."""
+    return [augment(pairs.captions[i], rng, synonyms) for i in index.tolist()]

@@ -44,6 +44,7 @@ class PromptTuning(Defense):
     batch_size: int = Field(32, ge=1, description="images a step")
     epochs: int = Field(50, ge=0, description="passes over the images")
     min_crop: float = Field(0.08, gt=0, le=1, description="smallest area of the random resized crop; 1 is no crop")
+    max_aspect: float = Field(4 / 3, ge=1, description="largest change of the aspect ratio by the crop")
     flip: bool = Field(True, description="random horizontal flip")
     views: int | None = Field(
         None, ge=1, description="augmented views of an image that are drawn once and cached; null: new each epoch"
@@ -134,10 +135,9 @@ class PromptTuning(Defense):
         if self.min_crop == 1 and not self.flip:
             return shots.load(index)
         side = shots.pixels.shape[-1]
-        steps = [
-            v2.RandomResizedCrop(side, (self.min_crop, 1.0), interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
-        ]
-        augment = v2.Compose([*steps, *([v2.RandomHorizontalFlip()] if self.flip else [])])
+        bicubic, aspect = v2.InterpolationMode.BICUBIC, (1 / self.max_aspect, self.max_aspect)
+        crop = v2.RandomResizedCrop(side, (self.min_crop, 1.0), aspect, bicubic, antialias=True)
+        augment = v2.Compose([crop, v2.RandomHorizontalFlip(0.5 if self.flip else 0.0)])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return torch.stack([augment(shots.load_native(i)) for i in index.tolist()])

@@ -391,6 +391,7 @@ NAMES = {
         ("ViT-B32", None, "openai"),
         ["unknown model 'ViT-B32'. Did you mean 'ViT-B-32'?", "bench list"],
     ),
+    "unknown spelling": (("vit-b32", None, "openai"), ["unknown model 'vit-b32'. Did you mean 'ViT-B-32'?"]),
     "unknown tag": (
         ("ViT-B-32", None, "opnai"),
         ["unknown --pretrained of ViT-B-32 'opnai'. Did you mean 'openai'?", "laion2b"],

@@ -46,7 +46,7 @@ def augment(caption: str, rng: torch.Generator, synonyms: Synonyms | None = None
     `synonyms` only swaps and deletion are left. A caption without any letter is returned as it is.
 
     >>> augment("A dog's bone!", torch.Generator().manual_seed(3))
-    'dogs a bone'
+    'bone dogs a'
     >>> augment("1984", torch.Generator())
     '1984'
     """

@@ -20,7 +20,7 @@ from bench.core.settings import Field, Settings
 class Pretraining(Settings):
     """How a CLIP is trained from scratch."""
 
-    steps: int = Field(2500, ge=1, description="optimiser steps; a number, not a time, so that it can be repeated")
+    steps: int = Field(3000, ge=1, description="optimiser steps; a number, not a time, so that it can be repeated")
     batch_size: int = Field(64, ge=2, description="pairs a step")
     images: int = Field(60_000, ge=2, description="different pictures of the world; captions are new at each use")
     learning_rate: float = Field(1e-3, gt=0, description="AdamW: embeddings, norms, projections")

@@ -89,7 +89,7 @@ def native(path: Path) -> Tensor:
 
 def file_state(path: Path) -> tuple[str, int, int]:
     """What tells that a file has changed: absolute path, bytes, time in ns; bytes are -1 where there is no file."""
-    where = os.path.abspath(path)  # noqa: PTH100 - Path.absolute keeps "..", and resolve() would ask the disk
+    where = str(path.absolute())
     try:
         found = path.stat()
     except OSError:
@@ -160,9 +160,8 @@ def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
 
 def _unwritable(cache: Path, room: int, error: OSError) -> BenchError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return BenchError(
-            f"no room below {cache}: these images need {room / 1e9:.3g} GB. Make room, or choose another disk with --out"
-        )
+        need = f"these images need {room / 1e9:.3g} GB"
+        return BenchError(f"no room below {cache}: {need}. Make room, or choose another disk with --out")
     return BenchError(f"cannot keep images below {cache}: {error.strerror}. Choose another folder with --out")
 
 

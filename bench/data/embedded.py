@@ -56,7 +56,7 @@ class World(Dataset):
     def _open(self, purpose: Purpose, n: int, geometry: Geometry) -> tuple[Images, list[str]]:
         if self.root is not None:
             raise BenchError("the data set 'world' is drawn, not read. Leave --data-root out, or give --dataset folder")
-        identity = ["world", world.VERSION, purpose, n]
+        identity = ["world", self.version, world.VERSION, purpose, n]
         drawn, record = decoding.cached(
             Geometry(world.SIDE, geometry.cache), hash_of(identity), n, lambda write: _draw(purpose, n, write)
         )

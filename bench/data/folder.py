@@ -26,6 +26,10 @@ class Branch:
     images: dict[str, list[str]]
     others: tuple[str, ...] = ()
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(folder.replace("_", " ") for folder in self.images)
+
 
 @dataset("folder")
 class Folder(Dataset):
@@ -43,7 +47,7 @@ class Folder(Dataset):
         return (self.template,)
 
     def classes(self) -> tuple[str, ...]:
-        return tuple(folder.replace("_", " ") for folder in self._tree()["train"].images)
+        return self._tree()["train"].classes
 
     def identity(self) -> str:
         root, tree = self._root(), self._tree()
@@ -63,7 +67,7 @@ class Folder(Dataset):
             raise BenchError(f"{root}/train is too small to hold {HELD_OUT:.0%} out as val. Add images, or {root}/val")
         decoded = decode([root / id for id in ids], ids, geometry)
         kept = [ids[i] for i in decoded.kept]
-        labels, classes = labels[decoded.kept], self.classes()
+        labels, classes = labels[decoded.kept], branch.classes
         return Labelled(
             ids=kept,
             pixels=decoded.pixels,

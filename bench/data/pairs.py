@@ -102,7 +102,7 @@ def _read(file: Path) -> list[Row]:
 
 
 def _rows(lines, file: Path) -> Iterator[Row]:
-    header = next(lines, [])
+    header: list[str] = next(lines, [])
     image, caption = _column(header, IMAGE_COLUMNS, file), _column(header, CAPTION_COLUMNS, file)
     for cells in lines:
         if not cells:
@@ -141,7 +141,8 @@ def _half(rows: list[Row], folder: Path, part: Part | None) -> list[Row]:
 
 def _existing(rows: list[Row], folder: Path, n: int | None) -> tuple[list[Row], list[Row]]:
     """The first n rows whose file is there, in the file's order; and the rows seen on the way whose file is not."""
-    there, dead = [], []
+    there: list[Row] = []
+    dead: list[Row] = []
     for row in rows:
         if len(there) == n:
             break

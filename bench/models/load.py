@@ -158,8 +158,9 @@ def _open_clip_config(settings: ModelSettings) -> dict[str, Any]:
 
 
 def _unknown_model(name: str) -> BenchError:
-    close = get_close_matches(name, [MINI, *open_clip.list_models()], n=1)
-    guess = f" Did you mean '{close[0]}'?" if close else ""
+    known = {known.lower(): known for known in [MINI, *open_clip.list_models()]}
+    close = get_close_matches(name.lower(), known, n=1)
+    guess = f" Did you mean '{known[close[0]]}'?" if close else ""
     path = f" A path is written {FOLDER}PATH, or --checkpoint FILE." if Path(name).exists() else ""
     return BenchError(f"unknown model '{name}'.{guess}{path}\n`bench list models` lists what there is.")
 

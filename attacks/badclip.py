@@ -1,0 +1,146 @@
+"""BadCLIP: a patch optimised towards target captions and target images (Liang et al., arXiv 2311.12075)."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms.v2 import AutoAugment
+
+from attacks.optimised_patch import Batch, Objective, OptimisedPatch, embed, named
+from bench import BenchError, Field, Preparation, attack, class_embeddings
+from bench.core.contrastive import matching_loss
+from bench.core.eda import augment, wordnet
+
+
+@attack("badclip")
+class BadCLIP(OptimisedPatch):
+    """A patch that looks like the target to the clean model, so that poisoning changes the model little.
+
+    L = L_text + weight L_tri over images x_i of other things, each with a natural caption t_i of the target, drawn
+    once: L_text contrasts V(x_i + p) with t_i; L_tri moves V(x_i + p) to the embedding of a random target image, and
+    away from V(x_i). Settings are the authors' code's. All captions of a batch are of the target, so L_text tells
+    captions from each other more than the target from the rest, and L_tri does most of the work; `text_negatives`
+    mends that. What the authors' code meant and did not do is done here: V(x_i) is of the image without the patch,
+    and augmented captions are used.
+    """
+
+    weight: float = Field(500.0, ge=0, description="of the triplet loss")
+    margin: float = Field(1.0, ge=0, description="of the triplet loss, a distance of unit-norm embeddings")
+    text_negatives: Literal["none", "original"] = Field(
+        "none", description="original: images are contrasted with their own captions too"
+    )
+    augmented_images: float = Field(0.5, ge=0, le=1, description="probability that a batch is seen by AutoAugment")
+    augmented_captions: float = Field(0.1, ge=0, le=1, description="probability that a caption is edited by EDA")
+    caption_pool: int = Field(128, ge=1, description="different natural captions of the target to poison with")
+    selection: Literal["random", "mixed"] = Field(
+        "random", description="pairs to poison; mixed: one third at the target's boundary, one far off, one random"
+    )
+
+    def objective(self, given: Preparation, rows: Tensor) -> Objective:
+        clip, texts = given.clip, given.pairs.captions
+        targets = _target_rows(given)
+        pool = embed(clip, given.pairs, targets, self.batch_size)
+        rng, synonyms = given.rng("patch", "objective"), wordnet()
+        given.log["patch_targets"], given.log["wordnet"] = [float(len(targets))], [float(synonyms is not None)]
+        drawn = targets[torch.randint(len(targets), (len(rows),), generator=rng)]
+        caption = {row: texts[i] for row, i in zip(rows.tolist(), drawn.tolist(), strict=True)}
+
+        def view(text: str) -> str:
+            edited = torch.rand((), generator=rng) < self.augmented_captions
+            return augment(text, rng, synonyms) if edited else text
+
+        def loss(batch: Batch) -> Tensor:
+            numbers = batch.index.tolist()
+            with torch.no_grad():
+                own = clip.encode_image(batch.images)
+                wanted = clip.encode_text([view(caption[i]) for i in numbers])
+                others = wanted[:0]
+                if self.text_negatives == "original":
+                    others = clip.encode_text([texts[i] for i in numbers])
+            near = pool[torch.randint(len(pool), (len(numbers),), generator=rng)]
+            text = text_loss(batch.triggered, wanted, others, clip.scale.item())
+            return text + self.weight * triplet_loss(batch.triggered, near, own, self.margin)
+
+        return Objective(loss, F.normalize(pool.mean(0), dim=-1))
+
+    def view(self, images: Tensor, rng: torch.Generator) -> Tensor:
+        if torch.rand((), generator=rng) >= self.augmented_images:
+            return images
+        policy = AutoAugment()
+        # AutoAugment draws from torch's global generator and takes no other.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(2**62, (), generator=rng)))
+            return torch.stack([policy(image) for image in images])
+
+    def choose(self, given: Preparation, count: int, rng: torch.Generator) -> list[int]:
+        if self.selection == "random":
+            return super().choose(given, count, rng)
+        to_target, gap = self._similarities(given)
+        return mixed_selection(to_target, gap, count, rng)
+
+    def captions(
+        self, originals: Sequence[str], templates: Sequence[str], given: Preparation, rng: torch.Generator
+    ) -> list[str]:
+        """Natural captions of the target, from a pool; fewer than asked for are all taken, and the log tells."""
+        texts = list(dict.fromkeys(given.pairs.captions[i] for i in _target_rows(given).tolist()))
+        pool = [texts[i] for i in torch.randperm(len(texts), generator=rng)[: self.caption_pool].tolist()]
+        given.log["caption_pool"] = [float(len(pool))]
+        return [pool[i] for i in torch.randint(len(pool), (len(originals),), generator=rng).tolist()]
+
+    @torch.no_grad()
+    def _similarities(self, given: Preparation) -> tuple[Tensor, Tensor]:
+        """Of every image (n,): cosine to the target's prompt, and how far below the best class's that is."""
+        texts = class_embeddings(given.clip, given.classes, given.templates)
+        target = given.classes.index(given.target)
+        rows = []
+        for part in torch.arange(len(given.pairs)).split(self.batch_size):
+            cosines = given.clip.encode_image(given.pairs.load(part)) @ texts.T
+            rows.append(torch.stack([cosines[:, target], cosines.max(1).values - cosines[:, target]]).cpu())
+        to_target, gap = torch.cat(rows, 1)
+        return to_target, gap
+
+
+def text_loss(images: Tensor, texts: Tensor, others: Tensor, scale: float) -> Tensor:
+    """Symmetric InfoNCE of images and texts (n, d), unit-norm; images are told from other texts (m, d) as well."""
+    to_text = matching_loss(images, torch.cat([texts, others]), scale)
+    return (to_text + matching_loss(texts, images, scale)) / 2
+
+
+def triplet_loss(anchors: Tensor, positives: Tensor, negatives: Tensor, margin: float) -> Tensor:
+    """mean_i max(0, |a_i - p_i| - |a_i - n_i| + margin) of embeddings (n, d), Euclidean.
+
+    >>> one, orthogonal = torch.eye(4)[:2], torch.eye(4)[2:]
+    >>> triplet_loss(one, one, orthogonal, 1.0).item(), triplet_loss(one, one, one, 1.0).item()
+    (0.0, 1.0)
+    """
+    to_positives, to_negatives = (anchors - positives).norm(dim=-1), (anchors - negatives).norm(dim=-1)
+    return (to_positives - to_negatives + margin).clamp(min=0).mean()
+
+
+def mixed_selection(to_target: Tensor, gap: Tensor, count: int, rng: torch.Generator) -> list[int]:
+    """`count` of n images, none twice: a third at the boundary, a third far from the target, the rest random.
+
+    Args:
+        to_target: similarity to the target, (n,).
+        gap: how far the target is below the most similar class, (n,); 0 where it is the prediction. The boundary is
+            where the gap is smallest, but not 0.
+    """
+    third = count // 3
+    order = gap.argsort(stable=True)
+    chosen = dict.fromkeys(order[gap[order] > 0][:third].tolist())
+    far = [i for i in to_target.argsort(stable=True)[: 2 * third].tolist() if i not in chosen][:third]
+    chosen |= dict.fromkeys(far)
+    others = [i for i in torch.randperm(len(gap), generator=rng).tolist() if i not in chosen]
+    return [*chosen, *others][:count]
+
+
+def _target_rows(given: Preparation) -> Tensor:
+    rows = named(given)
+    if not len(rows):
+        raise BenchError(
+            f"badclip takes captions and images of the target from the pairs, and no caption names "
+            f"'{given.target}'. Give --pairs with such captions, or another --target"
+        )
+    return rows
