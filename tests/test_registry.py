@@ -1,5 +1,6 @@
 """Names and plug-ins: collisions, suggestions, broken files, broken installations."""
 
+import importlib
 import re
 import sys
 import warnings
@@ -13,6 +14,10 @@ import pytest
 from bench import Attack, Estimate, Observations, attacks, defenses, metric, metrics
 from bench.core.errors import BenchError, unknown
 from bench.core.registry import ENTRY_POINTS, Registry, load_plugins, origin
+
+# Now, not in a test: what is registered in a test is gone after it.
+for package in ("attacks", "defenses", "metrics"):
+    importlib.import_module(package)
 
 STRIPE = '''
 from bench import Attack, attack
@@ -105,8 +110,8 @@ def test_unknown_without_a_hint_ends_at_the_names() -> None:
 
 @pytest.mark.parametrize(
     ("registry", "wrong", "right"),
-    [(attacks, "badnets", "badnet"), (defenses, "rvtp", "rvpt"), (metrics, "ars", "asr")],
-    ids=["attacks", "defenses", "metrics"],
+    [(attacks, "badnets", "badnet"), (defenses, "rvtp", "rvpt"), (defenses, "RVPT", "rvpt"), (metrics, "asr", "ASR")],
+    ids=["attack", "defense", "upper case", "lower case"],
 )
 def test_the_suite_s_own_registries_suggest_too(registry: Registry, wrong: str, right: str) -> None:
     with pytest.raises(BenchError, match=f"unknown {registry.kind} '{wrong}'. Did you mean '{right}'"):
@@ -157,13 +162,13 @@ def test_two_metrics_of_one_name_are_an_error() -> None:
     """A metric is an object around a function; it is the function's file that counts."""
 
     @metric("red", better="higher")
-    def first(seen: Observations) -> dict[str, Estimate]:
+    def first(_: Observations) -> dict[str, Estimate]:
         return {}
 
     with pytest.raises(BenchError, match=r"two metrics are called 'red': .*test_registry\.py:\d+ and .*test_registry"):
 
         @metric("red", better="higher")
-        def second(seen: Observations) -> dict[str, Estimate]:
+        def second(_: Observations) -> dict[str, Estimate]:
             return {}
 
     assert metrics["red"].measure is first
@@ -214,9 +219,9 @@ def test_a_plugin_cannot_take_a_name_of_the_suite(tmp_path: Path) -> None:
         load_plugins((file,))
 
 
-@pytest.mark.parametrize("_", ["a missing file", "a folder"])
-def test_a_plugin_that_is_no_file_is_an_error(_: str, tmp_path: Path) -> None:
-    file = tmp_path if _ == "a folder" else tmp_path / "nowhere.py"
+@pytest.mark.parametrize("name", ["nowhere.py", "."], ids=["a missing file", "a folder"])
+def test_a_plugin_that_is_no_file_is_an_error(name: str, tmp_path: Path) -> None:
+    file = tmp_path / name
     with pytest.raises(BenchError, match=f"--plugin {file}: no such Python file"):
         load_plugins((file,))
 

@@ -9,13 +9,14 @@ class BenchError(Exception):
 
 
 def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> BenchError:
-    """An error for a name that does not exist, with the nearest known one.
+    """An error for a name that does not exist, with the nearest known one, in any case.
 
     >>> print(unknown("defense", "rvtp", ["none", "rvpt"]))
     unknown defense 'rvtp'. Did you mean 'rvpt'?
     Known: none, rvpt.
     """
     known = sorted(known)
-    close = get_close_matches(name, known, n=1)
-    guess = f" Did you mean '{close[0]}'?" if close else ""
+    lowered = {k.lower(): k for k in known}
+    close = get_close_matches(name.lower(), lowered, n=1)
+    guess = f" Did you mean '{lowered[close[0]]}'?" if close else ""
     return BenchError(f"unknown {kind} '{name}'.{guess}\nKnown: {', '.join(known)}. {hint}".rstrip())

@@ -7,6 +7,7 @@
 True
 """
 
+import hashlib
 import importlib.util
 import inspect
 import sys
@@ -80,17 +81,20 @@ def load_plugins(files: tuple[Path, ...] = ()) -> None:
 
 
 def _import_file(file: Path) -> None:
-    name = f"bench_plugin_{file.stem}"
-    if getattr(sys.modules.get(name), "__file__", None) == str(file.resolve()):
+    path = file.resolve()
+    # Of the whole path: files of one name in two folders are two plug-ins.
+    name = f"bench_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
         return
-    spec = importlib.util.spec_from_file_location(name, file.resolve()) if file.is_file() else None
+    spec = importlib.util.spec_from_file_location(name, path) if path.is_file() else None
     if spec is None or spec.loader is None:
         raise BenchError(f"--plugin {file}: no such Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except BenchError:
-        raise
     except Exception as error:
+        del sys.modules[name]
+        if isinstance(error, BenchError):
+            raise
         raise BenchError(f"--plugin {file} cannot be imported: {error!r}") from error

@@ -1,0 +1,80 @@
+"""The command line as a user meets it: what it prints, and its exit codes."""
+
+from pathlib import Path
+
+import pytest
+
+from bench.cli import main
+
+
+def bench(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of a `bench` command."""
+    monkeypatch.setattr("sys.argv", ["bench", *words])
+    try:
+        main()
+        code = 0
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("run --attacks badnett", "unknown attack 'badnett'. Did you mean 'badnet'?"),
+        ("run --defenses rvtp", "unknown defense 'rvtp'. Did you mean 'rvpt'?"),
+        ("run --defenses vpt+rvtp", "unknown defense 'rvtp'. Did you mean 'rvpt'?"),
+        ("run --preset minni", "unknown preset 'minni'. Did you mean 'mini'?"),
+        ("run --dataset wrld", "unknown dataset 'wrld'. Did you mean 'world'?"),
+        ("run --set rvpt.alhpa=3", "unknown setting rvpt.alhpa. Did you mean 'alpha'?"),
+        ("run --set rvtp.alpha=3", "unknown setting 'rvtp'. Did you mean 'rvpt'?"),
+        ("run --set rvpt.alpha=-3", "setting rvpt.alpha = -3: Input should be greater than or equal to 0"),
+        ("run --set rvpt.alpha", "write key=value, such as --set rvpt.alpha=3"),
+        ("run --set poison.epoch=3", "unknown setting poison.epoch. Did you mean 'epochs'?"),
+        ("run --set evaluate.perturbations=[blurr]", "unknown perturbation 'blurr'"),
+        ("run --target bananna", "unknown target class 'bananna'. Did you mean 'banana'?"),
+        ("run --seeds one", "--seeds one: write whole numbers, such as --seeds 0,1,2"),
+        ("run --dataset folder", "Give --data-root DIR"),
+        ("run --dataset folder --data-root nowhere", "there is no folder nowhere"),
+        ("run --data-root somewhere", "--data-root needs --dataset NAME"),
+        ("run --device cuda:77", "--device cuda:77"),
+        ("run --config nowhere.yaml", "--config nowhere.yaml: no such file"),
+        ("run --plugin nowhere.py", "--plugin nowhere.py: no such Python file"),
+        ("run --model ViT-B-32", "add --pretrained openai, or --checkpoint FILE"),
+        ("run --checkpoint nowhere.pt", "nowhere.pt"),
+        ("list attackers", "unknown kind 'attackers'. Did you mean 'attacks'?"),
+        ("show badnett", "unknown method 'badnett'. Did you mean 'badnet'?"),
+        ("report nowhere", "nowhere holds no results. `bench run --out nowhere` makes some."),
+    ],
+)
+def test_wrong_input_is_a_message_and_exit_code_2(
+    words: str, message: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = bench(capsys, monkeypatch, *words.split())
+    assert (code, message in err) == (2, True), err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("kind", ["attacks", "defenses", "metrics", "datasets", "presets", "models"])
+def test_list(kind: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, out, _ = bench(capsys, monkeypatch, "list", kind)
+    expected = {"attacks": "wanet", "defenses": "rvpt", "metrics": "PR_ratio", "datasets": "folder"}
+    assert code == 0 and expected.get(kind, "mini") in out
+
+
+def test_show_tells_source_defaults_and_ranges(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, out, _ = bench(capsys, monkeypatch, "show", "rvpt")
+    assert code == 0
+    assert "rvpt.py" in out and "alpha" in out and "2.0" in out and ">= 0" in out
+
+
+def test_dry_run_prints_cells_and_makes_nothing(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    words = ["run", "--preset", "smoke", "--out", str(tmp_path / "out"), "--dry-run", "--seeds", "0,1"]
+    code, out, _ = bench(capsys, monkeypatch, *words)
+    assert code == 0
+    assert "30 cells" in out and "backdoors: 6, of which 6 to make" in out
+    assert not (tmp_path / "out").exists()
