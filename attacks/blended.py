@@ -25,12 +25,17 @@ class Blended(Attack):
     key: Literal["resample", "fixed", "image"] = Field(
         "resample", description="resample: noise redrawn per image; fixed: one seeded noise; image: `key_image`"
     )
+    key_cells: int | None = Field(
+        None, ge=1, description="cells a side of the fixed noise, enlarged smoothly; null is one a pixel"
+    )
     key_image: Path | None = Field(None, description="the picture blended in with key = image")
 
     def prepare(self, given: Preparation) -> dict[str, Tensor]:
         size = given.clip.image_size
         if self.key == "fixed":
-            return {"key": torch.rand(3, size, size, generator=given.rng("key"))}
+            cells = self.key_cells or size
+            key = torch.rand(1, 3, cells, cells, generator=given.rng("key"))
+            return {"key": TF.resize(key, [size, size], antialias=True)[0].clamp(0, 1)}
         if self.key == "image":
             return {"key": self._picture(size)}
         return {}

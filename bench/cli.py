@@ -34,6 +34,13 @@ def _names(text: str | None) -> tuple[str, ...] | None:
     return tuple(part.strip() for part in text.split(",") if part.strip()) if text is not None else None
 
 
+def _seeds(text: str | None) -> tuple[int, ...] | None:
+    try:
+        return tuple(map(int, names)) if (names := _names(text)) is not None else None
+    except ValueError:
+        raise BenchError(f"--seeds {text}: write whole numbers, such as --seeds 0,1,2") from None
+
+
 Preset = Annotated[str, typer.Option(help="Settings to start from; `bench list presets`.")]
 Config = Annotated[Path | None, typer.Option(help="A YAML file of settings, on top of the preset.")]
 Set = Annotated[list[str], typer.Option("--set", help="One setting: key=value, such as rvpt.alpha=3. Repeatable.")]
@@ -105,7 +112,7 @@ def run(
 
     settings = _settings(
         preset, config, set, plugin, model, pretrained, checkpoint, dataset, data_root,
-        attacks=_names(attacks), defenses=_names(defenses), seeds=_names(seeds), target=target, pairs=pairs,
+        attacks=_names(attacks), defenses=_names(defenses), seeds=_seeds(seeds), target=target, pairs=pairs,
         device=device, workers=workers,
     )  # fmt: skip
     if dry_run:

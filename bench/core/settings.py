@@ -32,6 +32,10 @@ def _explain(cls: type[Settings], item: Any, where: str) -> str:
     key = ".".join([where, *map(str, item["loc"])]) if where else ".".join(map(str, item["loc"]))
     if item["type"] != "extra_forbidden":
         return f"setting {key} = {item['input']!r}: {item['msg']}. `bench show {where or 'run'}` lists the settings."
-    close = get_close_matches(str(item["loc"][-1]), list(cls.model_fields), n=1)
+    *groups, last = item["loc"]
+    for group in groups:
+        inner = cls.model_fields[group].annotation if group in cls.model_fields else None
+        cls = inner if isinstance(inner, type) and issubclass(inner, Settings) else cls
+    close = get_close_matches(str(last), list(cls.model_fields), n=1)
     guess = f" Did you mean '{close[0]}'?" if close else ""
     return f"unknown setting {key}.{guess} `bench show {where or 'run'}` lists the settings."

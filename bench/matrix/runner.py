@@ -8,12 +8,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from bench.core.attack import attacks
 from bench.core.errors import BenchError
 from bench.matrix.executors import execute
 from bench.matrix.plan import Node, Plan, make_plan
 from bench.matrix.settings import RunSettings, worker_count
 from bench.matrix.stages import Workshop
 from bench.matrix.store import Store
+from metrics.perturbations import perturbation
 
 RUN_FILE = "run.json"
 
@@ -46,6 +48,9 @@ def prepare(run: RunSettings, out: Path) -> tuple[Workshop, Plan, list[Node]]:
     """Check all that can be checked before work starts; the plan, and its nodes that are still to be made."""
     shop = Workshop(run, Store(out), open_device(run.device))
     _ = shop.target
+    for name in run.evaluate.perturbations:
+        if name not in attacks and name != "trigger":
+            perturbation(name)
     plan = make_plan(run, shop.fingerprints())
     missing = {id for cell in plan.cells for id in _missing(plan, cell.node, shop.store)}
     return shop, plan, [node for node in plan.nodes.values() if node.id in missing]
