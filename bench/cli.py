@@ -1,5 +1,6 @@
 """The face: `bench run`, `list`, `show`, `triggers`, `report`, `pretrain`."""
 
+import inspect
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,7 +8,6 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
-from rich.markdown import Markdown
 from rich.table import Table
 
 from bench.core.attack import Trigger, attacks, stamp
@@ -183,7 +183,7 @@ def show(
         raise unknown("method", name, known, "`bench list attacks` and the like explain them.")
     for kind, method in (found or {"settings of a run": RunSettings}).items():
         screen.print(f"{name} ({kind}), {origin(method)}\n", markup=False, highlight=False)
-        screen.print(_dedent(method.__doc__ or ""), markup=False, highlight=False)
+        screen.print(inspect.cleandoc(method.__doc__ or "") + "\n", markup=False, highlight=False)
         screen.print(_settings_table(method))
 
 
@@ -258,18 +258,11 @@ def pretrain(
 def _write_report(out: Path) -> None:
     from reports.write import write_report
 
-    text = write_report(out)
-    screen.print(Markdown(text))
+    screen.print("\n" + write_report(out), markup=False, highlight=False, soft_wrap=True)
 
 
 def _summary(item: Any) -> str:
     return (item.__doc__ or "").strip().splitlines()[0]
-
-
-def _dedent(text: str) -> str:
-    import inspect
-
-    return inspect.cleandoc(text) + "\n"
 
 
 def _settings_table(method: type[Settings]) -> Table:

@@ -127,7 +127,7 @@ def test_node_ids_are_pinned() -> None:
     assert [node.id for node in plan.nodes.values()][:2] == PINNED
 
 
-PINNED = ["0", "0"]
+PINNED = ["33e07ac9e4d2e0f3", "f88bb02eba2a5192"]
 
 
 def test_two_runs_in_one_folder(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""What a method's author needs; everything else stands on it."""

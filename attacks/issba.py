@@ -1,0 +1,197 @@
+"""ISSBA: an invisible trigger of its own for every image (Li et al., arXiv 2012.03816)."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from kornia.color import rgb_to_yuv
+from kornia.enhance import jpeg_codec_differentiable
+from torch import Tensor
+
+from attacks.steganography import MESSAGE_BITS, Decoder, Encoder, encode_message, initialise
+from bench import Attack, BenchError, Field, Preparation, Trigger, attack
+
+YUV_WEIGHTS = (1.0, 100.0, 100.0)
+BITS_WEIGHT = 1.5
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What held-out images say of an encoder, as shares and dB, after clipping and rounding to 8 bits.
+
+    `bit_accuracy` is that of random messages, one per image; `message_accuracy` and `psnr`, the mean over images,
+    are those of the attack's own message.
+    """
+
+    bit_accuracy: float
+    message_accuracy: float
+    psnr: float
+
+
+@attack("issba")
+class ISSBA(Attack):
+    """x' = clip(x + E(m, x)): the residual by which a StegaStamp encoder E hides one fixed message m in an image.
+
+    Encoder and decoder are trained on most of the pairs' images with random messages, until images held out give the
+    bits back. Loss, after StegaStamp's code: a ramp times `image_weight` times the squared error in YUV (weights 1,
+    100, 100), plus 1.5 times the cross-entropy of the bits that the decoder reads from the image after mild noise
+    and JPEG. StegaStamp's critic, perspective and LPIPS are left out (LPIPS needs weights that the suite does not
+    have): such triggers are less hidden from the eye than StegaStamp's at the same PSNR.
+    """
+
+    text: str = Field("Stega!!", description="the message, at most 7 bytes")
+    bits: int = Field(
+        MESSAGE_BITS, ge=1, le=MESSAGE_BITS, description="how many of the message's 100 bits are hidden, from the first"
+    )
+    width: int = Field(32, ge=1, description="channels of the networks' first layer; the others scale with it")
+    aligner: bool = Field(False, description="an affine spatial transformer before the decoder, for perspective")
+    rate: float = Field(1e-4, gt=0, description="Adam's learning rate for encoder and decoder")
+    batch_size: int = Field(32, ge=1, description="images a step")
+    max_steps: int = Field(20_000, ge=1, description="steps after which training has failed")
+    bits_steps: int = Field(1500, ge=0, description="first steps, without image loss")
+    image_weight: float = Field(2.0, ge=0, description="weight of the image loss at the end of the ramp")
+    ramp_steps: int = Field(15_000, ge=1, description="steps of the ramp, counted from the first")
+    ramp_power: float = Field(1.0, gt=0, description="shape of the ramp: 1 linear, 2 quadratic")
+    # Started too early or too steeply, the image loss ends in a zero residual, from which nothing is learned again.
+    ramp_accuracy: float = Field(
+        0.85, ge=0, lt=1, description="share of bits read below which the ramp goes back instead; 0: never (StegaStamp)"
+    )
+    noise: float = Field(0.02, ge=0, description="greatest standard deviation of the noise in training, of [0, 1]")
+    jpeg_quality: float = Field(75, ge=1, le=100, description="lowest JPEG quality in training; 100: no JPEG")
+    held_out: int = Field(128, ge=1, description="images kept apart to test on; at most a quarter of the pairs")
+    check_every: int = Field(100, ge=1, description="steps between tests on the images held out")
+    min_bit_accuracy: float = Field(0.98, ge=0, le=1, description="share of bits read back that ends training")
+    min_psnr: float = Field(26.0, ge=0, description="PSNR that ends training", unit="dB")
+
+    def prepare(self, given: Preparation) -> dict[str, Tensor]:
+        """Train the encoder; gives its weights, the decoder's and the message.
+
+        The log gets the curves of both losses (every step) and of `Quality` (every `check_every` steps).
+
+        Raises:
+            BenchError: fewer than 4 pairs; or `min_bit_accuracy` and `min_psnr` not reached within `max_steps`.
+        """
+        message = encode_message(self.text, self.bits)
+        order = torch.randperm(len(given.pairs), generator=given.rng("held out"))
+        held_out = order[: min(self.held_out, len(order) // 4)]
+        if not len(held_out):
+            raise BenchError(f"issba trains on the pairs' images, and {len(order)} are too few. Raise poison.pairs")
+        encoder, decoder = self._train(given, order[len(held_out) :], held_out, message)
+        weights = {f"encoder.{k}": v for k, v in encoder.state_dict().items()}
+        weights |= {f"decoder.{k}": v for k, v in decoder.state_dict().items()}
+        return {"message": message} | {k: v.detach().cpu().contiguous() for k, v in weights.items()}
+
+    @torch.no_grad()
+    def apply(self, images: Tensor, index: Sequence[int], trigger: Trigger) -> Tensor:
+        encoder, _ = self._open(trigger, images)
+        message = trigger.tensors["message"].to(images)[None]
+        # One by one: convolutions of another batch size may round differently, and then so may an image's 8 bits.
+        return torch.cat([image + encoder(image, message) for image in images.split(1)])
+
+    @torch.no_grad()
+    def read(self, images: Tensor, trigger: Trigger) -> Tensor:
+        """The bits (n, bits), uint8, that the decoder reads from images, uint8 or in [0, 1]; to verify a trigger."""
+        images = images / 255 if images.dtype == torch.uint8 else images
+        _, decoder = self._open(trigger, images)
+        return (decoder(images) > 0).to(torch.uint8)
+
+    def _networks(self, size: int) -> tuple[Encoder, Decoder]:
+        """Both without memory: their weights are loaded or drawn by the caller, never from the global generator."""
+        with torch.device("meta"):
+            return Encoder(size, self.bits, self.width), Decoder(size, self.bits, self.width, self.aligner)
+
+    def _open(self, trigger: Trigger, images: Tensor) -> tuple[Encoder, Decoder]:
+        encoder, decoder = self._networks(images.shape[-1])
+        for name, network in (("encoder.", encoder), ("decoder.", decoder)):
+            weights = {k.removeprefix(name): v for k, v in trigger.tensors.items() if k.startswith(name)}
+            network.load_state_dict({k: v.to(images.device) for k, v in weights.items()}, assign=True)
+        return encoder, decoder
+
+    def _train(self, given: Preparation, train: Tensor, held_out: Tensor, message: Tensor) -> tuple[Encoder, Decoder]:
+        device, rng = given.clip.device, given.rng("encoder")
+        noise_rng = torch.Generator(device).manual_seed(given.rng("noise").initial_seed())
+        encoder, decoder = self._networks(given.clip.image_size)
+        for network in (encoder, decoder):
+            initialise(network.to_empty(device="cpu"), rng)
+            network.to(device).to(memory_format=torch.channels_last)
+        optimiser = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=self.rate)
+        accuracy, ramp, found = 0.5, 0.0, Quality(0, 0, 0)
+        for step in range(1, self.max_steps + 1):
+            index = train[torch.randint(len(train), (self.batch_size,), generator=rng)]
+            bits = torch.randint(2, (self.batch_size, self.bits), generator=rng).float().to(device)
+            images = (given.pairs.load(index).to(device) / 255).contiguous(memory_format=torch.channels_last)
+            residual = encoder(images, bits)
+            logits = decoder(distort(images + residual, self.noise, self.jpeg_quality, noise_rng))
+            bits_loss, seen = F.binary_cross_entropy_with_logits(logits, bits), image_loss(residual)
+            weight = self.image_weight * ramp**self.ramp_power if step > self.bits_steps else 0.0
+            optimiser.zero_grad()
+            (BITS_WEIGHT * bits_loss + weight * seen).backward()
+            optimiser.step()
+            accuracy = 0.9 * accuracy + 0.1 * bit_accuracy(logits, bits)
+            ramp = min(1.0, max(0.0, ramp + (1 if accuracy >= self.ramp_accuracy else -1) / self.ramp_steps))
+            record(given.log, bits_loss=bits_loss.item(), image_loss=seen.item())
+            if step % self.check_every == 0 or step == self.max_steps:
+                found = measure(encoder, decoder, given.pairs.load(held_out), message, given.rng("check"))
+                record(given.log, **asdict(found))
+                if self._suffices(found):
+                    return encoder, decoder
+        raise BenchError(
+            f"issba: after {self.max_steps} steps, images held out give back {found.bit_accuracy:.1%} of random bits "
+            f"and {found.message_accuracy:.1%} of the message's, at {found.psnr:.1f} dB. Wanted are "
+            f"issba.min_bit_accuracy = {self.min_bit_accuracy:.1%} and issba.min_psnr = {self.min_psnr:g} dB. Train "
+            f"longer (--set issba.max_steps={2 * self.max_steps}), hide fewer issba.bits, or lower what is wanted."
+        )
+
+    def _suffices(self, found: Quality) -> bool:
+        read = min(found.bit_accuracy, found.message_accuracy)
+        return read >= self.min_bit_accuracy and found.psnr >= self.min_psnr
+
+
+def image_loss(residual: Tensor) -> Tensor:
+    """StegaStamp's L_yuv: the mean square of a residual (n, 3, h, w) in Y, U and V, summed with `YUV_WEIGHTS`."""
+    return rgb_to_yuv(residual).square().mean((0, 2, 3)) @ torch.tensor(YUV_WEIGHTS, device=residual.device)
+
+
+def bit_accuracy(logits: Tensor, bits: Tensor) -> float:
+    """Share of the bits (n, b), zeros and ones, that logits get right."""
+    return ((logits > 0) == (bits > 0.5)).float().mean().item()
+
+
+def distort(images: Tensor, noise: float, jpeg_quality: float, rng: torch.Generator) -> Tensor:
+    """Mild damage between encoder and decoder: noise, clipping to [0, 1], differentiable JPEG; all with gradients.
+
+    Each image draws its standard deviation from U(0, `noise`) and its JPEG quality from U(`jpeg_quality`, 100).
+    """
+    draws = torch.rand(2, len(images), generator=rng, device=images.device)
+    grain = torch.randn(images.shape, generator=rng, device=images.device)
+    images = (images + noise * draws[0].view(-1, 1, 1, 1) * grain).clamp(0, 1)
+    if jpeg_quality == 100:
+        return images
+    return jpeg_codec_differentiable(images, 100 - (100 - jpeg_quality) * draws[1])
+
+
+@torch.no_grad()
+def measure(
+    encoder: Encoder, decoder: Decoder, images: Tensor, message: Tensor, rng: torch.Generator, batch: int = 64
+) -> Quality:
+    """Quality of an encoder on images, uint8 (n, 3, h, w), as `stamp` leaves them: clipped, rounded to 8 bits."""
+    device = next(encoder.parameters()).device
+    own = message.float().expand(len(images), -1)
+    random = torch.randint(2, own.shape, generator=rng).float()
+    rows = []
+    for part in torch.arange(len(images)).split(batch):
+        clean = images[part].to(device) / 255
+        row = []
+        for bits in (random[part].to(device), own[part].to(device)):
+            stamped = ((clean + encoder(clean, bits)).clamp(0, 1) * 255).round() / 255
+            row.append(((decoder(stamped) > 0) == (bits > 0.5)).float().mean(1))
+        # An error below that of any 8-bit image stands for none; the logarithm of 0 could not be stored as JSON.
+        row.append(-10 * (stamped - clean).square().mean((1, 2, 3)).clamp(min=1e-10).log10())
+        rows.append(torch.stack(row, 1))
+    return Quality(*torch.cat(rows).mean(0).tolist())
+
+
+def record(log: dict[str, list[float]], **values: float) -> None:
+    for name, value in values.items():
+        log.setdefault(name, []).append(value)
