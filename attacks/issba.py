@@ -87,7 +87,7 @@ class ISSBA(Attack):
         encoder, _ = self._open(trigger, images)
         message = trigger.tensors["message"].to(images)[None]
         # One by one: convolutions of another batch size may round differently, and then so may an image's 8 bits.
-        return torch.cat([image + encoder(image, message) for image in images.split(1)])
+        return torch.cat([image + encoder(image, message.expand(len(image), -1)) for image in images.split(1)])
 
     @torch.no_grad()
     def read(self, images: Tensor, trigger: Trigger) -> Tensor:

@@ -165,10 +165,11 @@ class Aligner(nn.Module):
 
 def initialise(network: nn.Module, rng: torch.Generator) -> None:
     """Draw the weights anew: He's normal distribution, no biases; an aligner's last layer is the identity map."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=rng)
-            nn.init.zeros_(module.bias)
+    for parameter in network.parameters():
+        if parameter.ndim > 1:
+            nn.init.kaiming_normal_(parameter, nonlinearity="relu", generator=rng)
+        else:
+            nn.init.zeros_(parameter)
     for module in network.modules():
         if isinstance(module, Aligner):
             nn.init.zeros_(module.theta.weight)

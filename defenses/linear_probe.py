@@ -19,6 +19,8 @@ class LinearProbe(Defense):
     few-shot probe, so we take the same images a class as RVPT does.
     """
 
+    zero_shot = False
+
     shots: int = Field(16, ge=1, description="training images a class")
     learning_rate: float = Field(0.01, gt=0, description="constant learning rate of SGD")
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")

@@ -67,6 +67,9 @@ class PromptTuning(Defense):
             raise BenchError(f"depth = {self.depth}, but this image tower has {blocks} blocks: no block gets prompts")
         victim.clip.model.requires_grad_(False)
         prompts = self._initial(victim, blocks, data.rng("prompts")).requires_grad_()
+        if not self.prompts:
+            # b = 0 is the model as it was, bit for bit, and nothing of it can be tuned.
+            return replace(victim, prompts=prompts.detach())
         texts = data.class_embeddings(victim)
         optimiser = torch.optim.SGD(
             [prompts], lr=self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay
@@ -132,15 +135,16 @@ class PromptTuning(Defense):
 
     def _views(self, shots: Labelled, index: Tensor, seed: int) -> Tensor:
         """One augmented view of each image of an index: uint8 (n, 3, size, size)."""
-        if self.min_crop == 1 and not self.flip:
-            return shots.load(index)
         side = shots.pixels.shape[-1]
         bicubic, aspect = v2.InterpolationMode.BICUBIC, (1 / self.max_aspect, self.max_aspect)
         crop = v2.RandomResizedCrop(side, (self.min_crop, 1.0), aspect, bicubic, antialias=True)
-        augment = v2.Compose([crop, v2.RandomHorizontalFlip(0.5 if self.flip else 0.0)])
+        flip = v2.RandomHorizontalFlip(0.5 if self.flip else 0.0)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return torch.stack([augment(shots.load_native(i)) for i in index.tolist()])
+            if self.min_crop == 1:
+                # Not a crop of everything: of a native image that is not square, it would still cut or squash.
+                return torch.stack([flip(image) for image in shots.load(index)])
+            return torch.stack([flip(crop(shots.load_native(i))) for i in index.tolist()])
 
     @torch.no_grad()
     def _frozen(self, victim: Victim, images: Tensor, labels: Tensor) -> Batch:

@@ -27,9 +27,9 @@ def read_run(out: Path) -> dict:
 
 
 def finished_cells(out: Path) -> tuple[list[dict], list[dict]]:
-    """Cells that have been evaluated, and those that have not."""
+    """Cells that have been evaluated, and those that have not; not those that are not applicable."""
     store = Store(out)
-    cells = read_run(out)["cells"]
+    cells = [cell for cell in read_run(out)["cells"] if cell["evaluation"]]
     done = [cell for cell in cells if store.has("evaluation", cell["evaluation"])]
     return done, [cell for cell in cells if cell not in done]
 

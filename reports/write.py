@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 from bench.core.attack import stamp
@@ -27,13 +28,13 @@ def write_report(out: Path) -> str:
     all_predictions(out).to_parquet(out / "predictions.parquet", index=False)
     table = main_table(results)
     table.to_csv(out / "table.csv")
-    text = _markdown(run, results, table, missing)
+    text = _markdown(out, run, results, table, missing)
     (out / "table.md").write_text(text)
     _pictures(run, out, done)
     return text
 
 
-def _markdown(run: RunSettings, results, table, missing: list[dict]) -> str:
+def _markdown(out: Path, run: RunSettings, results: pd.DataFrame, table: pd.DataFrame, missing: list[dict]) -> str:
     n = int(results[results["metric"] == "CA"]["n"].iloc[0])
     lines = [
         f"# {run.model.label} on {run.dataset}, target {run.target}",
@@ -50,6 +51,8 @@ def _markdown(run: RunSettings, results, table, missing: list[dict]) -> str:
     ]
     for attack, asr in did_not_take(results, run.took).items():
         lines.append(f"The attack {attack} did not take: undefended ASR {asr:.1f} % < {run.took:.0f} %.")
+    for cell in {(c["attack"], c["defense"]): c for c in read_run(out)["cells"] if not c["evaluation"]}.values():
+        lines.append(f"{cell['defense']} has no text side, so it cannot face {cell['attack']}'s key in the text: –.")
     if missing:
         lines.append(f"{len(missing)} cells are not finished and not in the tables; the same `bench run` makes them.")
     return "\n".join(lines).rstrip() + "\n"

@@ -23,8 +23,16 @@ from defenses.vpt import VPT
 
 CLASSES, PER_CLASS, SIDE = ("cat", "banana", "house"), 4, 32
 # Small, without augmentation, and quick to move.
-SMALL = {"depth": 1, "prompts": 3, "shots": 4, "batch_size": 6, "epochs": 3, "learning_rate": 0.05, "warmup_epochs": 0}
-PLAIN = {**SMALL, "min_crop": 1.0, "flip": False}
+SMALL: dict[str, Any] = {
+    "depth": 1,
+    "prompts": 3,
+    "shots": 4,
+    "batch_size": 6,
+    "epochs": 3,
+    "learning_rate": 0.05,
+    "warmup_epochs": 0,
+}
+PLAIN: dict[str, Any] = {**SMALL, "min_crop": 1.0, "flip": False}
 
 
 def make_images(

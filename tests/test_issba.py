@@ -115,6 +115,7 @@ def test_the_encoder_at_224_is_the_papers():
     assert layers[7:] == [(512, 7 * 7 * 128), (100, 512)]
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
 def test_the_encoder_as_the_table_reads():
     """At a multiple of 16, with nn.Upsample and TensorFlow's "same" padding of 2 x 2 kernels, layer by layer."""
     e = Encoder(32, 5, 2)
@@ -298,7 +299,7 @@ def test_training_that_fails_says_what_to_do():
 
 def test_image_loss_waits_for_the_bits():
     """An image loss on a decoder that reads nothing would end in a zero residual; with a threshold it never starts."""
-    settings = TINY | {"max_steps": 40, "min_bit_accuracy": 0, "min_psnr": 0, "check_every": 40, "rate": 1e-4}
+    settings = TINY | {"max_steps": 40, "min_bit_accuracy": 0, "min_psnr": 0, "check_every": 40, "jpeg_quality": 100}
     settings |= {"image_weight": 1000.0, "ramp_steps": 1}
     waiting, eager = preparation(), preparation()
     ISSBA(**settings, ramp_accuracy=0.99).prepare(waiting)

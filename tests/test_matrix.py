@@ -131,7 +131,7 @@ PINNED = ["33e07ac9e4d2e0f3", "f88bb02eba2a5192"]
 
 
 def test_two_runs_in_one_folder(tmp_path: Path) -> None:
-    with Store(tmp_path).locked(), pytest.raises(BenchError, match="another run is at work in .* --out"):
+    with Store(tmp_path).locked(), pytest.raises(BenchError, match=r"another run is at work in .* --out"):
         run_matrix(settings(), tmp_path, (), QUIET)
 
 

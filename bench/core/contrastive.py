@@ -47,7 +47,7 @@ class FineTuning(Settings):
     learning_rate: float = Field(1e-5, gt=0, description="peak learning rate of AdamW")
     epochs: int = Field(5, ge=0, description="passes over the pairs")
     batch_size: int = Field(128, ge=2, description="pairs a step; the contrast is within the batch")
-    weight_decay: float = Field(0.1, ge=0, description="of weight matrices; norms, biases, logit_scale have none")
+    weight_decay: float = Field(0.1, ge=0, description="of all but norms, biases and logit_scale")
     warmup_steps: int = Field(50, ge=0, description="steps of linear warm-up before the cosine")
     towers: Literal["both", "image"] = Field("both", description="which weights train")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="autocast of forward and loss")
@@ -62,8 +62,9 @@ def fine_tune(
     dropped. After every step logit_scale is clamped to [0, ln 100].
     """
     trained = _trained_parameters(clip, recipe.towers)
-    decayed = [p for name, p in trained if p.ndim >= 2 and "embedding" not in name]
-    others = [p for name, p in trained if not (p.ndim >= 2 and "embedding" not in name)]
+    # All vectors are of norms and biases, but for the class embedding.
+    decayed = [p for name, p in trained if p.ndim >= 2 or "embedding" in name]
+    others = [p for name, p in trained if not (p.ndim >= 2 or "embedding" in name)]
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.999), eps=1e-8)
     batch_size = min(recipe.batch_size, n)

@@ -61,6 +61,8 @@ class Defense(Settings):
 
     # Raise it when a change of the code changes what the defense does: stored results of the old one are not reused.
     version: ClassVar[int] = 1
+    # Whether the defended model still classifies by class texts; an attack with a key in the text needs that.
+    zero_shot: ClassVar[bool] = True
 
     def fit(self, victim: Victim, data: CleanData) -> Victim:
         """Defend `victim`, which must not be changed, with clean data.

@@ -43,12 +43,12 @@ class Node:
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of the matrix to be: which evaluation answers it."""
+    """One number of the matrix to be: which evaluation answers it; None where the defense cannot face the attack."""
 
     attack: str
     defense: str
     seed: int
-    node: str
+    node: str | None
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,13 @@ def make_plan(run: RunSettings, prints: Fingerprints) -> Plan:
             clean = evaluation(prints.model, backdoor, (), clean=True)
             cells.append(Cell(attack, CLEAN_MODEL, seed, clean.id))
             for defense in run.defenses:
+                parts = () if defense == "none" else tuple(defense.split("+"))
+                if attacks[attack].text_key and not all(defenses[part].zero_shot for part in parts):
+                    cells.append(Cell(attack, defense, seed, None))
+                    continue
                 subject = backdoor.id
                 chain: tuple[str, ...] = ()
-                for part in () if defense == "none" else defense.split("+"):
+                for part in parts:
                     chain = (*chain, part)
                     subject = add(
                         "defense",

@@ -1,6 +1,7 @@
 """Run a matrix: find what is there, make what is missing, tell what happened."""
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def prepare(run: RunSettings, out: Path) -> tuple[Workshop, Plan, list[Node]]:
         if name not in attacks and name != "trigger":
             perturbation(name)
     plan = make_plan(run, shop.fingerprints())
-    missing = {id for cell in plan.cells for id in _missing(plan, cell.node, shop.store)}
+    missing = {id for cell in plan.cells if cell.node for id in _missing(plan, cell.node, shop.store)}
     return shop, plan, [node for node in plan.nodes.values() if node.id in missing]
 
 
@@ -61,7 +62,8 @@ def show_plan(plan: Plan, todo: list[Node], console: Console) -> None:
     ids = {node.id for node in todo}
     table = Table("attack", "defense", "seed", "state", title=f"{len(plan.cells)} cells")
     for cell in plan.cells:
-        table.add_row(cell.attack, cell.defense, str(cell.seed), "to make" if cell.node in ids else "there")
+        state = "not applicable" if cell.node is None else "to make" if cell.node in ids else "there"
+        table.add_row(cell.attack, cell.defense, str(cell.seed), state)
     console.print(table)
     for kind in ("backdoor", "defense", "evaluation"):
         of_kind = [node for node in plan.nodes.values() if node.kind == kind]
@@ -83,6 +85,7 @@ def run_matrix(run: RunSettings, out: Path, plugins: tuple[Path, ...], console: 
             f"on {shop.device} in {workers} process{'es' if workers > 1 else ''}"
         )
         failures, done = {}, 0
+        spent: Counter[str] = Counter()
         for outcome in execute(todo, run, out, shop.device, workers, plugins):
             done += 1
             if outcome.error:
@@ -90,8 +93,12 @@ def run_matrix(run: RunSettings, out: Path, plugins: tuple[Path, ...], console: 
                 console.print(f"[{done}/{len(todo)}] FAILED {outcome.node.label}: {outcome.error}", markup=False)
             else:
                 card = shop.store.card(outcome.node.kind, outcome.node.id)
+                spent[_work(outcome.node)] += card["seconds"]
                 line = f"[{done}/{len(todo)}] {outcome.node.label} ({card['seconds']:.0f} s){_counts(card)}"
                 console.print(line, markup=False, highlight=False)
+        if spent:
+            parts = ", ".join(f"{work} {seconds:.0f}" for work, seconds in spent.most_common())
+            console.print(f"process seconds: {parts}", markup=False, highlight=False)
         return Report(done - len(failures), len(plan.nodes) - len(todo), failures)
 
 
@@ -103,9 +110,13 @@ def _missing(plan: Plan, id: str, store: Store) -> set[str]:
     return {id}.union(*(_missing(plan, need, store) for need in node.needs))
 
 
+def _work(node: Node) -> str:
+    return node.chain[-1] if node.kind == "defense" else {"backdoor": "poisoning"}.get(node.kind, node.kind)
+
+
 def _counts(card: dict) -> str:
     poisoned = f", {card['poisoned']} of {card['pairs']} pairs poisoned" if "poisoned" in card else ""
-    skipped = f", {len(card['skipped'])} files skipped" if card.get("skipped") else ""
+    skipped = f", {len(card['skipped'])} file(s) skipped" if card.get("skipped") else ""
     return poisoned + skipped
 
 
@@ -130,7 +141,7 @@ def _write_run(run: RunSettings, plan: Plan, out: Path, plugins: tuple[Path, ...
             "defense": cell.defense,
             "seed": cell.seed,
             "evaluation": cell.node,
-            "backdoor": plan.nodes[cell.node].needs[0],
+            "backdoor": plan.nodes[cell.node].needs[0] if cell.node else None,
         }
         for cell in plan.cells
     ]

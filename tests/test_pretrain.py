@@ -1,0 +1,70 @@
+"""Pretraining: a model that opens in open_clip, a card, the same weights from the same seed."""
+
+import csv
+import json
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from PIL import Image
+
+from bench.core.clip import WEIGHTS_FILE, Clip
+from bench.core.errors import BenchError
+from bench.core.pretraining import Pretraining
+from bench.pretrain import train_from_scratch
+
+QUICK = Pretraining(steps=2, batch_size=4, images=20, warmup_steps=1)
+
+
+@pytest.fixture
+def muon() -> None:
+    if not hasattr(torch.optim, "Muon"):
+        pytest.skip("torch older than 2.9 has no Muon; `bench pretrain` says so")
+
+
+def train(out: Path, config: dict, seed: int = 0, pairs: Path | None = None, recipe: Pretraining = QUICK) -> dict:
+    return train_from_scratch(out, config, recipe, seed, pairs, "cpu", lambda _: None)
+
+
+@pytest.mark.usefixtures("muon")
+def test_the_world(tmp_path: Path, tiny_config: dict) -> None:
+    card = train(tmp_path / "a", tiny_config)
+    assert card["samples"] == 8 and card["zero_shot_accuracy"]["n"] == 1500
+    assert json.loads((tmp_path / "a" / "card.json").read_text()) == card
+    model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'a'}")
+    ours = Clip.load(tmp_path / "a")
+    assert all(torch.equal(v, ours.model.state_dict()[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.usefixtures("muon")
+def test_a_seed_determines_the_weights(tmp_path: Path, tiny_config: dict) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(tmp_path / name, tiny_config, seed)
+    a, b, c = ((tmp_path / name / WEIGHTS_FILE).read_bytes() for name in "abc")
+    assert a == b != c
+
+
+@pytest.mark.usefixtures("muon")
+def test_pairs_of_ones_own(tmp_path: Path, tiny_config: dict) -> None:
+    with (tmp_path / "pairs.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["image", "caption"])
+        for i in range(6):
+            Image.new("RGB", (40, 50), (40 * i, 0, 0)).save(tmp_path / f"{i}.png")
+            rows.writerow([f"{i}.png", f"a photo of shade {i}"])
+    card = train(tmp_path / "model", tiny_config, pairs=tmp_path / "pairs.csv")
+    assert "zero_shot_accuracy" not in card and card["data"].endswith("pairs.csv")
+    assert Clip.load(tmp_path / "model").image_size == tiny_config["model_cfg"]["vision_cfg"]["image_size"]
+
+
+def test_a_model_is_not_overwritten(tmp_path: Path, tiny_config: dict) -> None:
+    (tmp_path / "open_clip_config.json").write_text("{}")
+    with pytest.raises(BenchError, match=r"already holds a model. Give another --out"):
+        train(tmp_path, tiny_config)
+
+
+def test_without_muon(tmp_path: Path, tiny_config: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
+    with pytest.raises(BenchError, match=r"needs torch 2.9 or newer"):
+        train(tmp_path, tiny_config)

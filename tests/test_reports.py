@@ -1,0 +1,76 @@
+"""Tables and pictures from results made by hand."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from reports.results import COLUMNS
+from reports.table import did_not_take, main_table, pooled, resistivity_table, to_markdown
+from reports.triggers import difference, draw_triggers, psnr
+
+
+def results(*cells: tuple[str, str, int, int, int]) -> pd.DataFrame:
+    """Rows for (attack, defense, seed, ASR's count, CA's count), of 100 images each."""
+    rows = []
+    for attack, defense, seed, asr, ca in cells:
+        place = {"model": "m", "attack": attack, "target": "t", "defense": defense, "dataset": "d", "seed": seed}
+        for metric, count in (("ASR", asr), ("CA", ca)):
+            share = {"metric": metric, "perturbation": "", "value": float(count), "count": float(count), "n": 100}
+            rows.append({**place, **share, "low": 0.0, "high": 100.0})
+        for metric in ("PR_cos", "PR_ratio"):
+            similarity = {"metric": metric, "perturbation": "trigger", "value": 0.9, "count": np.nan, "n": 100}
+            rows.append({**place, **similarity, "low": 0.8, "high": 1.0})
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def test_the_main_table_has_asr_ca_and_intervals() -> None:
+    table = main_table(results(("badnet", "none", 0, 97, 99), ("badnet", "clean_model", 0, 0, 100)))
+    assert list(table.index) == ["clean_model", "none"], "the clean model comes first"
+    assert table.loc["none", "badnet"] == "97.0 [91.5, 99.0] (99.0 [94.6, 99.8])"
+
+
+def test_seeds_are_pooled_and_their_spread_stands_beside() -> None:
+    frame = results(("badnet", "none", 0, 90, 99), ("badnet", "none", 1, 70, 97))
+    value, low, high = pooled(frame, "ASR")
+    # Wilson by hand: (p + z²/2n ± z sqrt(p q / n + z²/4n²)) / (1 + z²/n)
+    p, n, z = 0.8, 200, 1.959963984540054
+    middle, half = p + z**2 / (2 * n), z * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5
+    expected = ((middle - half) / (1 + z**2 / n), (middle + half) / (1 + z**2 / n))
+    assert (value, low, high) == pytest.approx((80, 100 * expected[0], 100 * expected[1]))
+    assert "80.0 [73.9, 85.0; seeds 70.0..90.0]" in main_table(frame).loc["none", "badnet"]
+
+
+def test_a_missing_cell_is_a_dash() -> None:
+    frame = results(("badnet", "none", 0, 90, 99), ("wanet", "rvpt", 0, 70, 97))
+    assert main_table(frame).loc["rvpt", "badnet"] == "–"
+    assert resistivity_table(frame).loc["rvpt", "wanet"] == "0.900 / 0.900"
+    assert to_markdown(main_table(frame)).startswith("| defense")
+
+
+def test_attacks_that_did_not_take_are_named() -> None:
+    frame = results(("badnet", "none", 0, 90, 99), ("wanet", "none", 0, 59, 99), ("wanet", "rvpt", 0, 1, 99))
+    assert did_not_take(frame, 60.0) == {"wanet": 59.0}
+
+
+def test_psnr_against_numpy() -> None:
+    rng = np.random.default_rng(0)
+    clean, changed = rng.integers(0, 256, (2, 1, 3, 8, 8))
+    expected = 10 * np.log10(255**2 / np.mean((clean - changed) ** 2))
+    assert psnr(torch.tensor(clean), torch.tensor(changed)) == pytest.approx(expected)
+
+
+def test_the_difference_is_amplified_around_gray() -> None:
+    clean = torch.full((1, 3, 2, 2), 100, dtype=torch.uint8)
+    assert difference(clean, clean).unique().tolist() == [128]
+    assert difference(clean, clean + 5).unique().tolist() == [178]
+
+
+def test_the_gallery_is_a_picture(tmp_path: Path) -> None:
+    clean = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    draw_triggers(clean, {"badnet": clean + 50, "wanet": clean}, tmp_path / "triggers" / "gallery.png")
+    with Image.open(tmp_path / "triggers" / "gallery.png") as picture:
+        assert picture.width > picture.height > 100
