@@ -119,7 +119,11 @@ def run(
         _, plan, todo = prepare(settings, out)
         show_plan(plan, todo, screen)
         return
-    ended = run_matrix(settings, out, tuple(plugin), screen)
+    try:
+        ended = run_matrix(settings, out, tuple(plugin), screen)
+    except KeyboardInterrupt:
+        screen.print("interrupted. Finished work is kept: the same command goes on from there.")
+        raise typer.Exit(130) from None
     _write_report(out)
     if ended.failures:
         screen.print(f"{len(ended.failures)} of the run's artefacts failed; the same command tries them again:")
@@ -190,7 +194,7 @@ def show(
 @app.command()
 def triggers(
     preset: Preset = "mini",
-    attacks: Attacks = "all",
+    attacks: Attacks = None,
     model: Model = None,
     pretrained: Pretrained = None,
     checkpoint: Checkpoint = None,
@@ -204,7 +208,7 @@ def triggers(
     out: Out = Path("results"),
     images: Annotated[int, typer.Option(min=1, help="Test images to show.")] = 3,
 ) -> None:
-    """Draw every trigger on test images: clean, triggered, difference x 10. Nothing is trained but the triggers."""
+    """Draw triggers on test images: clean, triggered, difference x 10. Nothing is trained but the triggers."""
     from bench.matrix.stages import Workshop, test_trigger
     from bench.matrix.store import Store
     from reports.triggers import draw_triggers
@@ -262,7 +266,7 @@ def _write_report(out: Path) -> None:
 
 
 def _summary(item: Any) -> str:
-    return (item.__doc__ or "").strip().splitlines()[0]
+    return next(iter((item.__doc__ or "").strip().splitlines()), "")
 
 
 def _settings_table(method: type[Settings]) -> Table:
@@ -294,9 +298,6 @@ def main() -> None:
     except BenchError as error:
         Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted. Finished work is kept: the same command goes on from there.")
-        sys.exit(130)
 
 
 if __name__ == "__main__":

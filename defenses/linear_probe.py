@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench import CleanData, Defense, Field, Victim, defense
+from bench import CleanData, Defense, Field, Images, Victim, defense
 from bench.core.contrastive import shuffled_batches
 
 
@@ -29,7 +29,7 @@ class LinearProbe(Defense):
 
     def fit(self, victim: Victim, data: CleanData) -> Victim:
         shots = data.shots(self.shots)
-        features = embed(victim, shots.pixels, torch.arange(len(shots)))
+        features = embed(victim, shots)
         labels = shots.labels.to(features.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(data.rng("head").initial_seed())
@@ -46,6 +46,7 @@ class LinearProbe(Defense):
 
 
 @torch.no_grad()
-def embed(victim: Victim, pixels, index: Tensor, batch_size: int = 256) -> Tensor:
-    """Raw embeddings (n, embed_dim) of the images of an index."""
-    return torch.cat([victim.encode(torch.as_tensor(pixels[part])).embedding for part in index.split(batch_size)])
+def embed(victim: Victim, images: Images, batch_size: int = 256) -> Tensor:
+    """Raw embeddings (n, embed_dim) of images."""
+    parts = torch.arange(len(images)).split(batch_size)
+    return torch.cat([victim.encode(images.load(part)).embedding for part in parts])

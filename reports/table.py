@@ -3,6 +3,7 @@
 import pandas as pd
 
 from bench.matrix.plan import CLEAN_MODEL
+from metrics.intervals import wilson
 
 PR_PERTURBATION = "trigger"
 
@@ -10,10 +11,15 @@ PR_PERTURBATION = "trigger"
 def main_table(results: pd.DataFrame) -> pd.DataFrame:
     """A row per defense, a column per attack: `ASR (CA)` in percent, each with its 95 % interval.
 
-    Over several seeds, values are means and the interval is that of the pooled counts; the spread over seeds is not
-    in it, and stands beside it as min..max.
+    Over several seeds, values are means; the spread over seeds is not in the interval, and stands beside it as
+    min..max.
     """
     return _pivot(results, lambda cell: f"{_share(cell, 'ASR')} ({_share(cell, 'CA')})")
+
+
+def poisoned_accuracy_table(results: pd.DataFrame) -> pd.DataFrame:
+    """A row per defense, a column per attack: PA, the accuracy on triggered images of other classes, in percent."""
+    return _pivot(results, lambda cell: _share(cell, "PA"))
 
 
 def resistivity_table(results: pd.DataFrame) -> pd.DataFrame:
@@ -26,12 +32,13 @@ def to_markdown(table: pd.DataFrame) -> str:
 
 
 def pooled(cell: pd.DataFrame, metric: str) -> tuple[float, float, float]:
-    """Value and 95 % Wilson interval of a share over seeds, in percent, from the pooled counts."""
-    from metrics.intervals import wilson
+    """Mean of a share over seeds and its 95 % Wilson interval, in percent.
 
+    All seeds see the same test images, so more seeds do not narrow the interval: it is that of one seed's images.
+    """
     rows = cell[cell["metric"] == metric]
-    count, n = int(rows["count"].sum()), int(rows["n"].sum())
-    low, high = wilson(count, n)
+    count, n = rows["count"].mean(), rows["n"].mean()
+    low, high = wilson(round(count), round(n))
     return 100 * count / n if n else float("nan"), 100 * low, 100 * high
 
 

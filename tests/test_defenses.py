@@ -499,7 +499,7 @@ def test_linear_probe_leaves_the_encoder_alone_and_needs_no_text(tiny_clip: Clip
 @pytest.mark.parametrize("mapped", [False, True], ids=["in memory", "memory-mapped"])
 def test_cached_features_are_those_of_the_images(tiny_clip: Clip, mapped: bool) -> None:
     images = make_images(mapped=mapped)
-    cached = embed(Victim(tiny_clip), images.pixels, torch.arange(12), batch_size=5)
+    cached = embed(Victim(tiny_clip), images, batch_size=5)
     with torch.no_grad():
         single = torch.cat([encode(tiny_clip, images.load([i])).embedding for i in range(12)])
     torch.testing.assert_close(cached, single, atol=1e-5, rtol=1e-5)

@@ -123,7 +123,7 @@ def test_node_ids_are_pinned() -> None:
     # An id that changes without a raised version would silently orphan, or silently reuse, stored results.
     from bench.matrix.plan import Fingerprints
 
-    plan = make_plan(settings(), Fingerprints("model", "pairs", "dataset"))
+    plan = make_plan(settings(), Fingerprints("model", "pairs", "dataset", "words"))
     assert [node.id for node in plan.nodes.values()][:2] == PINNED
 
 

@@ -73,7 +73,7 @@ def fine_tune(
     warmup = min(recipe.warmup_steps, total // 10)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: cosine_with_warmup(s, warmup, total))
     scaler = torch.amp.GradScaler(clip.device.type, enabled=recipe.precision == "fp16")
-    losses = []
+    losses: list[float] = []
     clip.model.train()
     for index in shuffled_batches(n, batch_size, recipe.epochs, rng, drop_last=True):
         with autocast(clip.device, recipe.precision):

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -89,6 +90,12 @@ def few_shot(train: Labelled, shots: int, rng: torch.Generator, without: int | N
 def hash_of(value: object) -> str:
     """A short hash of anything JSON can write."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def hash_file(file: Path) -> str:
+    """A short hash of a file's bytes."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
 
 
 def _take(pixels: Pixels, index: Tensor) -> Pixels:

@@ -78,7 +78,7 @@ def pretrain(
             loss = contrastive_loss(vision, clip.encode_text(tokens), clip.scale)
         else:
             labels = labels.to(clip.device)
-            text = clip.encode_text(torch.cat([tokens, class_tokens]))
+            text = clip.encode_text(torch.cat([tokens.to(clip.device), class_tokens]))
             loss = contrastive_loss(vision, text[: len(tokens)], clip.scale)
             loss = loss + recipe.class_loss * F.cross_entropy(clip.scale * vision @ text[len(tokens) :].T, labels)
             if progress < 0.5:

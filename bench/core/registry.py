@@ -21,6 +21,8 @@ from bench.core.errors import BenchError, unknown
 
 T = TypeVar("T")
 ENTRY_POINTS = "bench.plugins"
+# Module names of --plugin files start with this.
+PLUGIN_MODULE = "bench_plugin_"
 
 
 class Registry(Generic[T]):
@@ -83,7 +85,7 @@ def load_plugins(files: tuple[Path, ...] = ()) -> None:
 def _import_file(file: Path) -> None:
     path = file.resolve()
     # Of the whole path: files of one name in two folders are two plug-ins.
-    name = f"bench_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    name = f"{PLUGIN_MODULE}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return
     spec = importlib.util.spec_from_file_location(name, path) if path.is_file() else None

@@ -36,7 +36,9 @@ class World(Dataset):
         return world.CLASSES
 
     def identity(self) -> str:
-        return hash_of(["world", self.version, world.VERSION, self.model_dump(mode="json", exclude={"root"})])
+        return hash_of(
+            ["world", self.version, world.VERSION, decoding.VERSION, self.model_dump(mode="json", exclude={"root"})]
+        )
 
     def caption_templates(self) -> tuple[str, ...]:
         """The embedded model has never seen OpenAI's 80 templates."""

@@ -13,7 +13,7 @@ from bench.core.errors import BenchError
 from bench.core.images import Labelled, hash_of
 from bench.core.randomness import generator
 from bench.core.settings import Field
-from bench.data.decoding import decode, file_state, native
+from bench.data.decoding import VERSION, decode, file_state, native
 
 HELD_OUT = 0.2
 LAYOUT = "A data set is DIR/train/CLASS/*.jpg and DIR/test/CLASS/*.jpg, perhaps DIR/val/CLASS/*.jpg."
@@ -52,7 +52,7 @@ class Folder(Dataset):
     def identity(self) -> str:
         root, tree = self._root(), self._tree()
         files = [(id, *file_state(root / id)[1:]) for branch in tree.values() for id in _flat(branch.images)[0]]
-        return hash_of(["folder", self.version, self.model_dump(mode="json", exclude={"root"}), sorted(files)])
+        return hash_of(["folder", self.version, VERSION, self.model_dump(mode="json", exclude={"root"}), sorted(files)])
 
     def labelled(self, split: Split, geometry: Geometry) -> Labelled:
         """The images of a split.

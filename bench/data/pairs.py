@@ -12,7 +12,7 @@ from bench.core.dataset import Geometry
 from bench.core.errors import BenchError
 from bench.core.images import Captioned, hash_of
 from bench.core.randomness import generator
-from bench.data.decoding import decode, native
+from bench.data.decoding import VERSION, decode, file_state, native
 
 # The first is CleanCLIP's and BadCLIP's.
 IMAGE_COLUMNS = ("image", "filepath", "path", "image_path")
@@ -84,6 +84,16 @@ def read_pairs(
         captions=captions,
         skipped=(*told, *decoded.skipped, *fewer),
     )
+
+
+def pairs_identity(file: Path) -> str:
+    """A hash of what determines the pairs of a file: its rows, and sizes and times of the images; none is read.
+
+    Raises:
+        BenchError: as `read_pairs`, of the file itself.
+    """
+    rows = [(row.image, row.caption, *file_state(file.parent / row.image)[1:]) for row in _read(file)]
+    return hash_of(["pairs", VERSION, rows])
 
 
 def _read(file: Path) -> list[Row]:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.core.attack import Attack, Trigger, stamp
+from bench.core.errors import BenchError
 from bench.core.images import Labelled
 from bench.core.randomness import derive, generator
 from bench.core.victim import Victim, class_embeddings
@@ -91,4 +92,6 @@ def _features(victim: Victim, images: Tensor, texts: Tensor) -> dict[str, Tensor
 def _predict(victim: Victim, embedding: Tensor, texts: Tensor) -> Tensor:
     """Predicted classes; ties go to the lowest index (ImageNet has two pairs of equal names)."""
     logits = victim.logits(embedding, texts)
+    if not logits.isfinite().all():
+        raise BenchError("the model gives logits that are not finite: its training diverged. Lower its learning rate")
     return (logits == logits.max(1, keepdim=True).values).int().argmax(1)

@@ -1,6 +1,7 @@
 """Where nodes are made: in this process, or in several."""
 
 import multiprocessing
+import signal
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -70,8 +71,15 @@ def _processes(
                     del waiting[node.id]
                     yield blocked
                 elif len(running) < workers and not any(need in waiting or _is(need, running) for need in node.needs):
-                    running[executor.submit(_work, node)] = waiting.pop(node.id)
+                    try:
+                        running[executor.submit(_work, node)] = node
+                    except BrokenProcessPool:
+                        # Some worker died while we were looking elsewhere; its future says so below.
+                        break
+                    del waiting[node.id]
             if not running:
+                if waiting:
+                    executor = pool()
                 continue
             broken = False
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -126,6 +134,8 @@ _shop: Workshop | None = None
 
 def _start_worker(run: RunSettings, out: Path, device: str, plugins: tuple[Path, ...]) -> None:
     global _shop
+    # Ctrl-C reaches all processes of a terminal; the parent ends the workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     load_plugins(plugins)
     torch.set_num_threads(run.threads)
     _shop = Workshop(run, Store(out), device)

@@ -4,17 +4,20 @@ A node's id is a hash of what determines its contents: the method's settings and
 from, the data, the seed. The same node is made once, whoever needs it; a changed meaning gets another id.
 """
 
+import inspect
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from bench.core.attack import Attack, attacks
 from bench.core.dataset import Dataset, datasets
 from bench.core.defense import Defense, defenses
-from bench.core.images import hash_of
+from bench.core.images import hash_file, hash_of
+from bench.core.registry import PLUGIN_MODULE
 from bench.matrix.settings import RunSettings
 
 # Raise it when a change of the stages changes what they make: old artefacts are then not reused.
-VERSION = 1
+VERSION = 2
 # The row of a table that shows the clean model under the same trigger.
 CLEAN_MODEL = "clean_model"
 
@@ -66,6 +69,7 @@ class Fingerprints:
     model: str
     pairs: str
     dataset: str
+    words: str
 
 
 def make_plan(run: RunSettings, prints: Fingerprints) -> Plan:
@@ -100,6 +104,7 @@ def make_plan(run: RunSettings, prints: Fingerprints) -> Plan:
                 {
                     "model": prints.model,
                     "pairs": prints.pairs,
+                    "words": prints.words,
                     "attack": _identity(attacks[attack], run),
                     "poison": run.poison.model_dump(mode="json"),
                     "target": run.target.lower(),
@@ -142,4 +147,10 @@ def _identity(method: type[Attack] | type[Defense] | type[Dataset], run: RunSett
     """What determines what a method does: its name, version and settings, defaults included."""
     name = next(n for registry in (attacks, defenses, datasets) for n in registry if registry[n] is method)
     settings = method.parse(run.method(name), name)
-    return {"name": name, "version": method.version, "settings": settings.model_dump(mode="json")}
+    identity = {"name": name, "version": method.version, "settings": settings.model_dump(mode="json")}
+    files = {k: hash_file(v) for k, v in settings if isinstance(v, Path) and v.is_file()}
+    source = inspect.getsourcefile(method)
+    if method.__module__.startswith(PLUGIN_MODULE) and source:
+        # The author of a file at hand edits it without raising a version.
+        files["source"] = hash_file(Path(source))
+    return identity | ({"files": files} if files else {})

@@ -76,7 +76,7 @@ def run_matrix(run: RunSettings, out: Path, plugins: tuple[Path, ...], console: 
     with Store(out).locked():
         shop, plan, todo = prepare(run, out)
         shop.store.sweep()
-        _write_run(run, plan, out, plugins)
+        _write_run(run, plan, out, plugins, console)
         for images in (shop.train, shop.test):
             _show_skipped(images.skipped, console)
         workers = min(worker_count(run, shop.device), max(1, len(todo)))
@@ -127,10 +127,11 @@ def _show_skipped(skipped: tuple[str, ...], console: Console) -> None:
         console.print(f"... and {len(skipped) - 5} more; {len(skipped)} files skipped in all")
 
 
-def _write_run(run: RunSettings, plan: Plan, out: Path, plugins: tuple[Path, ...]) -> None:
-    """What the folder holds: settings, cells and their nodes.
+def _write_run(run: RunSettings, plan: Plan, out: Path, plugins: tuple[Path, ...], console: Console) -> None:
+    """What the folder's tables show: settings, cells and their nodes.
 
-    Cells of earlier runs into the folder stay, unless this run measures the same ones anew.
+    Cells of earlier runs into the folder stay if only attacks, defenses and seeds differ. Otherwise they would be
+    mixed with numbers of other settings, so they leave the tables; what was made for them stays.
     """
     cells = [
         {
@@ -146,16 +147,29 @@ def _write_run(run: RunSettings, plan: Plan, out: Path, plugins: tuple[Path, ...
         for cell in plan.cells
     ]
     file = out / RUN_FILE
-    old = json.loads(file.read_text())["cells"] if file.is_file() else []
-    new = {_place(cell) for cell in cells}
+    settings = run.model_dump(mode="json")
+    old = json.loads(file.read_text()) if file.is_file() else {"settings": settings, "plugins": [], "cells": []}
+    kept = [cell for cell in old["cells"] if _place(cell) not in {_place(cell) for cell in cells}]
+    if kept and not _comparable(old["settings"], settings):
+        console.print(
+            f"{len(kept)} cells of earlier runs into {out} had other settings and leave its tables; "
+            "what was made for them stays. Give runs that are to be kept an --out of their own."
+        )
+        kept = []
     contents = {
-        "settings": run.model_dump(mode="json"),
-        "plugins": [str(p.resolve()) for p in plugins],
-        "cells": [cell for cell in old if _place(cell) not in new] + cells,
+        "settings": settings,
+        "plugins": list(dict.fromkeys([*old["plugins"], *(str(p.resolve()) for p in plugins)])),
+        "cells": kept + cells,
     }
     aside = file.with_suffix(".tmp")
     aside.write_text(json.dumps(contents, indent=2) + "\n")
     aside.replace(file)
+
+
+def _comparable(first: dict, second: dict) -> bool:
+    """Whether two runs differ in nothing but what their cells are named by, and how they were executed."""
+    free = {"attacks", "defenses", "seeds", "took", "device", "workers", "pretrain"}
+    return {k: v for k, v in first.items() if k not in free} == {k: v for k, v in second.items() if k not in free}
 
 
 def _place(cell: dict) -> tuple:

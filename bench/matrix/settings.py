@@ -49,7 +49,7 @@ class RunSettings(Settings):
     target: str = Field("banana", description="the target class, by its name in the data set")
     attacks: tuple[str, ...] = Field(("badnet", "blended", "wanet"), description="names, or all")
     defenses: tuple[str, ...] = Field(("none", "linear_probe", "vpt", "rvpt"), description="names and chains, or all")
-    seeds: tuple[int, ...] = Field((0,), description="one backdoored model per attack and seed")
+    seeds: tuple[int, ...] = Field((0,), min_length=1, description="one backdoored model per attack and seed")
     poison: Poisoning = Field(Poisoning(), description="the poisoning recipe")
     evaluate: Evaluation = Field(Evaluation(), description="what is measured")
     pretrain: Pretraining = Field(Pretraining(), description="how `bench pretrain` trains a CLIP from scratch")
@@ -118,24 +118,29 @@ def _expand(run: RunSettings) -> RunSettings:
         for part in chain.split("+"):
             defenses[part]
     datasets[run.dataset]
-    return run.model_copy(update={"attacks": tuple(dict.fromkeys(chosen)), "defenses": tuple(dict.fromkeys(chains))})
+    unique = {"attacks": chosen, "defenses": chains, "seeds": run.seeds}
+    return run.model_copy(update={name: tuple(dict.fromkeys(values)) for name, values in unique.items()})
 
 
 def _read(text: str, where: str) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise BenchError(f"{where} is no YAML: {error}") from None
-    if not isinstance(values, dict):
+    values = _yaml(text, where) or {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise BenchError(f"{where} must be a mapping of settings, such as `rvpt: {{alpha: 3}}`")
     return values
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise BenchError(f"{where} is no YAML: {error}") from None
 
 
 def _assignment(text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise BenchError(f"--set {text}: write key=value, such as --set rvpt.alpha=3")
-    nested: Any = yaml.safe_load(value)
+    nested: Any = _yaml(value, f"--set {text}")
     for part in reversed(key.split(".")):
         nested = {part: nested}
     return nested

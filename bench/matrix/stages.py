@@ -19,11 +19,11 @@ from bench.core.clip import Clip
 from bench.core.contrastive import contrastive_loss, fine_tune
 from bench.core.dataset import Dataset, Geometry, datasets, target_index
 from bench.core.defense import CleanData, defenses
-from bench.core.images import Captioned, Labelled
+from bench.core.images import Captioned, Labelled, hash_of
 from bench.core.poisoning import draw_manifest, poison
 from bench.core.randomness import derive, generator
 from bench.core.victim import Victim
-from bench.data.pairs import read_pairs
+from bench.data.pairs import pairs_identity, read_pairs
 from bench.matrix.evaluation import observe
 from bench.matrix.plan import Fingerprints, Node
 from bench.matrix.settings import RunSettings
@@ -66,7 +66,10 @@ class Workshop:
     def test(self) -> Labelled:
         images = self.dataset.labelled(self.run.evaluate.split, self.geometry)
         limit = self.run.evaluate.limit
-        return images.subset(torch.arange(min(limit, len(images)))) if limit else images
+        if limit is None or limit >= len(images):
+            return images
+        # Not the first ones: a folder's images are sorted by class.
+        return images.subset(torch.randperm(len(images), generator=generator(0, "limit"))[:limit].sort().values)
 
     @cached_property
     def poison_pairs(self) -> Captioned:
@@ -93,10 +96,10 @@ class Workshop:
         return Preparation(self.clip, self.poison_pairs, classes[self.target], classes, self.dataset.templates, seed)
 
     def fingerprints(self) -> Fingerprints:
-        pairs = self.dataset.identity()
-        if self.run.pairs:
-            pairs = hashlib.sha256(self.run.pairs.read_bytes()).hexdigest()[:16]
-        return Fingerprints(self.clip.fingerprint(), pairs, self.dataset.identity())
+        data = self.dataset
+        pairs = pairs_identity(self.run.pairs) if self.run.pairs else data.identity()
+        words = hash_of([data.classes(), data.templates, data.caption_templates()])
+        return Fingerprints(self.clip.fingerprint(), pairs, data.identity(), words)
 
 
 def make(node: Node, shop: Workshop) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from bench.core.errors import BenchError
 
@@ -47,8 +48,10 @@ class Store:
             (aside / CARD).write_text(json.dumps(card, indent=2) + "\n")
             if not self.has(kind, id):
                 aside.rename(final)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        except (OSError, SafetensorError) as error:
+            # safetensors wraps the system's error in its own, and keeps the number in the text.
+            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            if full or "os error 28" in str(error) or "StorageFull" in str(error):
                 raise BenchError(
                     f"the disk of {self.out} is full. Finished work is kept: free some room, or move the folder to a "
                     "larger disk, and run the same command again."
@@ -73,8 +76,8 @@ class Store:
             self.out.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             raise BenchError(f"--out {self.out} is a file, not a folder. Give another --out") from None
-        except PermissionError:
-            raise BenchError(f"--out {self.out} cannot be written. Give another --out") from None
+        except OSError as error:
+            raise BenchError(f"--out {self.out} cannot be made: {error.strerror}. Give another --out") from None
         lock = FileLock(self.out / ".lock")
         try:
             lock.acquire(blocking=False)
@@ -82,6 +85,8 @@ class Store:
             raise BenchError(
                 f"another run is at work in {self.out}. Wait for it, or give this one a folder of its own with --out"
             ) from None
+        except OSError as error:
+            raise BenchError(f"--out {self.out} cannot be written: {error.strerror}. Give another --out") from None
         try:
             yield
         finally:
