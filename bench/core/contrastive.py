@@ -75,6 +75,8 @@ def fine_tune(
     scaler = torch.amp.GradScaler(clip.device.type, enabled=recipe.precision == "fp16")
     losses: list[float] = []
     clip.model.train()
+    # Some towers drop tokens or activations in training, and draw from torch's global generator.
+    torch.manual_seed(rng.initial_seed())
     for index in shuffled_batches(n, batch_size, recipe.epochs, rng, drop_last=True):
         with autocast(clip.device, recipe.precision):
             value = loss(clip, index)

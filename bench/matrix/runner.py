@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -148,7 +149,8 @@ def _write_run(run: RunSettings, plan: Plan, out: Path, plugins: tuple[Path, ...
     ]
     file = out / RUN_FILE
     settings = run.model_dump(mode="json")
-    old = json.loads(file.read_text()) if file.is_file() else {"settings": settings, "plugins": [], "cells": []}
+    nothing: dict[str, Any] = {"settings": settings, "plugins": [], "cells": []}
+    old = json.loads(file.read_text()) if file.is_file() else nothing
     kept = [cell for cell in old["cells"] if _place(cell) not in {_place(cell) for cell in cells}]
     if kept and not _comparable(old["settings"], settings):
         console.print(
