@@ -46,8 +46,12 @@ class Store:
             aside.mkdir(parents=True)
             yield aside
             (aside / CARD).write_text(json.dumps(card, indent=2) + "\n")
-            if not self.has(kind, id):
+            try:
                 aside.rename(final)
+            except OSError:
+                # A worker of a killed run may have finished the same artefact in the meantime.
+                if not self.has(kind, id):
+                    raise
         except (OSError, SafetensorError) as error:
             # safetensors wraps the system's error in its own, and keeps the number in the text.
             full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
