@@ -79,10 +79,11 @@ def _settings(
     if dataset is not None:
         values["dataset"] = dataset
     if data_root is not None:
-        if dataset is None:
+        named = dataset or resolve(preset, config, {}, tuple(assignments)).dataset
+        if named == "world":
             raise BenchError("--data-root needs --dataset NAME, such as --dataset folder")
-        datasets[dataset]
-        values[dataset] = {"root": data_root}
+        datasets[named]
+        values[named] = {"root": data_root}
     return resolve(preset, config, values, tuple(assignments))
 
 

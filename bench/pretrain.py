@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torchvision.transforms.v2 import functional as TF
 
 import bench
 from bench.core.clip import CONFIG_FILE, Clip
@@ -86,9 +87,15 @@ def _world_batches(clip: Clip, recipe: Pretraining, seed: int) -> Batches:
     def batch() -> tuple[Tensor, Tensor, Tensor]:
         index = torch.randint(len(images), (recipe.batch_size,), generator=rng)
         chosen = world.Factors(**{name: values[index] for name, values in vars(factors).items()})
-        return images[index], clip.tokenize(world.captions(chosen, rng)), chosen.label
+        return _fit(images[index], clip), clip.tokenize(world.captions(chosen, rng)), chosen.label
 
     return batch
+
+
+def _fit(images: Tensor, clip: Clip) -> Tensor:
+    """The world's pictures at the model's input size."""
+    size = [clip.image_size, clip.image_size]
+    return images if images.shape[-1] == size[0] else TF.resize(images, size, antialias=True)
 
 
 def _pair_batches(clip: Clip, recipe: Pretraining, seed: int, file: Path, out: Path) -> Batches:
@@ -107,7 +114,7 @@ def _pair_batches(clip: Clip, recipe: Pretraining, seed: int, file: Path, out: P
 def _zero_shot_accuracy(clip: Clip, n: int = 1500) -> dict[str, float]:
     """Accuracy of the saved, half-precision weights on unseen pictures, in percent."""
     images, factors = world.make(torch.arange(n) % len(world.CLASSES), "pretraining check")
-    unseen = Labelled([str(i) for i in range(n)], images, "", labels=factors.label, classes=world.CLASSES)
+    unseen = Labelled([str(i) for i in range(n)], _fit(images, clip), "", labels=factors.label, classes=world.CLASSES)
     texts = class_embeddings(clip, unseen.classes, TEMPLATES)
     victim = Victim(clip)
     right = sum(

@@ -127,7 +127,7 @@ def test_node_ids_are_pinned() -> None:
     assert [node.id for node in plan.nodes.values()][:2] == PINNED
 
 
-PINNED = ["33e07ac9e4d2e0f3", "f88bb02eba2a5192"]
+PINNED = ["fea93e62fae2bc73", "161b98e189e666c6"]
 
 
 def test_two_runs_in_one_folder(tmp_path: Path) -> None:

@@ -73,21 +73,22 @@ def fine_tune(
     warmup = min(recipe.warmup_steps, total // 10)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: cosine_with_warmup(s, warmup, total))
     scaler = torch.amp.GradScaler(clip.device.type, enabled=recipe.precision == "fp16")
-    losses: list[float] = []
+    losses = []
     clip.model.train()
     # Some towers drop tokens or activations in training, and draw from torch's global generator.
-    torch.manual_seed(rng.initial_seed())
-    for index in shuffled_batches(n, batch_size, recipe.epochs, rng, drop_last=True):
-        with autocast(clip.device, recipe.precision):
-            value = loss(clip, index)
-        optimiser.zero_grad()
-        scaler.scale(value).backward()
-        scaler.step(optimiser)
-        scaler.update()
-        schedule.step()
-        with torch.no_grad():
-            clip.model.logit_scale.clamp_(0, MAX_LOG_SCALE)
-        losses.append(value.item())
+    with torch.random.fork_rng([clip.device] if clip.device.type == "cuda" else []):
+        torch.manual_seed(rng.initial_seed())
+        for index in shuffled_batches(n, batch_size, recipe.epochs, rng, drop_last=True):
+            with autocast(clip.device, recipe.precision):
+                value = loss(clip, index)
+            optimiser.zero_grad()
+            scaler.scale(value).backward()
+            scaler.step(optimiser)
+            scaler.update()
+            schedule.step()
+            with torch.no_grad():
+                clip.model.logit_scale.clamp_(0, MAX_LOG_SCALE)
+            losses.append(value.item())
     clip.model.eval().requires_grad_(True)
     return losses
 

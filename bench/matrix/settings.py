@@ -158,4 +158,6 @@ def worker_count(run: RunSettings, device: str) -> int:
     """Processes to run cells in: the cores of the machine over the threads of each, or one on a GPU."""
     if run.workers is not None:
         return run.workers
-    return max(1, (os.cpu_count() or 1) // run.threads) if device == "cpu" else 1
+    # What this process may use: a scheduler gives it fewer cores than the machine has.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // run.threads) if device == "cpu" else 1

@@ -139,6 +139,7 @@ def make_backdoor(node: Node, shop: Workshop) -> None:
         "target": given.target,
         "trigger_seed": trigger.seed,
         "trigger_hash": _tensor_hash(trigger.tensors),
+        "learning_rate": recipe.learning_rate,
         "log": given.log | {"loss": losses},
     }
     with shop.store.writing(node.kind, node.id, card) as folder:
