@@ -305,3 +305,19 @@ def test_image_loss_waits_for_the_bits():
     ISSBA(**settings, ramp_accuracy=0.99).prepare(waiting)
     ISSBA(**settings, ramp_accuracy=0).prepare(eager)
     assert waiting.log["image_loss"][-1] > 10 * eager.log["image_loss"][-1]
+
+
+@pytest.mark.slow
+def test_a_trained_encoder_hides_what_its_decoder_reads():
+    """Golden check 5 of the specification, on the embedded world and on pictures of no part of the training."""
+    method = ISSBA(
+        bits=32, width=8, batch_size=16, rate=2e-3, bits_steps=100, ramp_steps=300, ramp_power=2, image_weight=10.0,
+        check_every=50, max_steps=1500,
+    )  # fmt: skip
+    trigger = Trigger(0, method.prepare(preparation(4000, 56)))
+    images, _ = world.make(torch.arange(200) % 20, "issba tests, unseen")
+    stamped = stamp(method, trigger, images, range(200))
+    assert (method.read(stamped, trigger) == trigger.tensors["message"]).float().mean() >= 0.97
+    error = (stamped.float() - images.float()) / 255
+    assert -10 * error.square().mean((1, 2, 3)).log10().mean() >= 25.5
+    assert (error - error.mean(0)).square().mean() > 0.05 * error.square().mean()
