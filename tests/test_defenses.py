@@ -242,7 +242,18 @@ def manual_fit(method: RVPT, clip: Clip, data: CleanData) -> Tensor:
     return prompts
 
 
-@pytest.mark.parametrize("settings", [{}, {"alpha": 0.5, "margin": 0.9}, {"alpha": 0}, {"depth": 0}, {"depth": 3}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"alpha": 0.5, "margin": 0.9},
+        {"alpha": 0},
+        {"depth": 0},
+        {"depth": 3},
+        {"weight_decay": 0.5, "momentum": 0.5},
+    ],
+    ids=str,
+)
 def test_rvpt_is_its_equations(settings: dict[str, Any], tiny_clip: Clip) -> None:
     """Whole-batch training against a second implementation: eq. 2 to 5, SGD, cosine."""
     method = RVPT(**{**PLAIN, "batch_size": 12, "epochs": 5} | settings)

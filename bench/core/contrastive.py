@@ -48,7 +48,7 @@ class FineTuning(Settings):
     epochs: int = Field(5, ge=0, description="passes over the pairs")
     batch_size: int = Field(128, ge=2, description="pairs a step; the contrast is within the batch")
     weight_decay: float = Field(0.1, ge=0, description="of all but norms, biases and logit_scale")
-    warmup_steps: int = Field(50, ge=0, description="steps of linear warm-up before the cosine")
+    warmup_steps: int = Field(50, ge=0, description="steps of linear warm-up before the cosine; at most a tenth of all")
     towers: Literal["both", "image"] = Field("both", description="which weights train")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="autocast of forward and loss")
 
