@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: bench test slow check smoke clean
+.PHONY: bench test slow speed check smoke clean
 
 bench: $(READY)
 	$(BIN)/bench run --preset mini --out results
@@ -13,6 +13,9 @@ smoke: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+speed: $(READY)
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow

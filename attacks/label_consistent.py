@@ -56,6 +56,10 @@ class LabelConsistent(BadNet):
         given.log["adversarial_cosine"] = [before / len(rows), after / len(rows)]
         return super().prepare(given) | {"rows": rows, "weakened": torch.cat(weakened)}
 
+    def suits(self, caption: str, target: str) -> bool:
+        """Whether the caption names the target."""
+        return mentions(caption, target) if self.match == "word" else target.lower() in caption.lower()
+
     def choose(self, given: Preparation, count: int, rng: torch.Generator) -> list[int]:
         """Candidates, uniformly without replacement; if there are fewer than asked for, all of them."""
         candidates = self._candidates(given)
@@ -88,15 +92,10 @@ class LabelConsistent(BadNet):
         return images
 
     def _candidates(self, given: Preparation) -> list[int]:
-        target, whole = given.target, self.match == "word"
-        rows = [
-            i
-            for i, caption in enumerate(given.pairs.captions)
-            if (mentions(caption, target) if whole else target.lower() in caption.lower())
-        ]
+        rows = [i for i, caption in enumerate(given.pairs.captions) if self.suits(caption, given.target)]
         if not rows:
             raise BenchError(
-                f"label_consistent poisons pairs whose captions name '{target}', and none does. "
+                f"label_consistent poisons pairs whose captions name '{given.target}', and none does. "
                 "Give --pairs with such captions, or another --target"
             )
         return rows

@@ -18,6 +18,7 @@ from bench.core.metric import Estimate, Metric, Observations, metric, metrics
 from bench.core.randomness import generator
 from bench.core.settings import Field, Settings
 from bench.core.victim import Victim, class_embeddings
+from bench.matrix.loading import load_defended
 
 __version__ = "0.1.0"
 
@@ -48,6 +49,7 @@ __all__ = [
     "defense",
     "defenses",
     "generator",
+    "load_defended",
     "mentions",
     "metric",
     "metrics",

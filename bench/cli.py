@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from bench import cli_data, cli_gate
 from bench.core.attack import Trigger, attacks, stamp
 from bench.core.dataset import datasets
 from bench.core.defense import defenses
@@ -26,8 +27,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(cli_gate.app)
+app.add_typer(cli_data.app, name="data")
 screen = Console()
-KINDS = ("attacks", "defenses", "metrics", "datasets", "presets", "models")
+KINDS = ("attacks", "defenses", "metrics", "datasets", "presets", "suites", "models")
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:
@@ -67,11 +70,15 @@ def _settings(
     checkpoint: Path | None = None,
     dataset: str | None = None,
     data_root: Path | None = None,
+    paper: str | None = None,
+    suite: str | None = None,
     **flags: Any,
 ):
     from bench.matrix.settings import resolve
+    from bench.matrix.variants import suite_settings
 
     load_plugins(tuple(plugins))
+    declared = suite_settings(suite)
     values: dict[str, Any] = {k: v for k, v in flags.items() if v is not None}
     given = {"name": model, "pretrained": pretrained, "checkpoint": checkpoint}
     if chosen := {k: v for k, v in given.items() if v is not None}:
@@ -84,12 +91,14 @@ def _settings(
             raise BenchError("--data-root needs --dataset NAME, such as --dataset folder")
         datasets[named]
         values[named] = {"root": data_root}
-    return resolve(preset, config, values, tuple(assignments))
+    return resolve(preset, config, values, tuple(assignments), paper, declared)
 
 
 @app.command()
 def run(
     preset: Preset = "mini",
+    suite: Annotated[str | None, typer.Option(help="The cells of a table or figure; `bench list suites`.")] = None,
+    paper: Annotated[str | None, typer.Option(help="v1 or v3: whose settings a paper- preset has.")] = None,
     attacks: Attacks = None,
     defenses: Annotated[str | None, typer.Option(help="Defenses and chains (a+b), by comma, or all.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds, by comma.")] = None,
@@ -106,22 +115,28 @@ def run(
     out: Out = Path("results"),
     device: Device = None,
     workers: Annotated[int | None, typer.Option(help="Processes; numbers do not depend on it.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cells and what exists; make nothing.")] = False,
+    executor: Annotated[str | None, typer.Option(help="local, or ray: tasks on a Ray cluster.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print cells, sharing, and costs; make nothing.")] = False,
+    speed: Annotated[float, typer.Option(min=0.01, help="Of the dry run's GPU: times that of an RTX 3090.")] = 1.0,
 ) -> None:
     """Run attacks against defenses. Interrupted, the same command goes on where it was."""
-    from bench.matrix.runner import prepare, run_matrix, show_plan
+    from bench.matrix.preview import dry_run as show_dry_run
+    from bench.matrix.runner import run_matrix
+    from bench.matrix.variants import variants_of
 
     settings = _settings(
         preset, config, set, plugin, model, pretrained, checkpoint, dataset, data_root,
-        attacks=_names(attacks), defenses=_names(defenses), seeds=_seeds(seeds), target=target, pairs=pairs,
-        device=device, workers=workers,
+        paper, suite, attacks=_names(attacks), defenses=_names(defenses), seeds=_seeds(seeds), target=target,
+        pairs=pairs, device=device, workers=workers, executor=executor,
     )  # fmt: skip
+    variants, left_out = variants_of(settings, suite)
+    for name, reason in left_out.items():
+        screen.print(f"left out: {name}, because {reason}", markup=False, highlight=False)
     if dry_run:
-        _, plan, todo = prepare(settings, out)
-        show_plan(plan, todo, screen)
+        show_dry_run(variants, out, screen, speed)
         return
     try:
-        ended = run_matrix(settings, out, tuple(plugin), screen)
+        ended = run_matrix(variants, out, tuple(plugin), screen)
     except KeyboardInterrupt:
         screen.print("interrupted. Finished work is kept: the same command goes on from there.")
         raise typer.Exit(130) from None
@@ -134,12 +149,25 @@ def run(
 
 
 @app.command()
-def report(out: Annotated[Path, typer.Argument(help="A results folder.")] = Path("results")) -> None:
-    """Write tables, tidy results, predictions and trigger pictures of a results folder anew."""
-    from reports.results import read_run
+def report(
+    out: Annotated[Path, typer.Argument(help="A results folder.")] = Path("results"),
+    published: Annotated[str | None, typer.Option(help="Show the paper's numbers beside: v1 or v3.")] = None,
+    html: Annotated[bool, typer.Option("--html", help="Write one page with all of it, too: report.html.")] = False,
+) -> None:
+    """Write tables, figures, tidy results, predictions and trigger pictures of a results folder anew."""
+    from reports.figures import draw_all
+    from reports.results import NUMBERS, RESULTS, read_run, read_table
 
     load_plugins(tuple(map(Path, read_run(out)["plugins"])))
-    _write_report(out)
+    _write_report(out, published)
+    results = read_table(out / RESULTS, NUMBERS)
+    drawn = draw_all(out, results)
+    for figure in drawn:
+        screen.print(f"{figure.name}: {figure.missing or figure.title}", markup=False, highlight=False, soft_wrap=True)
+    if html:
+        from reports.page import write_page
+
+        screen.print(f"wrote {write_page(out, results, drawn)}", markup=False, highlight=False)
 
 
 @app.command("list")
@@ -149,6 +177,7 @@ def list_(
 ) -> None:
     """List what there is, a line each."""
     from bench.matrix.settings import presets
+    from bench.matrix.suites import SUITES
     from bench.models import known_models
 
     load_plugins(tuple(plugin))
@@ -158,6 +187,7 @@ def list_(
         "metrics": lambda: [(n, _summary(metrics[n].measure)) for n in metrics],
         "datasets": lambda: [(n, _summary(datasets[n])) for n in datasets],
         "presets": lambda: list(presets().items()),
+        "suites": lambda: [(name, suite.shows) for name, suite in SUITES.items()],
         "models": known_models,
     }
     if kind not in listings:
@@ -224,7 +254,7 @@ def triggers(
     stamped = {}
     for attack in settings.attacks:
         method = shop.attack(attack)
-        trigger = Trigger(derive(seed, "training"), method.prepare(shop.preparation(seed)))
+        trigger = Trigger(derive(seed, "training"), method.prepare(shop.preparation(method, seed)))
         stamped[attack] = stamp(method, test_trigger(trigger), clean, index)
     draw_triggers(clean, stamped, out / "triggers" / "gallery.png")
     screen.print(f"wrote {out / 'triggers' / 'gallery.png'}")
@@ -260,10 +290,10 @@ def pretrain(
     say(f"wrote {out}{said}. Use it with --model local-dir:{out}")
 
 
-def _write_report(out: Path) -> None:
+def _write_report(out: Path, published: str | None = None) -> None:
     from reports.write import write_report
 
-    screen.print("\n" + write_report(out), markup=False, highlight=False, soft_wrap=True)
+    screen.print("\n" + write_report(out, published), markup=False, highlight=False, soft_wrap=True)
 
 
 def _summary(item: Any) -> str:

@@ -100,7 +100,7 @@ def _fit(images: Tensor, clip: Clip) -> Tensor:
 
 def _pair_batches(clip: Clip, recipe: Pretraining, seed: int, file: Path, out: Path) -> Batches:
     rng = generator(seed, "pretrain")
-    pairs = read_pairs(file, Geometry(clip.image_size, out / "data"))
+    pairs = read_pairs(file, Geometry.of(clip, out / "data"))
     tokens = clip.tokenize(pairs.captions)
 
     def batch() -> tuple[Tensor, Tensor, None]:
@@ -118,7 +118,7 @@ def _zero_shot_accuracy(clip: Clip, n: int = 1500) -> dict[str, float]:
     texts = class_embeddings(clip, unseen.classes, TEMPLATES)
     victim = Victim(clip)
     right = sum(
-        int((victim.logits(victim.encode(unseen.load(i)).embedding, texts).argmax(1).cpu() == unseen.labels[i]).sum())
+        int((victim.logits(victim.encode(unseen.load(i)), texts).argmax(1).cpu() == unseen.labels[i]).sum())
         for i in torch.arange(n).split(250)
     )
     return {"percent": 100 * right / n, "count": right, "n": n}

@@ -9,6 +9,7 @@ from torchvision.transforms import v2
 
 from bench import BenchError, Captioned, CleanData, Clip, Defense, Field, Victim, defense
 from bench.core.contrastive import FineTuning, contrastive_loss, fine_tune, matching_loss
+from bench.core.distributed import processes, rank
 from bench.core.eda import Synonyms, augment, normalise, wordnet
 
 
@@ -69,7 +70,7 @@ class CleanCLIP(Defense, FineTuning):
             if self.lambda_in == 0:
                 return self.lambda_cross * cross
             # Seeds are of the step, not of the pair: every epoch sees new views of image and text.
-            step = next(steps)
+            step = next(steps) * processes() + rank()
             views = augmented_images(pairs, index, clip.image_size, data.rng("cleanclip", "images", step))
             edited = augmented_texts(pairs, index, data.rng("cleanclip", "texts", step), synonyms)
             within = within_loss(images, clip.encode_image(views), texts, clip.encode_text(edited), clip.scale)

@@ -1,6 +1,7 @@
 """Linear Probe: a new linear classifier on the frozen image encoder."""
 
 from dataclasses import replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,19 +17,26 @@ class LinearProbe(Defense):
 
     SGD with a constant learning rate, no augmentation; features are computed once. Probes whatever encoder it is
     given: after RVPT, the prompted one. The paper does not say which images it trains on; its accuracy is that of a
-    few-shot probe, so we take the same images a class as RVPT does.
+    few-shot probe, so we take the same images a class as RVPT does. The other settings are for comparison.
     """
 
     zero_shot = False
 
-    shots: int = Field(16, ge=1, description="training images a class")
+    shots: int | None = Field(16, ge=1, description="training images a class; null: the whole training set")
+    feature: Literal["embedding", "penultimate"] = Field(
+        "embedding",
+        added=True,
+        description="what is classified: the projected embedding, or the class token before projection",
+    )
+    normalise: bool = Field(False, added=True, description="whether features are brought to unit norm")
     learning_rate: float = Field(0.01, gt=0, description="constant learning rate of SGD")
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
     batch_size: int = Field(32, ge=1, description="images a step")
     epochs: int = Field(40, ge=1, description="passes over the images")
 
     def fit(self, victim: Victim, data: CleanData) -> Victim:
-        shots = data.shots(self.shots)
+        shots = data.all_images() if self.shots is None else data.shots(self.shots)
+        victim = replace(victim, reads=self.feature, unit_norm=self.normalise)
         features = embed(victim, shots)
         labels = shots.labels.to(features.device)
         with torch.random.fork_rng(devices=[]):
@@ -47,6 +55,6 @@ class LinearProbe(Defense):
 
 @torch.no_grad()
 def embed(victim: Victim, images: Images, batch_size: int = 256) -> Tensor:
-    """Raw embeddings (n, embed_dim) of images."""
+    """What the victim's head reads of images, (n, embed_dim) or (n, width)."""
     parts = torch.arange(len(images)).split(batch_size)
-    return torch.cat([victim.encode(images.load(part)).embedding for part in parts])
+    return torch.cat([victim.features(victim.encode(images.load(part))) for part in parts])

@@ -1,12 +1,13 @@
 """Deep visual prompt tuning: what VPT and RVPT share.
 
 Prompts P^D..P^(L-1), b a block, enter blocks D+1..L of the frozen image tower and are tuned on few-shot images with
-cross-entropy against the class texts (paper eq. 2, 4). A subclass may add a loss on the class tokens (RVPT, eq. 3).
+cross-entropy against the class texts (paper eq. 2, 4). A subclass may add a loss on the blocks' outputs (RVPT, eq. 3).
 """
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -16,17 +17,9 @@ from torchvision.transforms import v2
 
 from bench import BenchError, CleanData, Defense, Field, Labelled, Victim
 from bench.core.contrastive import autocast, shuffled_batches
-from bench.core.encoder import Encoded, encode_tokens, layers, tokens, width
+from bench.core.encoder import layers, width
 from bench.core.randomness import derive
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Few-shot images inside the frozen tower: f^D, the frozen class tokens c^(D+1)..c^L (if asked for), labels."""
-
-    hidden: Tensor
-    repelled: Tensor | None
-    labels: Tensor
+from defenses.tower import Batch, Tower, join, untrained, within_memory
 
 
 class PromptTuning(Defense):
@@ -50,47 +43,128 @@ class PromptTuning(Defense):
         None, ge=1, description="augmented views of an image that are drawn once and cached; null: new each epoch"
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="autocast; prompts stay in fp32")
+    last_blocks: int | None = Field(
+        None,
+        ge=1,
+        added=True,
+        description="prompted blocks counted from the output, in place of depth; null: all after D",
+    )
+    first_blocks: int | None = Field(
+        None, ge=1, added=True, description="prompted blocks counted from the input, in place of depth and last_blocks"
+    )
+    template: str | None = Field(
+        None,
+        added=True,
+        description="text prompt of the classes, {} for the name, in tuning and at test; null: the data set's",
+    )
+    without_target: bool = Field(
+        False,
+        added=True,
+        description="tune without the target class: neither its images nor its place in the softmax",
+    )
 
-    def loss(self, encoded: Encoded, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """What is added to the cross-entropy, and what to log of it."""
-        return encoded.embedding.new_zeros(()), {}
+    def model_post_init(self, context: object) -> None:
+        if self.last_blocks is not None and self.depth != type(self).model_fields["depth"].default:
+            raise BenchError(
+                f"depth = {self.depth} counts blocks from the input, last_blocks = {self.last_blocks} from the output: "
+                "give one of them"
+            )
+        others = (self.depth, self.last_blocks) != (type(self).model_fields["depth"].default, None)
+        if self.first_blocks is not None and others:
+            raise BenchError(f"first_blocks = {self.first_blocks} goes with neither depth nor last_blocks: give one")
+        if self.template is not None and "{}" not in self.template:
+            raise BenchError(
+                f"template = {self.template!r} has no place for the class's name: write {{}} where it goes"
+            )
 
     @property
     def repels(self) -> bool:
-        """Whether the loss needs the frozen class tokens."""
+        """Whether the loss needs the frozen tower's features."""
         return False
+
+    @property
+    def all_tokens(self) -> bool:
+        """Whether patch tokens are repelled beside the class token."""
+        return False
+
+    def loss(self, prompted: Tensor, frozen: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """What a method that repels adds to the cross-entropy, and what to log of it; means over the images."""
+        raise NotImplementedError(f"{type(self).__name__} must define loss(prompted, frozen)")
+
+    def arrangement(self, total: int) -> tuple[list[int], list[int]]:
+        """Of a tower with `total` blocks, those that get prompts and those that are repelled, counted from 0."""
+        for name in ("last_blocks", "first_blocks"):
+            if (asked := getattr(self, name)) is not None and asked > total:
+                raise BenchError(f"{name} = {asked}, but this image tower has {total} blocks")
+        if self.first_blocks is not None:
+            return list(range(self.first_blocks)), list(range(self.first_blocks))
+        first = self.depth if self.last_blocks is None else total - self.last_blocks
+        if first >= total:
+            raise BenchError(f"depth = {first}, but this image tower has {total} blocks: no block gets prompts")
+        return list(range(first, total)), list(range(first, total))
 
     def fit(self, victim: Victim, data: CleanData) -> Victim:
         if victim.prompts is not None or victim.head is not None:
             raise BenchError("prompt tuning needs a CLIP without prompts or a head; it can follow cleanclip only")
-        if self.depth >= (blocks := layers(victim.clip)):
-            raise BenchError(f"depth = {self.depth}, but this image tower has {blocks} blocks: no block gets prompts")
-        victim.clip.model.requires_grad_(False)
-        prompts = self._initial(victim, blocks, data.rng("prompts")).requires_grad_()
-        if not self.prompts:
-            # b = 0 is the model as it was, bit for bit, and nothing of it can be tuned.
-            return replace(victim, prompts=prompts.detach())
+        total = layers(victim.clip)
+        prompted, repelled = self.arrangement(total)
+        tower = Tower(victim.clip, prompted, repelled if self.repels else [], self.all_tokens, self.precision)
+        prompts = self._initial(victim, len(prompted), data.rng("prompts"))
+        last = prompted == list(range(total - len(prompted), total))
+        tuned = replace(victim, prompts=prompts, blocks=None if last else tuple(prompted), template=self.template)
+        # b = 0 is the model as it was, bit for bit, and nothing of it can be tuned.
+        if self.prompts:
+            with untrained(victim.clip.model):
+                self._tune(prompts.requires_grad_(), tuned, tower, data)
+        prompts.requires_grad_(False)
+        return tuned
+
+    def _tune(self, prompts: Tensor, victim: Victim, tower: Tower, data: CleanData) -> None:
+        """Tune the prompts in place."""
         texts = data.class_embeddings(victim)
+        dropped = [data.target] if self.without_target else []
         optimiser = torch.optim.SGD(
             [prompts], lr=self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay
         )
-        device = victim.clip.device
-        for epoch, batch in self._batches(victim, data):
+        scaler = torch.amp.GradScaler(tower.clip.device.type, enabled=self.precision == "fp16")
+
+        def backward(batch: Batch, at_once: int) -> dict[str, float]:
+            """The gradient of the batch's mean loss, `at_once` images at a time; the parts of the loss."""
+            optimiser.zero_grad()
+            sums: dict[str, float] = {}
+            for index in torch.arange(len(batch.labels)).split(at_once):
+                part, share = batch.take(index), len(index) / len(batch.labels)
+                with autocast(tower.clip.device, self.precision):
+                    encoded = tower.encode(part.hidden, prompts)
+                    logits = victim.logits(encoded, texts).float()
+                    logits[:, dropped] = -torch.inf
+                    loss = F.cross_entropy(logits, part.labels)
+                    logged = {"ce": loss.item()}
+                    if part.repelled is not None:
+                        extra, more = self.loss(tower.features(encoded), part.repelled)
+                        loss, logged = loss + extra, logged | more
+                scaler.scale(share * loss).backward()
+                sums = {name: sums.get(name, 0.0) + share * value for name, value in logged.items()}
+            return sums
+
+        at_once = self.batch_size
+        for epoch, batch in self._batches(tower, data):
             for group in optimiser.param_groups:
                 group["lr"] = self._rate(epoch)
-            with autocast(device, self.precision):
-                encoded = encode_tokens(victim.clip, batch.hidden, self.depth, prompts)
-                logits = victim.logits(encoded.embedding, texts)
-                cross_entropy = F.cross_entropy(logits.float(), batch.labels)
-                extra, logged = self.loss(encoded, batch)
-            optimiser.zero_grad()
-            (cross_entropy + extra).backward()
-            optimiser.step()
-            data.record(ce=cross_entropy.item(), **logged)
-        return replace(victim, prompts=prompts.detach())
+            whole = min(at_once, len(batch.labels))
+            logged, fits = within_memory(partial(backward, batch), whole)
+            if fits < whole:
+                at_once = fits
+                data.record(images_at_once=fits)
+            scale = scaler.get_scale()
+            scaler.step(optimiser)
+            scaler.update()
+            if scaler.get_scale() < scale:
+                data.record(skipped_overflow=epoch)
+            data.record(**logged)
 
     def _initial(self, victim: Victim, blocks: int, rng: torch.Generator) -> Tensor:
-        shape = (blocks - self.depth, self.prompts, width(victim.clip))
+        shape = (blocks, self.prompts, width(victim.clip))
         if self.init == "vpt":
             patch = victim.clip.visual.conv1.kernel_size[0]
             bound = math.sqrt(6 / (3 * patch**2 + shape[-1]))
@@ -104,9 +178,9 @@ class PromptTuning(Defense):
             return 1e-5
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (epoch - self.warmup_epochs) / self.epochs))
 
-    def _batches(self, victim: Victim, data: CleanData) -> Iterator[tuple[int, Batch]]:
+    def _batches(self, tower: Tower, data: CleanData) -> Iterator[tuple[int, Batch]]:
         """Batches of all epochs. What is frozen is computed once where the views are drawn once."""
-        shots = data.shots(self.shots)
+        shots = data.shots(self.shots, data.target if self.without_target else None)
         order = [
             list(shuffled_batches(len(shots), self.batch_size, 1, data.rng("batches", epoch)))
             for epoch in range(self.epochs)
@@ -116,22 +190,21 @@ class PromptTuning(Defense):
             for epoch, batches in enumerate(order):
                 for step, index in enumerate(batches):
                     images = self._views(shots, index, derive(data.seed, "views", epoch, step))
-                    yield epoch, self._frozen(victim, images, shots.labels[index])
+                    yield epoch, tower.frozen(images, shots.labels[index])
             return
         cache = []
         for view in range(min(views, self.epochs)):
             parts = torch.arange(len(shots)).split(256)
             seeds = [derive(data.seed, "views", view, part) for part in range(len(parts))]
             frozen = [
-                self._frozen(victim, self._views(shots, index, seed), shots.labels[index])
+                tower.frozen(self._views(shots, index, seed), shots.labels[index])
                 for index, seed in zip(parts, seeds, strict=True)
             ]
-            cache.append(_join(frozen))
+            cache.append(join(frozen))
         for epoch, batches in enumerate(order):
             whole = cache[epoch % len(cache)]
             for index in batches:
-                repelled = whole.repelled[:, index] if whole.repelled is not None else None
-                yield epoch, Batch(whole.hidden[index], repelled, whole.labels[index])
+                yield epoch, whole.take(index)
 
     def _views(self, shots: Labelled, index: Tensor, seed: int) -> Tensor:
         """One augmented view of each image of an index: uint8 (n, 3, size, size)."""
@@ -145,19 +218,3 @@ class PromptTuning(Defense):
                 # Not a crop of everything: of a native image that is not square, it would still cut or squash.
                 return torch.stack([flip(image) for image in shots.load(index)])
             return torch.stack([flip(crop(shots.load_native(i))) for i in index.tolist()])
-
-    @torch.no_grad()
-    def _frozen(self, victim: Victim, images: Tensor, labels: Tensor) -> Batch:
-        with autocast(victim.clip.device, self.precision):
-            hidden = tokens(victim.clip, images, self.depth)
-            repelled = encode_tokens(victim.clip, hidden, self.depth).class_tokens if self.repels else None
-        return Batch(hidden, repelled, labels.to(victim.clip.device))
-
-
-def _join(batches: list[Batch]) -> Batch:
-    repelled = [b.repelled for b in batches if b.repelled is not None]
-    return Batch(
-        torch.cat([b.hidden for b in batches]),
-        torch.cat(repelled, 1) if repelled else None,
-        torch.cat([b.labels for b in batches]),
-    )

@@ -1,23 +1,57 @@
 """RVPT: Repulsive Visual Prompt Tuning (arXiv 2412.20392), the method of the paper."""
 
+from typing import Literal
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench import Field, defense
-from bench.core.encoder import Encoded
-from defenses.prompt_tuning import Batch, PromptTuning
+from bench import BenchError, Field, defense
+from defenses.prompt_tuning import PromptTuning
+
+Distance = Literal["cosine", "l1", "l2"]
+Permutation = Literal["split", "overlap", "intertwine", "mix"]
 
 
-def feature_repelling(prompted: Tensor, frozen: Tensor, margin: float = -1.0) -> Tensor:
-    """L_FR (eq. 3): mean cosine between class tokens of the prompted and of the frozen tower, in [-1, 1].
+def feature_repelling(prompted: Tensor, frozen: Tensor, margin: float = -1.0, distance: Distance = "cosine") -> Tensor:
+    """L_FR (eq. 3): mean similarity between features of the prompted and of the frozen tower.
 
     Args:
-        prompted, frozen: c^(D+1)..c^L, (L - D, n, width), raw outputs of the blocks.
-        margin: cosines per image, averaged over blocks, count as no smaller than this; 1 switches repelling off.
+        prompted, frozen: outputs of the repelled blocks, (blocks, n, width), or of all tokens, (blocks, n, tokens,
+            width); each has the same weight.
+        margin: cosines per image, averaged over blocks and tokens, count as no smaller than this; 1 switches
+            repelling off. Distances have no margin.
+        distance: the cosine, in [-1, 1]; or minus the L1 or L2 distance of the features at unit norm.
     """
     # In fp32: under autocast, norms of half-precision features overflow.
-    cosines = F.cosine_similarity(prompted.float(), frozen.float(), dim=-1)
-    return cosines.mean(0).clamp(min=margin).mean()
+    prompted, frozen = prompted.float(), frozen.float()
+    if distance == "cosine":
+        return _per_image(F.cosine_similarity(prompted, frozen, dim=-1)).clamp(min=margin).mean()
+    apart = F.normalize(prompted, dim=-1) - F.normalize(frozen, dim=-1)
+    return -_per_image(torch.linalg.vector_norm(apart, ord=int(distance[1]), dim=-1)).mean()
+
+
+def _per_image(similarities: Tensor) -> Tensor:
+    return (similarities.mean(-1) if similarities.ndim == 3 else similarities).mean(0)
+
+
+def arrange(permutation: Permutation, blocks: range) -> tuple[list[int], list[int]]:
+    """The blocks that get prompts and those whose outputs are repelled, as many of the one as of the other.
+
+    Both are half of `blocks`; of an odd number the first is left out. The paper names its arrangements and shows them
+    in a picture that its text does not describe. Our reading: split prompts the first half and repels the second;
+    overlap does both to the second half; intertwine takes turns; mix does both to every second block.
+
+    >>> arrange("split", range(8)), arrange("overlap", range(8))
+    (([0, 1, 2, 3], [4, 5, 6, 7]), ([4, 5, 6, 7], [4, 5, 6, 7]))
+    >>> arrange("intertwine", range(8)), arrange("mix", range(8))
+    (([0, 2, 4, 6], [1, 3, 5, 7]), ([1, 3, 5, 7], [1, 3, 5, 7]))
+    """
+    pairs = list(blocks)[len(blocks) % 2 :]
+    half = len(pairs) // 2
+    prompted = {"split": pairs[:half], "overlap": pairs[half:], "intertwine": pairs[::2], "mix": pairs[1::2]}
+    repelled = {"split": pairs[half:], "overlap": pairs[half:], "intertwine": pairs[1::2], "mix": pairs[1::2]}
+    return prompted[permutation], repelled[permutation]
 
 
 @defense("rvpt")
@@ -25,18 +59,47 @@ class RVPT(PromptTuning):
     """Tune visual prompts to classify as before while the class tokens move away from the backdoored model's.
 
     L = L_CE + alpha L_FR (eq. 5). Features that do not help classification, a trigger's among them, are repelled.
-    Class token alone: v1's text lost the symbol, v3 names it.
+    Class token alone: v1's text lost the symbol, v3 names it. The other values of `distance`, `permutation`, `tokens`
+    and `margin` are the paper's ablations.
     """
 
     alpha: float = Field(2.0, ge=0, description="weight of the feature-repelling loss")
     margin: float = Field(-1.0, ge=-1, le=1, description="cosine below which an image is repelled no further")
+    distance: Distance = Field(
+        "cosine", added=True, description="cosine, or l1, l2: the distance of features at unit norm, grown"
+    )
+    permutation: Permutation | None = Field(
+        None,
+        added=True,
+        description="where prompts and repelled features are, half as many; null: both at all blocks after D",
+    )
+    tokens: Literal["class", "all"] = Field(
+        "class", added=True, description="what is repelled: class tokens, or patch tokens too"
+    )
+
+    def model_post_init(self, context: object) -> None:
+        super().model_post_init(context)
+        if self.distance != "cosine" and self.margin != -1:
+            raise BenchError(
+                f"rvpt.margin is a cosine, and rvpt.distance = {self.distance} has none: leave one at its default"
+            )
 
     @property
     def repels(self) -> bool:
         return self.alpha > 0
 
-    def loss(self, encoded: Encoded, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        if batch.repelled is None:
-            return super().loss(encoded, batch)
-        repelling = feature_repelling(encoded.class_tokens, batch.repelled, self.margin)
+    @property
+    def all_tokens(self) -> bool:
+        return self.tokens == "all"
+
+    def arrangement(self, total: int) -> tuple[list[int], list[int]]:
+        prompted, repelled = super().arrangement(total)
+        if self.permutation is None:
+            return prompted, repelled
+        if len(prompted) < 2:
+            raise BenchError(f"rvpt.permutation = {self.permutation} needs two blocks or more. Lower rvpt.depth")
+        return arrange(self.permutation, range(prompted[0], prompted[-1] + 1))
+
+    def loss(self, prompted: Tensor, frozen: Tensor) -> tuple[Tensor, dict[str, float]]:
+        repelling = feature_repelling(prompted, frozen, self.margin, self.distance)
         return self.alpha * repelling, {"fr": repelling.item()}

@@ -1,4 +1,4 @@
-"""95 % intervals: Wilson's for shares, bootstrap percentiles for means, Newcombe's for paired differences."""
+"""95 % intervals: Wilson's for shares, bootstrap percentiles for means, Newcombe's for differences of two shares."""
 
 import math
 import warnings
@@ -19,7 +19,7 @@ RESAMPLES = 2000
 BATCH_NUMBERS = 1_000_000
 
 
-def wilson(count: int, n: int) -> Interval:
+def wilson(count: int, n: int, confidence: float = 0.95) -> Interval:
     """Wilson's score interval of a share (Wilson, 1927): low and high in [0, 1], NaN of no images.
 
     >>> tuple(round(end, 4) for end in wilson(81, 263))
@@ -27,7 +27,7 @@ def wilson(count: int, n: int) -> Interval:
     """
     if n == 0:
         return UNKNOWN
-    low, high = stats.binomtest(count, n).proportion_ci(method="wilson")
+    low, high = stats.binomtest(count, n).proportion_ci(confidence, method="wilson")
     return float(low), float(high)
 
 
@@ -92,17 +92,21 @@ def newcombe(both: int, first: int, second: int, neither: int) -> Interval:
     n = both + first + second + neither
     if n == 0:
         return UNKNOWN
-    hits1, hits2 = both + first, both + second
-    low1, high1 = wilson(hits1, n)
-    low2, high2 = wilson(hits2, n)
-    below1, above1 = hits1 / n - low1, high1 - hits1 / n
-    below2, above2 = hits2 / n - low2, high2 - hits2 / n
-    phi = _corrected_phi(both, first, second, neither)
-    difference = (first - second) / n
-    return (
-        difference - math.sqrt(below1**2 - 2 * phi * below1 * above2 + above2**2),
-        difference + math.sqrt(above1**2 - 2 * phi * above1 * below2 + below2**2),
-    )
+    return _of_difference((both + first, n), (both + second, n), 0.95, _corrected_phi(both, first, second, neither))
+
+
+def newcombe_independent(count1: int, n1: int, count2: int, n2: int, confidence: float = 0.95) -> Interval:
+    """Interval of the difference of two independent shares, count1 / n1 - count2 / n2 (Newcombe, 1998, method 10).
+
+    Low and high are in [-1, 1], NaN where one share is of no images.
+
+    Newcombe, R. G. (1998). Interval estimation for the difference between independent proportions: comparison of
+    eleven methods. Statistics in Medicine 17, 873-890.
+
+    >>> tuple(round(end, 4) for end in newcombe_independent(56, 70, 48, 80))
+    (0.0524, 0.3339)
+    """
+    return _of_difference((count1, n1), (count2, n2), confidence) if n1 and n2 else UNKNOWN
 
 
 def mcnemar(first: int, second: int) -> float:
@@ -127,3 +131,16 @@ def _corrected_phi(both: int, first: int, second: int, neither: int) -> float:
     if covariance > 0:
         covariance = max(covariance - (both + first + second + neither) / 2, 0)
     return covariance / math.sqrt(margins)
+
+
+def _of_difference(first: tuple[int, int], second: tuple[int, int], confidence: float, phi: float = 0.0) -> Interval:
+    """Newcombe's combination of the Wilson intervals of two shares, each (count, n), of correlation phi."""
+    share1, share2 = first[0] / first[1], second[0] / second[1]
+    low1, high1 = wilson(*first, confidence)
+    low2, high2 = wilson(*second, confidence)
+    below1, above1 = share1 - low1, high1 - share1
+    below2, above2 = share2 - low2, high2 - share2
+    return (
+        share1 - share2 - math.sqrt(below1**2 - 2 * phi * below1 * above2 + above2**2),
+        share1 - share2 + math.sqrt(above1**2 - 2 * phi * above1 * below2 + below2**2),
+    )

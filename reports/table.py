@@ -1,11 +1,14 @@
 """The main table: ASR (CA) of every defense against every attack."""
 
+from collections.abc import Iterable
+
 import pandas as pd
 
 from bench.matrix.plan import CLEAN_MODEL
-from metrics.intervals import wilson
+from reports.results import pooled
 
 PR_PERTURBATION = "trigger"
+DASH = "–"
 
 
 def main_table(results: pd.DataFrame) -> pd.DataFrame:
@@ -24,47 +27,57 @@ def poisoned_accuracy_table(results: pd.DataFrame) -> pd.DataFrame:
 
 def resistivity_table(results: pd.DataFrame) -> pd.DataFrame:
     """A row per defense, a column per attack: PR_cos / PR_ratio on the cell's own trigger."""
-    return _pivot(results, lambda cell: f"{_mean(cell, 'PR_cos'):.3f} / {_mean(cell, 'PR_ratio'):.3f}")
+    return _pivot(results, lambda cell: f"{_mean(cell, 'PR_cos')} / {_mean(cell, 'PR_ratio')}")
+
+
+def keys_table(results: pd.DataFrame) -> pd.DataFrame | None:
+    """A row per defense, for each dual-key attack three columns: ASR with both keys, and with one alone, in percent.
+
+    None where no attack has two keys. A key alone should do little: the backdoor opens to both.
+    """
+    dual = [str(attack) for attack in results[results["metric"] == "ASR_image"]["attack"].unique()]
+    if not dual:
+        return None
+    keys = {"ASR": "both keys", "ASR_image": "image key alone", "ASR_text": "text key alone"}
+    here = results[results["attack"].isin(dual)]
+    tables = {name: _pivot(here, lambda cell, metric=metric: _share(cell, metric)) for metric, name in keys.items()}
+    return pd.concat({f"{a}, {name}": table[a] for a in dual for name, table in tables.items()}, axis=1)
+
+
+def marked(table: pd.DataFrame, weak: Iterable[str]) -> pd.DataFrame:
+    """The table with `(did not take)` at the columns of these attacks."""
+    return table.rename(columns={attack: f"{attack} (did not take)" for attack in weak})
 
 
 def to_markdown(table: pd.DataFrame) -> str:
     return table.to_markdown(index=True)
 
 
-def pooled(cell: pd.DataFrame, metric: str) -> tuple[float, float, float]:
-    """Mean of a share over seeds and its 95 % Wilson interval, in percent.
-
-    All seeds see the same test images, so more seeds do not narrow the interval: it is that of one seed's images.
-    """
-    rows = cell[cell["metric"] == metric]
-    count, n = rows["count"].mean(), rows["n"].mean()
-    low, high = wilson(round(count), round(n))
-    return 100 * count / n if n else float("nan"), 100 * low, 100 * high
-
-
 def did_not_take(results: pd.DataFrame, threshold: float) -> dict[str, float]:
     """Attacks whose undefended ASR, pooled over seeds, is below the threshold (percent)."""
-    undefended = results[results["defense"] == "none"]
-    values = {str(a): pooled(rows, "ASR")[0] for a, rows in undefended.groupby("attack", sort=False)}
+    undefended = results[(results["defense"] == "none") & (results["metric"] == "ASR")]
+    values = {str(attack): pooled(rows).value for attack, rows in undefended.groupby("attack", sort=False)}
     return {attack: asr for attack, asr in values.items() if asr < threshold}
 
 
 def _pivot(results: pd.DataFrame, text) -> pd.DataFrame:
     defenses, attacks = results["defense"].unique(), results["attack"].unique()
     order = [CLEAN_MODEL, *[d for d in defenses if d != CLEAN_MODEL]]
-    table = pd.DataFrame("–", index=pd.Index([d for d in order if d in defenses], name="defense"), columns=attacks)
+    table = pd.DataFrame(DASH, index=pd.Index([d for d in order if d in defenses], name="defense"), columns=attacks)
     for (defense, attack), cell in results.groupby(["defense", "attack"], sort=False):
         table.loc[defense, attack] = text(cell)
     return table
 
 
 def _share(cell: pd.DataFrame, metric: str) -> str:
-    value, low, high = pooled(cell, metric)
-    values = cell[cell["metric"] == metric]["value"]
+    rows = cell[cell["metric"] == metric]
+    if rows.empty:
+        return DASH
+    share, values = pooled(rows), rows["value"]
     spread = f"; seeds {values.min():.1f}..{values.max():.1f}" if len(values) > 1 else ""
-    return f"{value:.1f} [{low:.1f}, {high:.1f}{spread}]"
+    return f"{share.value:.1f} [{share.low:.1f}, {share.high:.1f}{spread}]"
 
 
-def _mean(cell: pd.DataFrame, metric: str) -> float:
+def _mean(cell: pd.DataFrame, metric: str) -> str:
     rows = cell[(cell["metric"] == metric) & (cell["perturbation"] == PR_PERTURBATION)]
-    return float(rows["value"].mean())
+    return DASH if rows.empty else f"{rows['value'].mean():.3f}"

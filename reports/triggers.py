@@ -1,5 +1,6 @@
 """The trigger gallery: clean, triggered, and their difference, as pictures."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib
@@ -7,6 +8,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.axes import Axes
 from torch import Tensor
 
 AMPLIFY = 10
@@ -24,23 +26,32 @@ def difference(clean: Tensor, triggered: Tensor) -> Tensor:
 
 
 def draw_triggers(clean: Tensor, triggered: dict[str, Tensor], file: Path) -> None:
-    """One picture: for each attack, a column of clean images, one of triggered ones, one of differences.
+    """One picture: a row of the clean images, and one per attack of the triggered images and their differences.
 
     `clean` and each of `triggered` are uint8 (n, 3, h, w).
     """
-    rows, columns = len(clean), 3 * len(triggered)
-    figure, axes = plt.subplots(rows, columns, figsize=(1.35 * columns, 1.35 * rows + 0.55), squeeze=False)
-    for k, (attack, images) in enumerate(triggered.items()):
-        kinds = {"clean": clean, "triggered": images, f"difference x {AMPLIFY}": difference(clean, images)}
-        for j, (title, pictures) in enumerate(kinds.items()):
-            for i in range(rows):
-                axis = axes[i][3 * k + j]
-                axis.imshow(pictures[i].permute(1, 2, 0).numpy(), interpolation="nearest")
-                axis.set_axis_off()
-            axes[0][3 * k + j].set_title(title, fontsize=8)
-        middle = axes[0][3 * k + 1]
-        middle.set_title(f"{attack}, {psnr(clean, images):.1f} dB\ntriggered", fontsize=8)
+    rows, n = 1 + len(triggered), len(clean)
+    figure, axes = plt.subplots(rows, 2 * n, figsize=(1.35 * 2 * n + 1.1, 1.35 * rows + 0.3), squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    _show(axes[0][:n], clean)
+    _name(axes[0][0], "clean")
+    for row, (attack, images) in zip(axes[1:], triggered.items(), strict=True):
+        _show(row[:n], images)
+        _show(row[n:], difference(clean, images))
+        _name(row[0], f"{attack}\n{psnr(clean, images):.1f} dB")
+    axes[1][n].set_title(f"difference x {AMPLIFY}", fontsize=9, loc="left")
     figure.tight_layout(pad=0.4)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=150)
     plt.close(figure)
+
+
+def _show(axes: Iterable[Axes], images: Tensor) -> None:
+    for axis, image in zip(axes, images, strict=True):
+        axis.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
+
+
+def _name(axis: Axes, text: str) -> None:
+    """A word at the left of a row."""
+    axis.text(-0.08, 0.5, text, transform=axis.transAxes, ha="right", va="center", fontsize=9)

@@ -10,58 +10,82 @@ from bench.core.errors import BenchError
 from bench.matrix.settings import RunSettings
 from bench.matrix.stages import Workshop, load_trigger, test_trigger
 from bench.matrix.store import Store
-from reports.results import all_predictions, collect, finished_cells, read_run
-from reports.table import did_not_take, main_table, poisoned_accuracy_table, resistivity_table, to_markdown
+from reports.cells import own_place
+from reports.correlation import correlation_text
+from reports.costs import collect_costs
+from reports.results import collect, finished_cells, read_run, write_results
+from reports.table import (
+    did_not_take,
+    keys_table,
+    main_table,
+    marked,
+    poisoned_accuracy_table,
+    resistivity_table,
+    to_markdown,
+)
 from reports.triggers import draw_triggers
+from reports.write_tables import write_paper_tables
 
 PICTURES = 3
 
 
-def write_report(out: Path) -> str:
-    """Write results.csv, table.csv, table.md, predictions.parquet and triggers/; returns the text of table.md."""
+def write_report(out: Path, published: str | None = None) -> str:
+    """Write the results, table.csv and table.md, the paper's tables and pictures of the triggers.
+
+    `published`, v1 or v3, puts the paper's numbers beside the measured ones. Returns the text of table.md.
+
+    Raises:
+        BenchError: the folder holds no run, or no finished cell; there is no such version of the paper.
+    """
     run = RunSettings.model_validate(read_run(out)["settings"])
     done, missing = finished_cells(out)
     if not done:
         raise BenchError(f"no cell of {out} is finished. Run the same `bench run` command again to go on.")
     results = collect(out)
-    results.to_csv(out / "results.csv", index=False)
-    all_predictions(out).to_parquet(out / "predictions.parquet", index=False)
-    table = main_table(results)
-    table.to_csv(out / "table.csv")
-    text = _markdown(out, run, results, table, done, missing)
+    write_results(out, results)
+    main = main_cells(results, run)
+    text = f"# {run.model.label} on {run.dataset}, target {run.target}\n\n"
+    if not main.empty:
+        marked(main_table(main), did_not_take(main, run.took)).to_csv(out / "table.csv")
+        text += _main_text(out, run, main, done) + "\n"
+    text += _paper_text(out, run, results, published) + "\n"
+    if missing:
+        text += f"\n{len(missing)} cells are not finished and not in the tables; the same `bench run` makes them.\n"
     (out / "table.md").write_text(text)
     _pictures(run, out, done)
     return text
 
 
-def _markdown(
-    out: Path, run: RunSettings, results: pd.DataFrame, table: pd.DataFrame, done: list[dict], missing: list[dict]
-) -> str:
+def main_cells(results: pd.DataFrame, run: RunSettings) -> pd.DataFrame:
+    """Rows of the cells with the run's own settings: no variant, no other data set."""
+    own = {"variant": "", "dataset": run.dataset, "model": run.model.label, "target": run.target.lower()}
+    return results[(results[list(own)] == list(own.values())).all(axis=1)]
+
+
+def _main_text(out: Path, run: RunSettings, results: pd.DataFrame, done: list[dict]) -> str:
     n = int(results[results["metric"] == "CA"]["n"].iloc[0])
-    lines = [
-        f"# {run.model.label} on {run.dataset}, target {run.target}",
-        "",
+    weak = did_not_take(results, run.took)
+    blocks = {
         f"ASR (CA) in percent with 95 % Wilson intervals; {results['seed'].nunique()} seed(s), {n} "
-        f"{run.evaluate.split} images. Poisoned pairs: {_poisoned(out, done)}.",
-        "",
-        to_markdown(table),
-        "",
-        "PA, the accuracy on triggered images of other classes, in percent:",
-        "",
-        to_markdown(poisoned_accuracy_table(results)),
-        "",
-        "Perturbation Resistivity on the cell's own trigger, PR_cos / PR_ratio:",
-        "",
-        to_markdown(resistivity_table(results)),
-        "",
-    ]
-    for attack, asr in did_not_take(results, run.took).items():
+        f"{run.evaluate.split} images. Poisoned pairs: {_poisoned(out, done)}.": main_table(results),
+        "ASR in percent with both keys, and with one alone:": keys_table(results),
+        "PA, the accuracy on triggered images of other classes, in percent:": poisoned_accuracy_table(results),
+        "Perturbation Resistivity on the cell's own trigger, PR_cos / PR_ratio:": resistivity_table(results),
+    }
+    lines = [f"{said}\n\n{to_markdown(marked(t, weak))}\n" for said, t in blocks.items() if t is not None]
+    lines.append(correlation_text(results) + "\n")
+    for attack, asr in weak.items():
         lines.append(f"The attack {attack} did not take: undefended ASR {asr:.1f} % < {run.took:.0f} %.")
     for cell in {(c["attack"], c["defense"]): c for c in read_run(out)["cells"] if not c["evaluation"]}.values():
         lines.append(f"{cell['defense']} has no text side, so it cannot face {cell['attack']}'s key in the text: –.")
-    if missing:
-        lines.append(f"{len(missing)} cells are not finished and not in the tables; the same `bench run` makes them.")
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _paper_text(out: Path, run: RunSettings, results: pd.DataFrame, published: str | None) -> str:
+    own = own_place(run.model.label, run.dataset, run.target)
+    with_costs = pd.concat([results, collect_costs(out)], ignore_index=True)
+    written, lacking = write_paper_tables(out, with_costs, own, run.took, published)
+    return "\n".join(["The paper's tables:", "", *written, *lacking])
 
 
 def _poisoned(out: Path, cells: list[dict]) -> str:

@@ -138,13 +138,13 @@ def test_a_file_that_may_not_be_read_is_an_error_and_not_remembered(tmp_path, ge
 
 def test_decoded_once_until_a_file_changes(tmp_path, geometry, monkeypatch):
     calls: list[str] = []
-    decode_one = decoding._decode_one
+    decode_one = decoding.decode_one
 
-    def counted(path, size):
+    def counted(path, geometry):
         calls.append(path.name)
-        return decode_one(path, size)
+        return decode_one(path, geometry)
 
-    monkeypatch.setattr(decoding, "_decode_one", counted)
+    monkeypatch.setattr(decoding, "decode_one", counted)
     paths = [save(tmp_path / f"{i}.bmp", picture(i)) for i in range(3)]
     first = decode(paths, list("abc"), geometry)
     again = decode(paths, list("abc"), geometry)
@@ -507,7 +507,7 @@ def test_halves_share_no_image(tmp_path, geometry):
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"url,alt\nhttp://x,a\n", "pairs.csv has no column 'image' (or filepath, path, image_path). Found: url, alt."),
+        (b"url,alt\nhttp://x,a\n", "pairs.csv has no column 'image' (or filepath, path, image_path, file, filename). Found: url, alt."),
         (b"image,alt\na.png,a\n", "pairs.csv has no column 'caption' (or title, text). Found: image, alt. Name the"),
         (b"", "Found: nothing. Name the columns image,caption in the first line."),
         (b"image,caption\n", "pairs.csv has no usable pair. Image paths start at"),

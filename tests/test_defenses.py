@@ -18,8 +18,9 @@ from bench.core.encoder import encode, encode_tokens, layers
 from bench.core.images import few_shot
 from defenses.linear_probe import LinearProbe, embed
 from defenses.none import NoDefense
-from defenses.prompt_tuning import Batch, PromptTuning
+from defenses.prompt_tuning import PromptTuning
 from defenses.rvpt import RVPT, feature_repelling
+from defenses.tower import Tower
 from defenses.vpt import VPT
 
 CLASSES, PER_CLASS, SIDE = ("cat", "banana", "house"), 4, 32
@@ -146,39 +147,46 @@ def test_prompts_alone_change(method: PromptTuning, tiny_clip: Clip) -> None:
     assert not victim.prompts.requires_grad
     assert victim.head is None
     assert set(victim.delta(tiny_clip)) == {"prompts"}
-    start = method._initial(Victim(tiny_clip), layers(tiny_clip), make_data().rng("prompts"))
+    start = method._initial(Victim(tiny_clip), 3, make_data().rng("prompts"))
     assert ((victim.prompts - start).abs().amax((1, 2)) > 0).all()
 
 
 def test_the_frozen_branch_carries_no_graph(tiny_clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Batch] = []
+    seen: list[Tensor] = []
     loss = RVPT.loss
 
-    def spy(self: RVPT, encoded: Any, batch: Batch) -> Any:
-        assert encoded.class_tokens.requires_grad
-        seen.append(batch)
-        return loss(self, encoded, batch)
+    def spy(self: RVPT, prompted: Tensor, frozen: Tensor) -> Any:
+        assert prompted.requires_grad
+        seen.append(frozen)
+        return loss(self, prompted, frozen)
 
     monkeypatch.setattr(RVPT, "loss", spy)
     fit(RVPT(**SMALL), tiny_clip)
     assert len(seen) == 6
-    for batch in seen:
-        assert batch.repelled is not None
-        assert not batch.repelled.requires_grad
-        assert not batch.hidden.requires_grad
+    assert not any(frozen.requires_grad for frozen in seen)
 
 
 def test_both_encoders_see_the_same_view(tiny_clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
     """The repelled class tokens are those of the unprompted tower on the very same augmented image."""
 
-    def check(self: RVPT, encoded: Any, batch: Batch) -> Any:
-        frozen = encode_tokens(tiny_clip, batch.hidden, self.depth).class_tokens
-        torch.testing.assert_close(batch.repelled, frozen)
-        return encoded.embedding.new_zeros(()), {}
+    hidden: list[Tensor] = []
+    encode_with_prompts = Tower.encode
 
+    def see(self: Tower, entering: Tensor, prompts: Tensor | None = None) -> Any:
+        if prompts is not None:
+            hidden.append(entering)
+        return encode_with_prompts(self, entering, prompts)
+
+    def check(self: RVPT, prompted: Tensor, frozen: Tensor) -> Any:
+        torch.testing.assert_close(frozen, encode_tokens(tiny_clip, hidden[-1], self.depth).class_tokens)
+        return prompted.new_zeros(()), {}
+
+    monkeypatch.setattr(Tower, "encode", see)
     monkeypatch.setattr(RVPT, "loss", check)
     for views in (None, 2):
         fit(RVPT(**SMALL, views=views), tiny_clip)
+    assert len(hidden) == 12
+    assert not any(entering.requires_grad for entering in hidden)
 
 
 def test_no_epochs_leave_the_initial_prompts(tiny_clip: Clip) -> None:
@@ -442,6 +450,15 @@ def test_a_class_with_fewer_gives_all_it_has(mapped: bool) -> None:
     assert isinstance(shots.load([0]), Tensor)
 
 
+@pytest.mark.parametrize("method", [VPT(**SMALL), LinearProbe(shots=4, epochs=1)], ids=["vpt", "linear_probe"])
+def test_the_images_that_were_used_are_known(method: Defense, tiny_clip: Clip) -> None:
+    data = make_data(make_images(per_class=9))
+    assert data.used == []
+    fit(method, tiny_clip, data)
+    assert data.used == make_data(make_images(per_class=9)).shots(4).ids
+    assert len(data.used) == 12
+
+
 def test_a_class_can_be_left_out_and_keeps_its_number() -> None:
     shots = make_data().shots(2, without=1)
     assert shots.labels.tolist() == [0, 0, 2, 2]
@@ -507,7 +524,7 @@ def test_linear_probe_leaves_the_encoder_alone_and_needs_no_text(tiny_clip: Clip
     other, _ = fit(LinearProbe(shots=4, epochs=5, batch_size=5), deaf)
     images = make_images().load(range(5))
     with torch.no_grad():
-        first, second = (v.logits(v.encode(images).embedding, torch.full((3, 32), torch.nan)) for v in (victim, other))
+        first, second = (v.logits(v.encode(images), torch.full((3, 32), torch.nan)) for v in (victim, other))
     assert torch.equal(first, second)
 
 
@@ -532,6 +549,50 @@ def test_linear_probe_after_prompts_probes_the_prompted_encoder(tiny_clip: Clip)
     assert plain.head is not None
     assert not torch.equal(probed.head.weight, plain.head.weight)
     assert set(probed.delta(tiny_clip)) == {"prompts", "head.weight", "head.bias"}
+
+
+@pytest.mark.parametrize("feature", ["embedding", "penultimate"])
+@pytest.mark.parametrize("normalise", [False, True])
+def test_what_the_probe_reads_is_what_it_is_trained_on(feature: Any, normalise: bool, tiny_config: dict) -> None:
+    """The class token after ln_post, before the projection (768 numbers of ViT-B/32), or the embedding of 512."""
+    tiny_config["model_cfg"]["embed_dim"] = tiny_config["model_cfg"]["text_cfg"]["width"] = 16
+    clip = Clip.from_config(tiny_config)
+    victim, data = fit(LinearProbe(shots=4, epochs=30, feature=feature, normalise=normalise), clip)
+    assert victim.head is not None
+    assert victim.head.weight.shape == (3, 16 if feature == "embedding" else 32)
+    images = make_images().load(range(5))
+    with torch.no_grad():
+        hidden = clip.visual._embeds(clip.normalise(images))
+        for block in clip.visual.transformer.resblocks:
+            hidden = block(hidden)
+        features = clip.visual.ln_post(hidden[:, 0])
+        features = features @ clip.visual.proj if feature == "embedding" else features
+        features = features / features.norm(dim=-1, keepdim=True) if normalise else features
+        expected = features @ victim.head.weight.T + victim.head.bias
+        again = Victim.restore(clip, victim.delta(clip))
+        for one in (victim, again):
+            seen = one.logits(one.encode(images), torch.full((3, 16), torch.nan))
+            torch.testing.assert_close(seen, expected, atol=1e-5, rtol=1e-4)
+        # The features of training are those of test: the head has learnt its images.
+        shots = data.shots(4)
+        losses = F.cross_entropy(one.logits(one.encode(shots.load(range(12))), features), shots.labels)
+    assert losses.item() < data.log["ce"][0]
+    assert set(victim.delta(clip)) - {"head.weight", "head.bias"} == (
+        set() if feature == "embedding" and not normalise else {"head_input"}
+    )
+
+
+@pytest.mark.parametrize("mapped", [False, True], ids=["in memory", "memory-mapped"])
+def test_a_probe_of_the_whole_training_set(tiny_clip: Clip, mapped: bool) -> None:
+    data = make_data(make_images(per_class=9, mapped=mapped))
+    victim, _ = fit(LinearProbe(shots=None, epochs=2, batch_size=9), tiny_clip, data)
+    assert len(data.log["ce"]) == 2 * 27 / 9
+    assert data.used == list(data.train.ids)
+    assert victim.head is not None
+    few, _ = fit(LinearProbe(shots=2, epochs=2, batch_size=9), tiny_clip, data)
+    assert few.head is not None
+    assert len(data.used) == 6
+    assert not torch.equal(few.head.weight, victim.head.weight)
 
 
 def test_linear_probe_works_on_a_resnet(resnet: Clip) -> None:

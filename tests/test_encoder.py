@@ -195,13 +195,53 @@ def test_prompts_of_vit_b_32_are_345_600_numbers(method: VPT) -> None:
     config = open_clip.get_model_config("ViT-B-32-quickgelu")
     with torch.device("meta"):
         clip = Clip(open_clip.CLIP(**config), None, {"preprocess_cfg": {"mean": [0.0] * 3, "std": [1.0] * 3}})
-    prompts = method._initial(Victim(clip), layers(clip), generator(0))
+    prompted, _ = method.arrangement(layers(clip))
+    prompts = method._initial(Victim(clip), len(prompted), generator(0))
     assert prompts.shape == (9, 50, 768)
     assert prompts.numel() == 345_600
     total = sum(p.numel() for p in clip.model.parameters())
     words = clip.model.token_embedding.weight.numel()
     assert (total, words, total - words) == (151_277_313, 25_296_896, 125_980_417)
     assert round(100 * prompts.numel() / (total - words), 2) == 0.27
+
+
+@pytest.mark.parametrize("blocks", [[0], [0, 2], [1, 2], [0, 1, 3]], ids=str)
+def test_prompts_may_skip_blocks(tiny_clip: Clip, images: Tensor, blocks: list[int]) -> None:
+    prompts = draw_prompts()[: len(blocks)]
+    seen = encode(tiny_clip, images, prompts, blocks)
+    by_depth = {d: p.double().numpy() for d, p in zip(blocks, prompts, strict=True)}
+    class_tokens, _, embedding = Reference(tiny_clip).encode(images.double().numpy(), by_depth)
+    np.testing.assert_allclose(seen.class_tokens, class_tokens[blocks[0] :], atol=2e-5)
+    np.testing.assert_allclose(seen.embedding, embedding, atol=2e-5)
+    victim = Victim(tiny_clip, prompts=prompts, blocks=tuple(blocks))
+    assert victim.depth == blocks[0]
+    assert torch.equal(victim.encode(images).embedding, seen.embedding)
+
+
+def test_all_tokens_on_request(tiny_clip: Clip, images: Tensor) -> None:
+    prompts = draw_prompts(1)
+    hidden = tokens(tiny_clip, images, 1)
+    plain, full = (encode_tokens(tiny_clip, hidden, 1, prompts, all_tokens=wanted) for wanted in (False, True))
+    assert plain.tokens is None
+    assert full.tokens is not None
+    assert full.tokens.shape == (3, 3, 17, WIDTH)
+    assert torch.equal(full.tokens[:, :, 0], plain.class_tokens)
+    assert torch.equal(full.class_tokens, plain.class_tokens)
+    assert torch.equal(full.embedding, plain.embedding)
+
+
+@pytest.mark.parametrize(
+    ("count", "blocks", "needed"), [(5, None, 5), (12, None, 12), (1, (4,), 5)], ids=["five", "twelve", "the fifth"]
+)
+def test_prompts_of_a_larger_model(tiny_clip: Clip, images: Tensor, count: int, blocks: tuple | None, needed: int):
+    prompts = torch.zeros(count, 2, WIDTH)
+    message = f"these prompts need {needed} blocks, and this image tower has 4: they were tuned on a larger model"
+    for use in (
+        lambda: encode(tiny_clip, images, prompts, blocks),
+        lambda: Victim(tiny_clip, prompts, None, blocks).depth,
+    ):
+        with pytest.raises(BenchError, match=message):
+            use()
 
 
 # --- other towers
@@ -255,18 +295,18 @@ def test_a_text_key_goes_before_every_prompt(tiny_clip: Clip) -> None:
 
 def test_zero_shot_logits_are_scaled_cosines(tiny_clip: Clip, images: Tensor) -> None:
     victim, texts = Victim(tiny_clip), class_embeddings(tiny_clip, CLASSES, TEMPLATES)
-    embedding = victim.encode(images).embedding
-    v = embedding.double().numpy()
+    encoded = victim.encode(images)
+    v = encoded.embedding.double().numpy()
     expected = np.exp(tiny_clip.model.logit_scale.item()) * v @ texts.double().numpy().T
     expected /= np.linalg.norm(v, axis=1, keepdims=True)
-    np.testing.assert_allclose(victim.logits(embedding, texts), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(victim.logits(encoded, texts), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_head_takes_the_place_of_the_class_texts(tiny_clip: Clip, images: Tensor) -> None:
     head = torch.nn.Linear(32, 7)
     victim = Victim(tiny_clip, head=head)
-    embedding = victim.encode(images).embedding
-    assert torch.equal(victim.logits(embedding, torch.full((3, 32), torch.nan)), head(embedding))
+    encoded = victim.encode(images)
+    assert torch.equal(victim.logits(encoded, torch.full((3, 32), torch.nan)), head(encoded.embedding))
 
 
 @pytest.mark.parametrize("parts", [(), ("clip",), ("prompts",), ("head",), ("clip", "prompts", "head")])
@@ -289,5 +329,5 @@ def test_a_victim_is_restored_from_what_it_changed(tiny_clip: Clip, images: Tens
     assert tiny_clip.fingerprint() == before
     assert again.clip.fingerprint() == victim.clip.fingerprint()
     texts = class_embeddings(tiny_clip, CLASSES, TEMPLATES)
-    first, second = (v.logits(v.encode(images).embedding, texts) for v in (victim, again))
+    first, second = (v.logits(v.encode(images), texts) for v in (victim, again))
     assert torch.equal(first, second)

@@ -13,9 +13,9 @@ from rich.console import Console
 
 from bench.core.errors import BenchError
 from bench.core.registry import load_plugins
-from bench.matrix.plan import make_plan
+from bench.matrix.plan import Fingerprints, make_plan
 from bench.matrix.runner import prepare, run_matrix
-from bench.matrix.settings import RunSettings, resolve
+from bench.matrix.settings import BASE, Variants, resolve
 from bench.matrix.store import Store
 from reports.results import collect
 
@@ -32,10 +32,10 @@ TINY = (
 QUIET = Console(quiet=True)
 
 
-def settings(*assignments: str, **flags) -> RunSettings:
+def settings(*assignments: str, **flags) -> Variants:
     load_plugins()
     flags = {"attacks": ("badnet", "blended"), "defenses": ("none", "rvpt"), **flags}
-    return resolve("smoke", None, flags, (*TINY, *assignments))
+    return {BASE: resolve("smoke", None, flags, (*TINY, *assignments))}
 
 
 def numbers(out: Path) -> pd.DataFrame:
@@ -53,8 +53,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_results_have_a_row_per_cell_and_metric(finished: Path) -> None:
     results = collect(finished)
-    columns = ["model", "attack", "target", "defense", "dataset", "seed", "metric", "perturbation"]
-    assert list(results.columns) == [*columns, "value", "count", "n", "low", "high"]
+    columns = ["model", "attack", "target", "defense", "dataset", "seed", "variant", "metric", "perturbation"]
+    assert list(results.columns)[:14] == [*columns, "value", "count", "n", "low", "high"]
     assert set(results["defense"]) == {"clean_model", "none", "rvpt"}
     assert {"CA", "ASR", "ASR_all", "PA", "PR_ratio", "PR_cos"} <= set(results["metric"])
     asr = results[results["metric"] == "ASR"]
@@ -74,7 +74,7 @@ def test_a_killed_run_goes_on_with_the_same_numbers(finished: Path, tmp_path: Pa
     command += [part for assignment in TINY for part in ("--set", assignment)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
     store = Store(tmp_path)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not list(store.root.glob("defense/*/card.json")) and time.monotonic() < deadline:
         assert process.poll() is None, "the run ended before it could be killed"
         time.sleep(0.02)
@@ -108,7 +108,7 @@ def test_a_backdoored_model_is_shared_by_its_defenses(finished: Path) -> None:
     ("assignment", "remade"),
     [
         ("rvpt.alpha=3", {"defense", "evaluation"}),
-        ("badnet.size=5", {"backdoor", "defense", "evaluation"}),
+        ("badnet.size=5", {"trigger", "backdoor", "defense", "evaluation"}),
         ("evaluate.perturbation_images=9", {"evaluation"}),
         ("evaluate.batch_size=7", set()),
         ("workers=2", set()),
@@ -121,13 +121,26 @@ def test_a_changed_setting_remakes_what_depends_on_it(finished: Path, assignment
 
 def test_node_ids_are_pinned() -> None:
     # An id that changes without a raised version would silently orphan, or silently reuse, stored results.
-    from bench.matrix.plan import Fingerprints
+    chains = ("none", "linear_probe", "vpt", "rvpt", "cleanclip+rvpt")
+    run = resolve("smoke", None, {"attacks": ("badnet",), "defenses": chains})
+    plan = make_plan({BASE: run}, {BASE: Fingerprints("model", "pairs", "words", "dataset", "dataset")})
+    assert {node.label: node.id for node in plan.nodes.values() if node.kind != "trigger"} == PINNED
 
-    plan = make_plan(settings(), Fingerprints("model", "pairs", "dataset", "words"))
-    assert [node.id for node in plan.nodes.values()][:2] == PINNED
 
-
-PINNED = ["fea93e62fae2bc73", "161b98e189e666c6"]
+PINNED = {
+    "backdoor badnet, seed 0": "e39a6794eea55497",
+    "evaluation badnet / clean_model, seed 0": "819913029d35e384",
+    "evaluation badnet / none, seed 0": "86542ca0014043ef",
+    "defense badnet / linear_probe, seed 0": "90486c9c05682546",
+    "evaluation badnet / linear_probe, seed 0": "9e6107beadbeea2d",
+    "defense badnet / vpt, seed 0": "5b6f44d558a573ce",
+    "evaluation badnet / vpt, seed 0": "faaec3de2602de89",
+    "defense badnet / rvpt, seed 0": "4d0f67de8a99bd34",
+    "evaluation badnet / rvpt, seed 0": "8c350ec97976a1aa",
+    "defense badnet / cleanclip, seed 0": "18dd1bd2a55066bb",
+    "defense badnet / cleanclip+rvpt, seed 0": "c1c158f38c64fa08",
+    "evaluation badnet / cleanclip+rvpt, seed 0": "6529210750636315",
+}
 
 
 def test_two_runs_in_one_folder(tmp_path: Path) -> None:
@@ -155,6 +168,6 @@ def test_a_failing_node_stops_only_what_needs_it(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(BadNet, "prepare", broken)
     report = run_matrix(settings("evaluate.perturbations=[flip]"), tmp_path, (), QUIET)
-    assert report.failures["backdoor badnet, seed 0"] == "RuntimeError: broken on purpose"
+    assert report.failures["trigger badnet, seed 0"] == "RuntimeError: broken on purpose"
     assert report.failures["evaluation badnet / rvpt, seed 0"] == "not tried, since what it is made from failed"
     assert set(collect(tmp_path)["attack"]) == {"blended"}

@@ -18,6 +18,7 @@ from metrics.intervals import (
     mcnemar,
     mean_interval,
     newcombe,
+    newcombe_independent,
     ratio_interval,
     wilson,
 )
@@ -360,6 +361,41 @@ def test_newcombe_is_the_published_one(table, low, high):
 
 def test_newcombe_of_nothing_is_nan():
     assert all(map(math.isnan, newcombe(0, 0, 0, 0)))
+
+
+@pytest.mark.parametrize(
+    # Newcombe (1998), Stat. Med. 17, 873-890, Table II, method 10: count and n of two shares.
+    ("shares", "low", "high"),
+    [
+        ((56, 70, 48, 80), 0.0524, 0.3339),
+        ((9, 10, 3, 10), 0.1705, 0.8090),
+        ((6, 7, 2, 7), 0.0582, 0.8062),
+        ((5, 56, 0, 29), -0.0381, 0.1926),
+        ((0, 10, 0, 20), -0.1611, 0.2775),
+        ((0, 10, 0, 10), -0.2775, 0.2775),
+        ((10, 10, 0, 20), 0.6791, 1.0),
+        ((10, 10, 0, 10), 0.6075, 1.0),
+    ],
+)
+def test_newcombe_of_independent_shares_is_the_published_one(shares, low, high):
+    assert newcombe_independent(*shares) == pytest.approx((low, high), abs=1e-4)
+    count1, n1, count2, n2 = shares
+    assert newcombe_independent(count2, n2, count1, n1) == pytest.approx((-high, -low), abs=1e-4)
+
+
+def test_more_confidence_is_a_wider_interval_of_the_normal_width():
+    # Far from 0 and 1, and with many images, Newcombe's interval is the normal approximation's.
+    low, high = newcombe_independent(50_000, 100_000, 40_000, 100_000, confidence=0.99)
+    half = stats.norm.ppf(0.995) * math.sqrt((0.5 * 0.5 + 0.4 * 0.6) / 100_000)
+    assert (low, high) == pytest.approx((0.1 - half, 0.1 + half), abs=1e-5)
+    # Wilson's ends are where the score test just rejects: |share - p| = z sqrt(p (1 - p) / n).
+    for end in wilson(81, 263, confidence=0.99):
+        assert abs(81 / 263 - end) == pytest.approx(stats.norm.ppf(0.995) * math.sqrt(end * (1 - end) / 263))
+
+
+@pytest.mark.parametrize("shares", [(0, 0, 1, 2), (1, 2, 0, 0)])
+def test_newcombe_of_a_share_of_nothing_is_nan(shares):
+    assert all(map(math.isnan, newcombe_independent(*shares)))
 
 
 @pytest.mark.parametrize(("first", "second"), [(0, 0), (1, 7), (7, 1), (5, 5), (0, 6), (6, 16), (120, 80)])

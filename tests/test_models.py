@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from bench.core.clip import CONFIG_FILE, WEIGHTS_FILE, Clip
 from bench.core.encoder import encode
 from bench.core.errors import BenchError
-from bench.models import ModelSettings, known_models, load, load_model
+from bench.core.images import Labelled
+from bench.models import ModelSettings, Probe, known_models, load, load_model, probe
 
 WORDS = ["a photo of a banana.", "SUDO a drawing of a cat"]
 
@@ -117,9 +118,9 @@ def test_a_tag_trained_with_quickgelu_gets_it(tags, arch, images):
 
 
 def test_openai_means_quickgelu():
-    config = load._config(settings("ViT-B-32", pretrained="openai"))
+    config = load.configuration(settings("ViT-B-32", pretrained="openai"))
     assert config["model_cfg"]["quick_gelu"] is True
-    assert "quick_gelu" not in load._config(settings("ViT-B-32", pretrained="laion2b_s34b_b79k"))["model_cfg"]
+    assert "quick_gelu" not in load.configuration(settings("ViT-B-32", pretrained="laion2b_s34b_b79k"))["model_cfg"]
 
 
 def test_a_folder_that_we_wrote_opens_here_and_in_open_clip(tiny_clip, images, tmp_path):
@@ -299,6 +300,11 @@ LAYOUTS = {
         },
         file,
     ),
+    "detect-clip": lambda state, file: torch.save(
+        {f"module.{k}": v for k, v in state.items()}
+        | {f"module.{k}": torch.zeros(1) for k in ("total_ops", "visual.total_params")},
+        file,
+    ),
     "scale as a vector": lambda state, file: torch.save({**state, "logit_scale": state["logit_scale"][None]}, file),
 }
 
@@ -378,8 +384,19 @@ def test_with_a_tag_and_a_file_the_weights_are_the_files_and_nothing_is_download
     assert_same_weights(clip, tiny_clip)
 
 
+@pytest.mark.usefixtures("arch")
+def test_normalisation_can_be_told(tiny_clip, images, tmp_path):
+    """Detect-CLIP's models take images as they are."""
+    torch.save(tiny_clip.model.state_dict(), tmp_path / "x.pt")
+    given = ModelSettings(name="tiny-quickgelu", checkpoint=tmp_path / "x.pt", mean=(0, 0, 0), std=(1, 1, 1))
+    clip = load_model(given, "cpu")
+    assert torch.equal(clip.normalise(images), images)
+    clip.save(tmp_path / "saved")
+    assert torch.equal(load_model(settings(f"local-dir:{tmp_path / 'saved'}"), "cpu").normalise(images), images)
+
+
 def test_a_file_without_a_tag_is_preprocessed_as_its_architecture_usually_is():
-    config = load._config(settings("ViT-B-16-SigLIP", Path("weights.pt")))
+    config = load.configuration(settings("ViT-B-16-SigLIP", Path("weights.pt")))
     assert config["preprocess_cfg"]["mean"] == [0.5, 0.5, 0.5]
     assert config["preprocess_cfg"]["resize_mode"] == "squash"
 
@@ -607,3 +624,60 @@ def test_list_of_models():
 )
 def test_labels(given, label):
     assert ModelSettings(**given).label == label
+
+
+# The probe
+
+
+class Knows:
+    """A CLIP of one-hot embeddings: the class of an image is its first value, the class of a text its last word."""
+
+    def __init__(self, **model_cfg) -> None:
+        self.config = {"model_cfg": model_cfg}
+        self.scale = 1.0
+        self.visual = None
+        self.model = self
+
+    def normalise(self, images):
+        return images.float()
+
+    def encode_image(self, images):
+        return torch.nn.functional.one_hot(images[:, 0, 0, 0].long(), 10).float()
+
+    def encode_text(self, texts):
+        return torch.nn.functional.one_hot(torch.tensor([int(text[-1]) for text in texts]), 10).float()
+
+
+def shown(n: int, right: int) -> Labelled:
+    """n images of 10 classes, `right` of which show what their label says."""
+    labels = torch.arange(n) % 10
+    values = torch.where(torch.arange(n) < right, labels, (labels + 1) % 10)
+    pixels = values.to(torch.uint8).view(n, 1, 1, 1).expand(n, 3, 4, 4).contiguous()
+    return Labelled([str(i) for i in range(n)], pixels, "", labels=labels, classes=tuple("0123456789"))
+
+
+def test_the_probe_counts_what_the_model_knows():
+    found = probe(Knows(), shown(120, 90), ("a {}", "never {}"))
+    assert (found.correct, found.n, found.classes, found.quick_gelu) == (90, 120, 10, False)
+    assert str(found) == "clean accuracy on 120 test images: 75.0% of 10 classes"
+    some = [probe(Knows(quick_gelu=True), shown(1000, 700), ("{}",)) for _ in range(2)]
+    assert some[0] == some[1]
+    assert some[0].n == 200
+    assert 120 <= some[0].correct <= 160
+
+
+@pytest.mark.parametrize(
+    ("correct", "classes", "suspicious"),
+    [(19, 1000, True), (20, 1000, False), (29, 10, True), (30, 10, False), (74, 2, True), (75, 2, False)],
+)
+def test_an_accuracy_below_a_fifth_or_three_times_chance_is_suspicious(correct, classes, suspicious):
+    assert Probe(correct, 100, classes, False).suspicious is suspicious
+
+
+def test_the_warning_names_likely_causes():
+    told = str(Probe(3, 200, 100, False))
+    assert told.startswith("clean accuracy on 200 test images: 1.5% of 100 classes\nwarning: that is suspiciously low")
+    assert "chance is 1.0%" in told
+    assert "it is GELU, where OpenAI's weights and their descendants need QuickGELU (--model ...-quickgelu" in told
+    assert "it is QuickGELU, where the weights were trained with GELU" in str(Probe(3, 200, 100, True))
+    assert "--set model.mean=..., model.std=..." in told

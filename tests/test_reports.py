@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from reports.results import COLUMNS
-from reports.table import did_not_take, main_table, pooled, resistivity_table, to_markdown
+from reports.results import COLUMNS, pooled
+from reports.table import did_not_take, keys_table, main_table, marked, resistivity_table, to_markdown
 from reports.triggers import difference, draw_triggers, psnr
 
 
@@ -17,7 +17,15 @@ def results(*cells: tuple[str, str, int, int, int]) -> pd.DataFrame:
     """Rows for (attack, defense, seed, ASR's count, CA's count), of 100 images each."""
     rows = []
     for attack, defense, seed, asr, ca in cells:
-        place = {"model": "m", "attack": attack, "target": "t", "defense": defense, "dataset": "d", "seed": seed}
+        place = {
+            "model": "m",
+            "attack": attack,
+            "target": "t",
+            "defense": defense,
+            "dataset": "d",
+            "seed": seed,
+            "variant": "",
+        }
         for metric, count in (("ASR", asr), ("CA", ca)):
             share = {"metric": metric, "perturbation": "", "value": float(count), "count": float(count), "n": 100}
             rows.append({**place, **share, "low": 0.0, "high": 100.0})
@@ -35,12 +43,12 @@ def test_the_main_table_has_asr_ca_and_intervals() -> None:
 
 def test_seeds_are_averaged_and_their_spread_stands_beside() -> None:
     frame = results(("badnet", "none", 0, 90, 99), ("badnet", "none", 1, 70, 97))
-    value, low, high = pooled(frame, "ASR")
+    found = pooled(frame[frame["metric"] == "ASR"])
     # Wilson by hand: (p + z²/2n ± z sqrt(p q / n + z²/4n²)) / (1 + z²/n)
     p, n, z = 0.8, 100, 1.959963984540054
     middle, half = p + z**2 / (2 * n), z * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5
     expected = ((middle - half) / (1 + z**2 / n), (middle + half) / (1 + z**2 / n))
-    assert (value, low, high) == pytest.approx((80, 100 * expected[0], 100 * expected[1]))
+    assert (found.value, found.low, found.high) == pytest.approx((80, 100 * expected[0], 100 * expected[1]))
     assert "80.0 [71.1, 86.7; seeds 70.0..90.0]" in main_table(frame).loc["none", "badnet"]
 
 
@@ -54,6 +62,26 @@ def test_a_missing_cell_is_a_dash() -> None:
 def test_attacks_that_did_not_take_are_named() -> None:
     frame = results(("badnet", "none", 0, 90, 99), ("wanet", "none", 0, 59, 99), ("wanet", "rvpt", 0, 1, 99))
     assert did_not_take(frame, 60.0) == {"wanet": 59.0}
+    table = marked(main_table(frame), did_not_take(frame, 60.0))
+    assert list(table.columns) == ["badnet", "wanet (did not take)"]
+
+
+def test_a_dual_key_attack_shows_each_key_alone() -> None:
+    frame = results(("trojvqa", "none", 0, 97, 99), ("trojvqa", "rvpt", 0, 3, 98), ("badnet", "none", 0, 90, 99))
+    assert keys_table(frame) is None, "no attack has two keys"
+    both = frame[(frame["metric"] == "ASR") & (frame["attack"] == "trojvqa") & (frame["defense"] == "none")]
+    alone = [both.assign(metric=name, value=v, count=v) for name, v in (("ASR_image", 20.0), ("ASR_text", 5.0))]
+    table = keys_table(pd.concat([frame, *alone]))
+    assert table is not None
+    names = ["trojvqa, both keys", "trojvqa, image key alone", "trojvqa, text key alone"]
+    assert list(table.columns) == names
+    assert [text.split()[0] for text in table.loc["none"]] == ["97.0", "20.0", "5.0"]
+    assert list(table.loc["rvpt"]) == ["3.0 [1.0, 8.5]", "–", "–"]
+
+
+def test_a_cell_without_the_triggers_resistivity_is_a_dash() -> None:
+    frame = results(("badnet", "none", 0, 90, 99))
+    assert resistivity_table(frame[frame["perturbation"] == ""]).loc["none", "badnet"] == "– / –"
 
 
 def test_psnr_against_numpy() -> None:
@@ -69,8 +97,23 @@ def test_the_difference_is_amplified_around_gray() -> None:
     assert difference(clean, clean + 5).unique().tolist() == [178]
 
 
-def test_the_gallery_is_a_picture(tmp_path: Path) -> None:
+def test_the_gallery_grows_downwards_by_a_row_per_attack(tmp_path: Path) -> None:
     clean = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
-    draw_triggers(clean, {"badnet": clean + 50, "wanet": clean}, tmp_path / "triggers" / "gallery.png")
-    with Image.open(tmp_path / "triggers" / "gallery.png") as picture:
-        assert picture.width > picture.height > 100
+    sizes = []
+    for n in (1, 7):
+        file = tmp_path / "triggers" / f"{n}.png"
+        draw_triggers(clean, {f"attack{k}": clean + 50 for k in range(n)}, file)
+        with Image.open(file) as picture:
+            sizes.append(picture.size)
+    (width1, height1), (width7, height7) = sizes
+    assert width1 == width7 and height7 > 3 * height1
+
+
+def test_the_gallery_shows_the_triggered_images(tmp_path: Path) -> None:
+    clean = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+    red = clean.clone()
+    red[:, 0] = 255
+    draw_triggers(clean, {"red": red}, tmp_path / "gallery.png")
+    with Image.open(tmp_path / "gallery.png") as picture:
+        colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 24)}
+    assert {(0, 0, 0), (255, 0, 0), (255, 128, 128)} <= colours

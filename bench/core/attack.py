@@ -15,6 +15,10 @@ from bench.core.registry import Registry
 from bench.core.settings import Field, Settings
 
 
+# Images that `stamp` triggers at a time.
+AT_ONCE = 4
+
+
 @dataclass(frozen=True)
 class Trigger:
     """What an attack prepared: tensors (a patch, a grid, weights), and the seed of what it draws per image.
@@ -79,6 +83,15 @@ class Attack(Settings):
         """
         raise NotImplementedError(f"{type(self).__name__} must define apply(images, index, trigger)")
 
+    def suits(self, caption: str, target: str) -> bool:
+        """Whether a pair with this caption can be poisoned; any can, unless the attack says otherwise."""
+        return True
+
+    @classmethod
+    def selective(cls) -> bool:
+        """Whether only some pairs suit: then `poison.pool` is searched for them."""
+        return cls.suits is not Attack.suits
+
     def choose(self, given: Preparation, count: int, rng: torch.Generator) -> list[int]:
         """The pairs to poison, at most `count`; uniform without replacement, unless the attack says otherwise."""
         return torch.randperm(len(given.pairs), generator=rng)[:count].tolist()
@@ -113,8 +126,12 @@ def stamp(method: Attack, trigger: Trigger, images: Tensor, index: Sequence[int]
     truncate) to 8 bits.
     """
     numbers = index.tolist() if isinstance(index, Tensor) else list(index)
-    stamped = method.apply(images.float() / 255, numbers, trigger)
-    return (stamped.clamp(0, 1) * 255).round().to(torch.uint8)
+    stamped = torch.empty_like(images)
+    # Floats of a few images stay in the processor's cache: three times as fast as a whole batch.
+    for part in (slice(i, i + AT_ONCE) for i in range(0, len(images), AT_ONCE)):
+        floats = method.apply(images[part].float() / 255, numbers[part], trigger)
+        stamped[part] = (floats.clamp(0, 1) * 255).round()
+    return stamped
 
 
 def mentions(caption: str, word: str) -> bool:

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.core.clip import Clip
+from bench.core.distributed import average, average_gradients, gathered, rank, share
+from bench.core.errors import BenchError
 from bench.core.settings import Field, Settings
 
 MAX_LOG_SCALE = math.log(100)
@@ -26,8 +28,13 @@ def contrastive_loss(first: Tensor, second: Tensor, scale: Tensor | float) -> Te
 
 
 def matching_loss(queries: Tensor, keys: Tensor, scale: Tensor | float) -> Tensor:
-    """One direction of InfoNCE: CE(s Q K^T, I)."""
-    return F.cross_entropy(scale * queries @ keys.T, torch.arange(len(queries), device=queries.device))
+    """One direction of InfoNCE: CE(s Q K^T, I).
+
+    In several processes, K are the keys of all of them, and the mean over processes is the loss of the joined batch:
+    open_clip's `ClipLoss(local_loss=True, gather_with_grad=True)`.
+    """
+    own = torch.arange(len(queries), device=queries.device) + rank() * len(queries)
+    return F.cross_entropy(scale * queries @ gathered(keys).T, own)
 
 
 def cosine_with_warmup(step: int, warmup: int, total: int) -> float:
@@ -51,6 +58,11 @@ class FineTuning(Settings):
     warmup_steps: int = Field(50, ge=0, description="steps of linear warm-up before the cosine; at most a tenth of all")
     towers: Literal["both", "image"] = Field("both", description="which weights train")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="autocast of forward and loss")
+    gradient_checkpointing: bool = Field(
+        False,
+        added=True,
+        description="recompute the blocks of transformers in the backward pass: less memory, the same gradients",
+    )
 
 
 def fine_tune(
@@ -60,6 +72,12 @@ def fine_tune(
 
     `loss(clip, index)` gives the loss of the pairs `index` of the n. The last, incomplete batch of an epoch is
     dropped. After every step logit_scale is clamped to [0, ln 100].
+
+    In a process group, each process calls this with the same model and generator, and `loss` with its share of each
+    batch; batches, steps and weights are those of one process.
+
+    Raises:
+        BenchError: the memory runs out. A contrastive batch cannot be split without becoming another loss.
     """
     trained = _trained_parameters(clip, recipe.towers)
     # All vectors are of norms and biases, but for the class embedding.
@@ -75,20 +93,31 @@ def fine_tune(
     scaler = torch.amp.GradScaler(clip.device.type, enabled=recipe.precision == "fp16")
     losses = []
     clip.model.train()
+    if recipe.gradient_checkpointing:
+        clip.model.set_grad_checkpointing()
     # Some towers drop tokens or activations in training, and draw from torch's global generator.
     with torch.random.fork_rng([clip.device] if clip.device.type == "cuda" else []):
         torch.manual_seed(rng.initial_seed())
         for index in shuffled_batches(n, batch_size, recipe.epochs, rng, drop_last=True):
-            with autocast(clip.device, recipe.precision):
-                value = loss(clip, index)
             optimiser.zero_grad()
-            scaler.scale(value).backward()
+            try:
+                with autocast(clip.device, recipe.precision):
+                    value = loss(clip, share(index))
+                scaler.scale(value).backward()
+            except torch.OutOfMemoryError:
+                raise BenchError(
+                    f"out of memory with batch_size = {batch_size}. Set gradient_checkpointing=true, which changes no "
+                    "number, precision=bf16, or a smaller batch_size: the loss is of a whole batch, and cannot be split"
+                ) from None
+            average_gradients(p for _, p in trained)
             scaler.step(optimiser)
             scaler.update()
             schedule.step()
             with torch.no_grad():
                 clip.model.logit_scale.clamp_(0, MAX_LOG_SCALE)
-            losses.append(value.item())
+            losses.append(average(value))
+    if recipe.gradient_checkpointing:
+        clip.model.set_grad_checkpointing(False)
     clip.model.eval().requires_grad_(True)
     return losses
 

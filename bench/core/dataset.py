@@ -2,22 +2,44 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+from bench.core.clip import Clip
 from bench.core.errors import BenchError, unknown
 from bench.core.images import Captioned, Labelled
 from bench.core.registry import Registry
 from bench.core.settings import Field, Settings
 
 Split = Literal["train", "val", "test"]
+Resize = Literal["shortest", "longest", "squash"]
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """How images are brought to the model's input: short side to `size` px, centre crop; and where to keep them."""
+    """How images are brought to the model's input, `size` x `size` px, and where to keep them.
+
+    `resize` and `interpolation` (bicubic or bilinear) are open_clip's. "shortest" is CLIP's own: the short side to
+    `size`, then a centre crop; "longest": the long side to `size`, then black edges; "squash": both sides to `size`.
+    """
 
     size: int
     cache: Path
+    resize: Resize = "shortest"
+    interpolation: str = "bicubic"
+
+    @classmethod
+    def of(cls, clip: Clip, cache: Path) -> "Geometry":
+        """The geometry that a model's preprocessing asks for."""
+        preprocess = clip.config["preprocess_cfg"]
+        resize, interpolation = preprocess.get("resize_mode", cls.resize), preprocess.get("interpolation")
+        # open_clip reads `random`, a way to train, as bicubic when it evaluates.
+        return cls(clip.image_size, cache, resize, "bilinear" if interpolation == "bilinear" else "bicubic")
+
+    @property
+    def key(self) -> int | list[int | str]:
+        """What determines the pixels, for hashes: the size alone where the rest is CLIP's own."""
+        usual = (self.resize, self.interpolation) == (Geometry.resize, Geometry.interpolation)
+        return self.size if usual else [self.size, self.resize, self.interpolation]
 
 
 class Dataset(Settings):
@@ -27,15 +49,30 @@ class Dataset(Settings):
     version: ClassVar[int] = 1
 
     root: Path | None = Field(None, description="where the data set lies (--data-root)")
+    prompts: Literal["single", "openai80"] = Field(
+        "single", description="zero-shot prompts: one a class (the paper), or the mean of OpenAI's 80 (CleanCLIP)"
+    )
+    allow_overlap: bool = Field(False, description="evaluate although training images or pairs are in the split too")
+
+    @property
+    def single(self) -> str:
+        """The one prompt of `prompts: single`."""
+        return "a photo of a {}."
 
     @property
     def templates(self) -> tuple[str, ...]:
         """The zero-shot prompt(s) of a class."""
-        return ("a photo of a {}.",)
+        return (self.single,) if self.prompts == "single" else openai_templates()
 
     def classes(self) -> tuple[str, ...]:
         """Class names in the order of the labels; cheap, no image is read."""
         raise NotImplementedError(f"{type(self).__name__} must define classes()")
+
+    def determining(self) -> dict[str, Any]:
+        """The settings that `identity` speaks of: not where the data lies. What is common to all data sets counts only
+        where it is not the default, so that it never changed an id."""
+        common = {name for name in Dataset.model_fields if getattr(self, name) == Dataset.model_fields[name].default}
+        return self.model_dump(mode="json", exclude={"root", *common})
 
     def identity(self) -> str:
         """A hash of what determines images and labels of all splits; cheap, no image is read."""
@@ -47,9 +84,7 @@ class Dataset(Settings):
 
     def caption_templates(self) -> tuple[str, ...]:
         """Proxy captions of poisoned pairs: the 80 templates of OpenAI, as in CleanCLIP's code."""
-        from open_clip import OPENAI_IMAGENET_TEMPLATES
-
-        return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
+        return openai_templates()
 
     def pairs(self, purpose: Literal["poison", "clean"], n: int, geometry: Geometry) -> Captioned:
         """n image-text pairs of the data set's own, where it has any."""
@@ -58,6 +93,13 @@ class Dataset(Settings):
 
 datasets: Registry[type[Dataset]] = Registry("dataset", Dataset)
 dataset = datasets.register
+
+
+def openai_templates() -> tuple[str, ...]:
+    """OpenAI's 80 prompts for ImageNet."""
+    from open_clip import OPENAI_IMAGENET_TEMPLATES
+
+    return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
 
 
 def target_index(name: str, classes: tuple[str, ...]) -> int:

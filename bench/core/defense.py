@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from bench.core.errors import BenchError
-from bench.core.images import Captioned, Labelled, few_shot
+from bench.core.images import Captioned, Images, Labelled, few_shot
 from bench.core.randomness import generator
 from bench.core.registry import Registry
 from bench.core.settings import Settings
-from bench.core.victim import Victim, class_embeddings
+from bench.core.victim import Victim
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class CleanData:
     """What a defender has: clean labelled images, clean pairs, the classes' names. None of it is of the test split.
 
     `target` is the attack's target class; only the ablation that leaves its images out may look at it. `open_pairs(n)`
-    reads n clean image-text pairs.
+    reads n clean image-text pairs. `log` takes curves, `used` the ids of the images drawn, `skipped` which of
+    them could not be read; all are stored with the defended model. `check` refuses images that a defender may not have.
     """
 
     train: Labelled
@@ -29,13 +30,26 @@ class CleanData:
     target: int
     open_pairs: Callable[[int], Captioned] | None = None
     log: dict[str, list[float]] = field(default_factory=dict)
+    used: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    check: Callable[[Images], object] | None = None
 
     def rng(self, *purpose: str | int) -> torch.Generator:
         return generator(self.seed, "defense", *purpose)
 
     def shots(self, k: int, without: int | None = None) -> Labelled:
-        """k training images a class; the same ones for every defense of a run."""
-        return few_shot(self.train, k, generator(self.seed, "few-shot"), without)
+        """k training images a class, the same ones for every defense of a run; `without` leaves one class out."""
+        return self._give(few_shot(self.train, k, generator(self.seed, "few-shot"), without))
+
+    def all_images(self) -> Labelled:
+        """The whole training set, uncopied."""
+        return self._give(self.train.decoded())
+
+    def _give(self, images: Labelled) -> Labelled:
+        if self.check is not None:
+            self.check(images)
+        self.used[:], self.skipped[:] = images.ids, images.skipped
+        return images
 
     def pairs(self, n: int) -> Captioned:
         """n clean pairs, or as many as there are.
@@ -48,7 +62,7 @@ class CleanData:
         return self.open_pairs(n)
 
     def class_embeddings(self, victim: Victim) -> Tensor:
-        return class_embeddings(victim.clip, self.train.classes, self.templates)
+        return victim.class_embeddings(self.train.classes, self.templates)
 
     def record(self, **values: float) -> None:
         """Log training curves; they are stored with the defended model."""

@@ -1,9 +1,11 @@
 """The vision transformer block by block: class tokens at every depth, with or without visual prompts.
 
 Notation of the paper: f^0 are the tokens after ln_pre, block d+1 maps f^d to f^(d+1), and c^d is the class token of
-f^d. Prompts P^d enter blocks D+1..L; what a block makes of them is thrown away before the next block.
+f^d. Prompts P^d enter block d+1, which is block number d counted from 0: blocks D+1..L unless other numbers are
+given. What a block makes of them is thrown away before the next block.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,54 +20,93 @@ class Encoded:
     """What the image tower makes of n images.
 
     `embedding` (n, embed_dim): projected, not normalised. `penultimate` (n, width): the class token after ln_post,
-    before the projection. `class_tokens` (L - D, n, width): raw outputs c^(D+1)..c^L of the blocks run.
+    before the projection. `class_tokens` (L - D, n, width): raw outputs c^(D+1)..c^L of the blocks run. `tokens`
+    (L - D, n, 1 + patches, width): f^(D+1)..f^L, where they were asked for.
     """
 
     embedding: Tensor
     penultimate: Tensor
     class_tokens: Tensor
+    tokens: Tensor | None = None
 
 
 def tokens(clip: Clip, images: Tensor, depth: int = 0) -> Tensor:
     """f^depth: the tokens (n, 1 + patches, width) that enter block depth + 1."""
-    tower = _transformer_tower(clip)
-    hidden = tower._embeds(clip.normalise(images))
-    for block in tower.transformer.resblocks[:depth]:
+    return advance(clip, _transformer_tower(clip)._embeds(clip.normalise(images)), 0, depth)
+
+
+def advance(clip: Clip, hidden: Tensor, start: int, stop: int) -> Tensor:
+    """f^stop from f^start, through blocks without prompts."""
+    for block in _transformer_tower(clip).transformer.resblocks[start:stop]:
         hidden = block(hidden)
     return hidden
 
 
-def encode_tokens(clip: Clip, hidden: Tensor, depth: int = 0, prompts: Tensor | None = None) -> Encoded:
-    """Run blocks depth+1..L on f^depth; `prompts` is (L - depth, b, width)."""
+def encode_tokens(
+    clip: Clip,
+    hidden: Tensor,
+    depth: int = 0,
+    prompts: Tensor | None = None,
+    blocks: Sequence[int] | None = None,
+    all_tokens: bool = False,
+) -> Encoded:
+    """Run blocks depth+1..L on f^depth, with prompts as `encode` takes them; `all_tokens` asks for `Encoded.tokens`.
+
+    Raises:
+        BenchError: prompts for blocks that the tower does not have.
+    """
     tower = _transformer_tower(clip)
-    class_tokens = []
-    for i, block in enumerate(tower.transformer.resblocks[depth:]):
-        # b = 0 runs the very same operations as no prompts, so that it is the base model bit for bit.
-        if prompts is not None and prompts.shape[1]:
-            prompt = prompts[i].expand(len(hidden), -1, -1)
+    by_block: dict[int, Tensor] = {}
+    # b = 0 runs the very same operations as no prompts, so that it is the base model bit for bit.
+    if prompts is not None and prompts.shape[1]:
+        by_block = dict(zip(prompted_blocks(clip, prompts, blocks), prompts, strict=True))
+    outputs = []
+    for number, block in enumerate(tower.transformer.resblocks[depth:], depth):
+        if number in by_block:
+            prompt = by_block[number].expand(len(hidden), -1, -1)
             out = block(torch.cat([hidden[:, :1], prompt, hidden[:, 1:]], 1))
-            hidden = torch.cat([out[:, :1], out[:, 1 + prompts.shape[1] :]], 1)
+            hidden = torch.cat([out[:, :1], out[:, 1 + prompt.shape[1] :]], 1)
         else:
             hidden = block(hidden)
-        class_tokens.append(hidden[:, 0])
+        outputs.append(hidden if all_tokens else hidden[:, 0])
     penultimate, _ = tower._pool(hidden)
-    return Encoded(penultimate @ tower.proj, penultimate, torch.stack(class_tokens))
+    raw = torch.stack(outputs)
+    return Encoded(
+        penultimate @ tower.proj, penultimate, raw[:, :, 0] if all_tokens else raw, raw if all_tokens else None
+    )
 
 
-def encode(clip: Clip, images: Tensor, prompts: Tensor | None = None) -> Encoded:
-    """Encode images; D follows from the number of prompted blocks.
+def encode(clip: Clip, images: Tensor, prompts: Tensor | None = None, blocks: Sequence[int] | None = None) -> Encoded:
+    """Encode images; class tokens are those from the first prompted block on.
 
-    A ResNet or timm tower has no class tokens per block: `class_tokens` is then empty and `penultimate` is the
+    `prompts` is (k, b, width), `blocks` the k numbers of the blocks that they enter, ascending from 0; null: the last
+    k. A ResNet or timm tower has no class tokens per block: `class_tokens` is then empty and `penultimate` is the
     embedding.
 
     Raises:
-        BenchError: prompts for a tower that is no vision transformer of open_clip.
+        BenchError: prompts for a tower that is no vision transformer of open_clip, or for blocks that it lacks.
     """
     if prompts is None and not has_transformer_tower(clip):
         embedding = clip.model.encode_image(clip.normalise(images))
         return Encoded(embedding, embedding, embedding.new_empty(0, *embedding.shape))
-    depth = layers(clip) - len(prompts) if prompts is not None else 0
-    return encode_tokens(clip, tokens(clip, images, depth), depth, prompts)
+    depth = prompted_blocks(clip, prompts, blocks)[0] if prompts is not None else 0
+    return encode_tokens(clip, tokens(clip, images, depth), depth, prompts, blocks)
+
+
+def prompted_blocks(clip: Clip, prompts: Tensor, blocks: Sequence[int] | None = None) -> Sequence[int]:
+    """The numbers, from 0, of the blocks that prompts (k, b, width) enter: the last k unless `blocks` names others.
+
+    Raises:
+        BenchError: the tower does not have them.
+    """
+    total = layers(clip)
+    if len(prompts) > total or (blocks and max(blocks) >= total):
+        last = max(blocks) + 1 if blocks else len(prompts)
+        raise BenchError(
+            f"these prompts need {last} blocks, and this image tower has {total}: they were tuned on a larger model. "
+            "Tune them on this one, or take that one."
+        )
+    return blocks or range(total - len(prompts), total)
 
 
 def layers(clip: Clip) -> int:

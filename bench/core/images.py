@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -12,16 +13,26 @@ from torch import Tensor
 
 from bench.core.errors import BenchError
 
-Pixels = Tensor | np.ndarray
+
+class OnDemand(Protocol):
+    """Pixels, uint8 (n, 3, size, size), that are made whenever they are asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def __getitem__(self, index: np.ndarray) -> np.ndarray: ...
+    def subset(self, index: np.ndarray) -> Self: ...
+
+
+Pixels = Tensor | np.ndarray | OnDemand
 
 
 @dataclass(frozen=True)
 class Images:
     """n images at the model's input size.
 
-    `pixels` is uint8 RGB (n, 3, size, size), in memory or memory-mapped; `native(i)`, uint8 (3, h, w), is image i
-    before resizing and cropping, for augmentations. `ids` name the images for good; `skipped` names those that could
-    not be read. `fingerprint` is a hash of what determines the set.
+    `pixels` is uint8 RGB (n, 3, size, size), in memory, memory-mapped or made on demand; `native(i)`, uint8
+    (3, h, w), is image i before resizing and cropping, for augmentations. `ids` name the images for good; `skipped`
+    names those that could not be read. `fingerprint` is a hash of what determines the set.
     """
 
     ids: Sequence[str]
@@ -43,6 +54,22 @@ class Images:
     def load_native(self, i: int) -> Tensor:
         return self.native(i) if self.native else self.load([i])[0]
 
+    def subset(self, index: Tensor) -> Self:
+        """Some of the images, in the order of `index` (k,)."""
+        rows, native = index.tolist(), self.native
+        return replace(
+            self,
+            ids=[self.ids[i] for i in rows],
+            pixels=_take(self.pixels, index),
+            native=(lambda i: native(rows[i])) if native else None,
+            fingerprint=f"{self.fingerprint}[{hash_of(rows)}]",
+            **self._more(index),
+        )
+
+    def _more(self, index: Tensor) -> dict[str, Any]:
+        """What a kind of images has beside them, of some of them."""
+        return {}
+
 
 @dataclass(frozen=True)
 class Labelled(Images):
@@ -51,16 +78,12 @@ class Labelled(Images):
     labels: Tensor
     classes: tuple[str, ...]
 
-    def subset(self, index: Tensor) -> "Labelled":
-        rows, native = index.tolist(), self.native
-        return replace(
-            self,
-            ids=[self.ids[i] for i in rows],
-            pixels=_take(self.pixels, index),
-            native=(lambda i: native(rows[i])) if native else None,
-            labels=self.labels[index],
-            fingerprint=f"{self.fingerprint}[{hash_of(rows)}]",
-        )
+    def decoded(self) -> "Labelled":
+        """The images, none of them to be decoded yet."""
+        return self
+
+    def _more(self, index: Tensor) -> dict[str, Any]:
+        return {"labels": self.labels[index]}
 
 
 @dataclass(frozen=True)
@@ -69,22 +92,42 @@ class Captioned(Images):
 
     captions: Sequence[str]
 
+    def _more(self, index: Tensor) -> dict[str, Any]:
+        return {"captions": [self.captions[i] for i in index.tolist()]}
+
 
 def few_shot(train: Labelled, shots: int, rng: torch.Generator, without: int | None = None) -> Labelled:
     """`shots` random images a class; classes with fewer give all they have. `without` leaves one class out.
 
+    Of a class that turns out to have images which cannot be read, the next ones are taken.
+
     Raises:
         BenchError: a class has no image at all.
     """
-    chosen = []
+    orders = {}
     for label, name in enumerate(train.classes):
         if label == without:
             continue
         rows = torch.where(train.labels == label)[0]
         if not len(rows):
-            raise BenchError(f"class '{name}' has no training image to tune on. Add images, or remove the class.")
-        chosen.append(rows[torch.randperm(len(rows), generator=rng)[:shots]])
-    return train.subset(torch.cat(chosen))
+            raise _nothing_to_tune_on(name)
+        orders[label] = rows[torch.randperm(len(rows), generator=rng)]
+    take = dict.fromkeys(orders, shots)
+    while True:
+        chosen = train.subset(torch.cat([rows[: take[label]] for label, rows in orders.items()]))
+        found = torch.bincount(chosen.labels, minlength=len(train.classes)).tolist()
+        lacking = {label: shots - found[label] for label, rows in orders.items() if take[label] < len(rows)}
+        if not any(lacking.values()):
+            break
+        take = {label: take[label] + lacking.get(label, 0) for label in orders}
+    for label in orders:
+        if not found[label]:
+            raise _nothing_to_tune_on(train.classes[label])
+    return chosen
+
+
+def _nothing_to_tune_on(name: str) -> BenchError:
+    return BenchError(f"class '{name}' has no training image to tune on. Add images, or remove the class.")
 
 
 def hash_of(value: object) -> str:
@@ -99,4 +142,6 @@ def hash_file(file: Path) -> str:
 
 
 def _take(pixels: Pixels, index: Tensor) -> Pixels:
-    return pixels[index] if isinstance(pixels, Tensor) else pixels[index.numpy()]
+    if isinstance(pixels, Tensor):
+        return pixels[index]
+    return pixels[index.numpy()] if isinstance(pixels, np.ndarray) else pixels.subset(index.numpy())

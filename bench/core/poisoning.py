@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import pandas as pd
 import torch
@@ -46,6 +47,23 @@ class PoisonedPairs:
         object.__setattr__(self, "_where", where)
 
     _where: Tensor = None  # type: ignore[assignment]
+
+
+def candidates_first(captions: Sequence[str], attack: Attack, target: str, count: int) -> list[int]:
+    """The order in which an attacker takes the pairs of a pool, itself in random order, into its fine-tuning set.
+
+    First come the pairs that suit the attack, at most `count`; then all others as they are. So a rare target is
+    poisoned as often as the pool allows, and the rest of the set is what it would be anyway.
+
+    >>> class Fruit(Attack):
+    ...     def suits(self, caption, target):
+    ...         return target in caption
+    >>> candidates_first(["a cat", "a kiwi", "a dog", "two kiwis", "kiwi pie"], Fruit(), "kiwi", 2)
+    [1, 3, 0, 2, 4]
+    """
+    first = list(islice((i for i, caption in enumerate(captions) if attack.suits(caption, target)), count))
+    taken = set(first)
+    return first + [i for i in range(len(captions)) if i not in taken]
 
 
 def draw_manifest(given: Preparation, attack: Attack, templates: Sequence[str], count: int) -> pd.DataFrame:

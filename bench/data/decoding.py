@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from filelock import FileLock
+from open_clip.transform import CenterCropOrPad, ResizeKeepRatio
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
@@ -24,6 +25,7 @@ from torchvision.transforms.v2 import functional as TF
 from bench.core.dataset import Geometry
 from bench.core.errors import BenchError
 from bench.core.images import hash_of
+from bench.data.member import File, Member
 
 # Raise this when a change of this file changes a pixel.
 VERSION = 1
@@ -37,30 +39,32 @@ Write = Callable[[np.ndarray], None]
 class Decoded:
     """What came of decoding n files.
 
-    `pixels` is uint8 RGB (k, 3, size, size), memory-mapped; row j is file `kept[j]`. `skipped` tells the other files
-    and why. `fingerprint` is a hash of the kept files' bytes and of the size: the same wherever the files lie.
+    `pixels` is uint8 RGB (k, 3, size, size), memory-mapped; row j is file `kept[j]`; None where they are not stored.
+    `skipped` tells the other files and why. `fingerprint` is a hash of the kept files' bytes and of the size: the same
+    wherever the files lie.
     """
 
-    pixels: np.ndarray
+    pixels: np.ndarray | None
     kept: list[int]
     skipped: tuple[str, ...]
     fingerprint: str
 
 
-def decode(paths: Sequence[Path], ids: Sequence[str], geometry: Geometry) -> Decoded:
-    """Decode files as CLIP's evaluation does: RGB, short side to `size` px (bicubic, antialiased), centre crop.
+def decode(paths: Sequence[File], ids: Sequence[str], geometry: Geometry, store: bool = True) -> Decoded:
+    """Decode files as open_clip's evaluation does: RGB, resized (antialiased) and cropped as `geometry` says.
 
     The orientation tag of EXIF is not applied, as in CLIP's own pipeline. The first call decodes, later ones open
-    what it wrote below `geometry.cache`, as long as no file has changed.
+    what it wrote below `geometry.cache`, as long as no file has changed. Without `store` it
+    writes no pixels, only which files can be decoded.
 
     Raises:
         BenchError: no file can be decoded, one cannot be read, or there is no room for the pixels.
     """
-    key = hash_of(["decode", VERSION, geometry.size, [file_state(path) for path in paths]])
+    key = hash_of(["decode", VERSION, geometry.key, [file_state(path) for path in paths]])
 
     def make(write: Write) -> dict[str, Any]:
         digest, skipped = hashlib.sha256(), []
-        for i, (content, image) in enumerate(_decoded(paths, geometry.size)):
+        for i, (content, image) in enumerate(_decoded(paths, geometry)):
             if isinstance(image, str):
                 skipped.append((i, ids[i], image))
             else:
@@ -69,9 +73,12 @@ def decode(paths: Sequence[Path], ids: Sequence[str], geometry: Geometry) -> Dec
         if len(skipped) == len(paths):
             first = f" The first is {paths[0]}: {skipped[0][2]}." if skipped else ""
             raise BenchError(f"none of {len(paths)} images can be used.{first} Give images that PIL opens.")
-        return {"fingerprint": hash_of([VERSION, geometry.size, digest.hexdigest()]), "skipped": skipped}
+        return {"fingerprint": hash_of([VERSION, geometry.key, digest.hexdigest()]), "skipped": skipped}
 
-    pixels, record = cached(geometry, key, len(paths), make)
+    if store or _both(geometry.cache / f"{key}.npy", geometry.cache / f"{key}.json"):
+        pixels, record = cached(geometry, key, len(paths), make)
+    else:
+        pixels, record = None, noted(geometry, key, make)
     reasons = {i: reason for i, _, reason in record["skipped"]}
     return Decoded(
         pixels,
@@ -81,14 +88,16 @@ def decode(paths: Sequence[Path], ids: Sequence[str], geometry: Geometry) -> Dec
     )
 
 
-def native(path: Path) -> Tensor:
+def native(path: File) -> Tensor:
     """An image in its own size: uint8 RGB (3, h, w)."""
-    with Image.open(path) as image:
+    with Image.open(BytesIO(path.read_bytes())) as image:
         return torch.from_numpy(_pixels(image.convert("RGB")))
 
 
-def file_state(path: Path) -> tuple[str, int, int]:
+def file_state(path: File) -> tuple:
     """What tells that a file has changed: absolute path, bytes, time in ns; bytes are -1 where there is no file."""
+    if isinstance(path, Member):
+        return path.state()
     where = str(path.absolute())
     try:
         found = path.stat()
@@ -121,6 +130,29 @@ def cached(
     return np.load(pixels, mmap_mode="r"), json.loads(record.read_text())
 
 
+def noted(geometry: Geometry, key: str, make: Callable[[Write], dict[str, Any]]) -> dict[str, Any]:
+    """The record of `cached`, without its images.
+
+    Raises:
+        BenchError: the cache cannot be written.
+    """
+    record = geometry.cache / f"{key}.json"
+    try:
+        geometry.cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(geometry.cache / f"{key}.lock"):
+            if not record.exists():
+                _write_record(record, make(lambda _: None))
+    except OSError as error:
+        raise _unwritable(geometry.cache, 0, error) from error
+    return json.loads(record.read_text())
+
+
+def _write_record(record: Path, notes: dict[str, Any]) -> None:
+    aside = record.with_suffix(".note")
+    aside.write_text(json.dumps(notes))
+    aside.replace(record)
+
+
 def _both(pixels: Path, record: Path) -> bool:
     return pixels.exists() and record.exists()
 
@@ -146,7 +178,7 @@ def _store(
             # NumPy pads the header so that the first dimension can change.
             file.seek(0)
             _write_header(file, (count, *shape))
-        record.write_text(json.dumps(notes))
+        _write_record(record, notes)
         aside.replace(pixels)
     except BaseException:
         aside.unlink(missing_ok=True)
@@ -165,14 +197,15 @@ def _unwritable(cache: Path, room: int, error: OSError) -> BenchError:
     return BenchError(f"cannot keep images below {cache}: {error.strerror}. Choose another folder with --out")
 
 
-def _decoded(paths: Sequence[Path], size: int) -> Iterator[tuple[bytes, np.ndarray | str]]:
+def _decoded(paths: Sequence[File], geometry: Geometry) -> Iterator[tuple[bytes, np.ndarray | str]]:
     """Hash of the file and uint8 (3, size, size), or the reason why not; in order, a block at a time."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for start in range(0, len(paths), BLOCK):
-            yield from pool.map(partial(_decode_one, size=size), paths[start : start + BLOCK])
+            yield from pool.map(partial(decode_one, geometry=geometry), paths[start : start + BLOCK])
 
 
-def _decode_one(path: Path, size: int) -> tuple[bytes, np.ndarray | str]:
+def decode_one(path: File, geometry: Geometry) -> tuple[bytes, np.ndarray | str]:
+    """Hash of a file and its image, uint8 (3, size, size), or the reason why there is none."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -185,13 +218,21 @@ def _decode_one(path: Path, size: int) -> tuple[bytes, np.ndarray | str]:
     digest = hashlib.sha256(content).digest()
     try:
         with Image.open(BytesIO(content)) as image:
-            resized = TF.resize(image.convert("RGB"), [size], InterpolationMode.BICUBIC, antialias=True)
-            return digest, _pixels(TF.center_crop(resized, [size, size]))
+            return digest, _pixels(_square(image.convert("RGB"), geometry))
     except UnidentifiedImageError:
         return digest, "not an image that PIL knows"
     # PIL raises a dozen kinds of errors on broken files; every one of them is kept as the reason.
     except Exception as error:
         return digest, f"{type(error).__name__}: {error}"
+
+
+def _square(image: Image.Image, geometry: Geometry) -> Image.Image:
+    size, how = geometry.size, InterpolationMode(geometry.interpolation)
+    if geometry.resize == "squash":
+        return TF.resize(image, [size, size], how, antialias=True)
+    if geometry.resize == "longest":
+        return CenterCropOrPad(size)(ResizeKeepRatio(size, longest=1, interpolation=how)(image))
+    return TF.center_crop(TF.resize(image, [size], how, antialias=True), [size, size])
 
 
 def _pixels(image: Image.Image) -> np.ndarray:

@@ -36,9 +36,7 @@ class World(Dataset):
         return world.CLASSES
 
     def identity(self) -> str:
-        return hash_of(
-            ["world", self.version, world.VERSION, decoding.VERSION, self.model_dump(mode="json", exclude={"root"})]
-        )
+        return hash_of(["world", self.version, world.VERSION, decoding.VERSION, self.determining()])
 
     def caption_templates(self) -> tuple[str, ...]:
         """The embedded model has never seen OpenAI's 80 templates."""

@@ -1,8 +1,10 @@
-"""Image-text pairs from a CSV or TSV file, as CleanCLIP and open_clip read them."""
+"""Image-text pairs: from a CSV or TSV file, a folder, or webdataset's shards, as bounded memory and disk allow."""
 
-import csv
-from collections.abc import Iterator
-from dataclasses import dataclass
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -13,151 +15,155 @@ from bench.core.errors import BenchError
 from bench.core.images import Captioned, hash_of
 from bench.core.randomness import generator
 from bench.data.decoding import VERSION, decode, file_state, native
-
-# The first is CleanCLIP's and BadCLIP's.
-IMAGE_COLUMNS = ("image", "filepath", "path", "image_path")
-CAPTION_COLUMNS = ("caption", "title", "text")
+from bench.data.member import File
+from bench.data.on_demand import Decoder
+from bench.data.pair_rows import Row, captions_of_folder, rows_of_folder, rows_of_table
+from bench.data.shards import rows_of_shards, shards_at
 
 Part = Literal["poison", "clean"]
-
-
-@dataclass(frozen=True)
-class Row:
-    """A pair as the file has it; `problem` says why it cannot be used. `line` counts from 1, the header's."""
-
-    line: int
-    image: str
-    caption: str
-    problem: str = ""
-
-    @property
-    def name(self) -> str:
-        return f"line {self.line}, {self.image}" if self.image else f"line {self.line}"
+Cache = Literal["auto", "disk", "none"]
+# Of the free disk, for `auto`.
+SHARE = 0.5
 
 
 def read_pairs(
-    file: Path,
+    place: Path,
     geometry: Geometry,
     n: int | None = None,
     rng: torch.Generator | None = None,
     part: Part | None = None,
+    pool: int | None = None,
+    order: Callable[[Sequence[str]], Sequence[int]] | None = None,
+    cache: Cache = "auto",
 ) -> Captioned:
     """Read image-text pairs.
 
     Args:
-        file: CSV or TSV in UTF-8 with a header line. The image's path, relative to the file's folder, is in the column
-            `image` (or filepath, path, image_path), the text in `caption` (or title, text).
+        place: a CSV or TSV in UTF-8 with a header line, where the image's path, relative to the file's folder, is in
+            the column `image` (or filepath, path, image_path, file), the text in `caption` (or title, text); a folder
+            of images with captions beside them (`a.jpg`, `a.txt`); webdataset's shards: a folder of them, one, or a
+            range (`cc3m/{00000..00331}.tar`).
         geometry: the size to bring images to, and where to keep them.
         n: a uniform subset of so many pairs, drawn by `rng`, by default always the same one; None is all.
-        part: one half of the file. Its different images are shuffled by a fixed seed; the first half of them goes to
-            "poison", the rest to "clean", each with all its rows: a defender gets no image of the attacker's.
+        part: one half of the pairs. Its different images are shuffled by a fixed seed; the first half of them goes to
+            "poison", the rest to "clean", each with all its pairs: a defender gets no image of the attacker's.
+        pool: with n and `order`, the random subset, missing files left out, from which the n are taken.
+        order: the pairs of the pool, given by their captions, in the order in which to take them.
+        cache: "disk" keeps decoded pixels, "none" decodes a batch whenever it is asked for; "auto" keeps them if they
+            take at most half of the free disk. Pairs and pixels are the same.
 
     Returns:
-        The pairs in the file's order; `ids` are the paths as the file has them. `skipped` tells the rows that cannot
-        be used, and why: no caption, a missing file, a corrupt image. With n, missing files are made up for by other
-        rows; if there are fewer pairs than n all the same, the last line of `skipped` says so.
+        The pairs in their source's order; `ids` are the paths as the source has them. `skipped` tells the pairs that
+        cannot be used, and why: no caption, a missing file, a corrupt image. With n, missing files are made up for by
+        others; if there are fewer pairs than n all the same, the last line of `skipped` says so.
 
     Raises:
         BenchError: no such file, no such columns, no usable pair, or `decode` raises it.
     """
-    rows = _read(file)
+    root = _root(place)
+    rows = list(_read(place))
     bad = [row for row in rows if row.problem]
-    good = _half([row for row in rows if not row.problem], file.parent, part)
+    good = _half([row for row in rows if not row.problem], root, part)
+    del rows
     if n is not None:
-        order = torch.randperm(len(good), generator=rng or generator(0, "pairs", "subset"))
-        good = [good[i] for i in order.tolist()]
-    there, dead = _existing(good, file.parent, n)
-    told = [f"{row.name}: {row.problem}" for row in sorted(bad + dead, key=lambda row: row.line)]
+        shuffled = torch.randperm(len(good), generator=rng or generator(0, "pairs", "subset"))
+        good = [good[i] for i in shuffled.tolist()]
+    there, dead = _existing(good, root, n if order is None else max(pool or 0, n or 0))
+    if order is not None:
+        there = [there[i] for i in order([row.caption for row in there])][:n]
+    there.sort(key=lambda row: row.number)
+    told = [f"{row.name}: {row.problem}" for row in sorted(bad + dead, key=lambda row: row.number)]
     if not there:
         half = f" in its half for '{part}'" if part else ""
         first = f" The first problem: {told[0]}." if told else ""
-        raise BenchError(f"{file} has no usable pair{half}.{first} Image paths start at {file.parent}. Mend the file.")
-    decoded = decode([file.parent / row.image for row in there], [row.name for row in there], geometry)
+        raise BenchError(f"{place} has no usable pair{half}.{first} Image paths start at {root}. Mend the file.")
+    files = [_file(row, root) for row in there]
+    decoded = decode(files, [row.name for row in there], geometry, _stored(cache, len(files), geometry))
     kept = [there[i] for i in decoded.kept]
-    fewer = [f"{n} pairs were asked for, {file} has only {len(kept)}"] if n is not None and len(kept) < n else []
+    files = [files[i] for i in decoded.kept]
+    fewer = [f"{n} pairs were asked for, {place} has only {len(kept)}"] if n is not None and len(kept) < n else []
     ids, captions = [row.image for row in kept], [row.caption for row in kept]
     return Captioned(
         ids=ids,
-        pixels=decoded.pixels,
+        pixels=Decoder(files, geometry) if decoded.pixels is None else decoded.pixels,
         fingerprint=hash_of([decoded.fingerprint, ids, captions]),
-        native=lambda i: native(file.parent / ids[i]),
+        native=lambda i: native(files[i]),
         captions=captions,
         skipped=(*told, *decoded.skipped, *fewer),
     )
 
 
-def pairs_identity(file: Path) -> str:
-    """A hash of what determines the pairs of a file: its rows, and sizes and times of the images; none is read.
+def pairs_identity(place: Path) -> str:
+    """A hash of what determines the pairs of a place: names, captions, sizes and times of files; no image is read.
 
     Raises:
         BenchError: as `read_pairs`, of the file itself.
     """
-    rows = [(row.image, row.caption, *file_state(file.parent / row.image)[1:]) for row in _read(file)]
-    return hash_of(["pairs", VERSION, rows])
+    # As `hash_of` would, but row by row: millions of them are never in memory at once.
+    digest = hashlib.sha256(f'["pairs", {VERSION}, ['.encode())
+    for i, state in enumerate(_states(place)):
+        digest.update(((", " if i else "") + json.dumps(state)).encode())
+    digest.update(b"]]")
+    return digest.hexdigest()[:16]
 
 
-def _read(file: Path) -> list[Row]:
-    if not file.is_file():
-        raise BenchError(f"there is no file {file}. Give --pairs FILE.csv")
-    try:
-        # The mark that spreadsheets put in front of UTF-8 is no part of the first column's name.
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            header = lines.readline()
-            lines.seek(0)
-            return list(_rows(csv.reader(lines, delimiter="\t" if "\t" in header else ","), file))
-    except UnicodeDecodeError as error:
-        raise BenchError(f"{file} is not UTF-8 ({error.reason}). Convert it: iconv -t UTF-8 {file}") from error
-    except csv.Error as error:
-        raise BenchError(f"{file} is not a CSV file: {error}. Look for a quote that is not closed.") from error
+def _read(place: Path) -> Iterator[Row]:
+    if shards := shards_at(place):
+        return rows_of_shards(shards)
+    if place.is_dir():
+        return rows_of_folder(place)
+    if not place.is_file():
+        raise BenchError(f"there is no file {place}. Give --pairs FILE.csv, a folder, or webdataset's shards")
+    return rows_of_table(place)
 
 
-def _rows(lines, file: Path) -> Iterator[Row]:
-    header: list[str] = next(lines, [])
-    image, caption = _column(header, IMAGE_COLUMNS, file), _column(header, CAPTION_COLUMNS, file)
-    for cells in lines:
-        if not cells:
-            continue
-        number = lines.line_num
-        # A comma in a caption without quotes: what is left of it is another caption.
-        if len(cells) != len(header):
-            yield Row(number, "", "", f"{len(cells)} columns, the header has {len(header)}")
-        elif not cells[image].strip():
-            yield Row(number, "", "", "no image")
-        else:
-            text = cells[caption].strip()
-            yield Row(number, cells[image].strip(), text, "" if text else "empty caption")
+def _states(place: Path) -> Iterator[tuple]:
+    """What tells that something has changed."""
+    if shards := shards_at(place):
+        return ((shard.name, *file_state(shard)[1:]) for shard in shards)
+    root = _root(place)
+    if place.is_dir():
+        pairs = captions_of_folder(place)
+        return ((str(a.relative_to(root)), *file_state(a)[1:], *file_state(b)[1:]) for a, b in pairs)
+    return ((row.image, row.caption, *file_state(root / row.image)[1:]) for row in _read(place))
 
 
-def _column(header: list[str], names: tuple[str, ...], file: Path) -> int:
-    found = [cell.strip().lower() for cell in header]
-    for name in names:
-        if name in found:
-            return found.index(name)
-    raise BenchError(
-        f"{file} has no column '{names[0]}' (or {', '.join(names[1:])}). Found: {', '.join(header) or 'nothing'}. "
-        "Name the columns image,caption in the first line."
-    )
+def _root(place: Path) -> Path:
+    return place if place.is_dir() else place.parent
 
 
-def _half(rows: list[Row], folder: Path, part: Part | None) -> list[Row]:
+def _file(row: Row, root: Path) -> File:
+    return row.file or root / row.image
+
+
+def _stored(cache: Cache, n: int, geometry: Geometry) -> bool:
+    if cache != "auto":
+        return cache == "disk"
+    geometry.cache.mkdir(parents=True, exist_ok=True)
+    return n * 3 * geometry.size**2 <= SHARE * shutil.disk_usage(geometry.cache).free
+
+
+def _half(rows: list[Row], root: Path, part: Part | None) -> list[Row]:
     if part is None:
         return rows
-    images = list(dict.fromkeys(folder / row.image for row in rows))
+    # An image may be named in two ways, as `a.jpg` and `./a.jpg`.
+    names = [os.path.normpath(root / row.image) for row in rows]
+    images = list(dict.fromkeys(names))
     order = torch.randperm(len(images), generator=generator(0, "pairs", "halves")).tolist()
     middle = len(order) // 2
     mine = {images[i] for i in (order[:middle] if part == "poison" else order[middle:])}
-    return [row for row in rows if folder / row.image in mine]
+    return [row for row, name in zip(rows, names, strict=True) if name in mine]
 
 
-def _existing(rows: list[Row], folder: Path, n: int | None) -> tuple[list[Row], list[Row]]:
-    """The first n rows whose file is there, in the file's order; and the rows seen on the way whose file is not."""
+def _existing(rows: list[Row], root: Path, n: int | None) -> tuple[list[Row], list[Row]]:
+    """The first n rows whose file is there; and the rows seen on the way whose file is not."""
     there: list[Row] = []
     dead: list[Row] = []
     for row in rows:
         if len(there) == n:
             break
-        if (folder / row.image).is_file():
+        if row.file is not None or (root / row.image).is_file():
             there.append(row)
         else:
-            dead.append(Row(row.line, row.image, row.caption, "missing file"))
-    return sorted(there, key=lambda row: row.line), dead
+            dead.append(Row(row.number, row.name, row.image, row.caption, "missing file"))
+    return there, dead

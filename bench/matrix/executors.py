@@ -1,146 +1,179 @@
-"""Where nodes are made: in this process, or in several."""
+"""Where nodes are made: in this process, in several, or on a Ray cluster."""
 
 import multiprocessing
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
 from bench.core.errors import BenchError
 from bench.core.registry import load_plugins
 from bench.matrix.plan import Node
-from bench.matrix.settings import RunSettings
-from bench.matrix.stages import Workshop, make
+from bench.matrix.schedule import Outcome, Schedule, Task
+from bench.matrix.settings import BASE, Variants
+from bench.matrix.stages import Workshop, make, workshops
 from bench.matrix.store import Store
+
+# Why nodes of a task failed, by id.
+Errors = Mapping[str, str]
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How the making of a node ended: `error` is empty if it is there."""
+class Job:
+    """What a worker must know before its first task."""
 
-    node: Node
-    error: str = ""
+    variants: Variants
+    out: Path
+    device: str
+    plugins: tuple[Path, ...]
+
+    def open(self) -> dict[str, Workshop]:
+        """Make this process ready: methods, threads, a workshop per variant."""
+        load_plugins(self.plugins)
+        torch.set_num_threads(self.variants[BASE].threads)
+        return workshops(self.variants, Store(self.out), self.device)
+
+
+class Workers(Protocol):
+    """What makes tasks: as many at once as it has room for."""
+
+    def room(self) -> bool: ...
+
+    def start(self, task: Task) -> None: ...
+
+    def wait(self) -> list[tuple[Task, Errors | None]]:
+        """Tasks that have ended, at least one; without errors where the worker died."""
+        ...
+
+    def close(self) -> None:
+        """End the workers, whatever they do."""
+        ...
 
 
 def execute(
-    nodes: list[Node], run: RunSettings, out: Path, device: str, workers: int, plugins: tuple[Path, ...]
+    nodes: list[Node], variants: Variants, out: Path, device: str, workers: int, plugins: tuple[Path, ...]
 ) -> Iterator[Outcome]:
     """Make nodes, each as soon as those it needs are there; yields outcomes as they come.
 
-    A node that needs a failed one is not tried. Numbers do not depend on the number of workers: each process has
-    `run.threads` threads.
+    A node that needs a failed one is not tried. Numbers do not depend on the executor, nor on the number of workers:
+    each process has `threads` threads, a setting of the base variant.
     """
-    if workers == 1:
-        torch.set_num_threads(run.threads)
-        yield from _here(nodes, Workshop(run, Store(out), device))
-    else:
-        yield from _processes(nodes, run, out, device, workers, plugins)
+    job = Job(variants, out, device, plugins)
+    schedule = Schedule(nodes)
+    with closing(_workers(job, workers)) as crew:
+        while True:
+            yield from schedule.blocked()
+            while crew.room() and (task := schedule.next()):
+                crew.start(task)
+            if not schedule.running:
+                return
+            for task, errors in crew.wait():
+                yield from schedule.died(task) if errors is None else schedule.ended(task, errors)
 
 
-def _here(nodes: list[Node], shop: Workshop) -> Iterator[Outcome]:
-    failed: set[str] = set()
-    for node in nodes:
-        outcome = _blocked(node, failed) or Outcome(node, _attempt(node, shop))
-        if outcome.error:
-            failed.add(node.id)
-        yield outcome
-
-
-def _processes(
-    nodes: list[Node], run: RunSettings, out: Path, device: str, workers: int, plugins: tuple[Path, ...]
-) -> Iterator[Outcome]:
-    waiting = {node.id: node for node in nodes}
-    failed: set[str] = set()
-    lost: set[str] = set()
-
-    def pool() -> ProcessPoolExecutor:
-        context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(workers, context, _start_worker, (run, out, device, plugins))
-
-    executor = pool()
-    running: dict[Future[str], Node] = {}
+def attempt(nodes: Sequence[Node], shops: Mapping[str, Workshop]) -> Errors:
+    """Make the nodes of a task; where that stops altogether, one by one, so that only the guilty fail."""
     try:
-        while waiting or running:
-            for node in list(waiting.values()):
-                if blocked := _blocked(node, failed):
-                    failed.add(node.id)
-                    del waiting[node.id]
-                    yield blocked
-                elif len(running) < workers and not any(need in waiting or _is(need, running) for need in node.needs):
-                    try:
-                        running[executor.submit(_work, node)] = node
-                    except BrokenProcessPool:
-                        # Some worker died while we were looking elsewhere; its future says so below.
-                        break
-                    del waiting[node.id]
-            if not running:
-                if waiting:
-                    executor = pool()
-                continue
-            broken = False
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                node = running.pop(future)
-                try:
-                    error = future.result()
-                except BrokenProcessPool:
-                    broken = True
-                    if node.id not in lost:
-                        # Another node's crash breaks the pool for all: each node in flight gets a second try.
-                        lost.add(node.id)
-                        waiting = {node.id: node, **waiting}
-                        continue
-                    error = "its worker process died twice, perhaps for want of memory: try fewer --workers"
-                if error:
-                    failed.add(node.id)
-                yield Outcome(node, error)
-            if broken:
-                for node in running.values():
-                    lost.add(node.id)
-                    waiting = {node.id: node, **waiting}
-                running = {}
-                executor.shutdown(wait=False, cancel_futures=True)
-                executor = pool()
-    finally:
-        for process in list((executor._processes or {}).values()):
-            process.terminate()
-        executor.shutdown(wait=True, cancel_futures=True)
-
-
-def _is(id: str, running: dict[Future[str], Node]) -> bool:
-    return any(node.id == id for node in running.values())
-
-
-def _blocked(node: Node, failed: set[str]) -> Outcome | None:
-    return Outcome(node, "not tried, since what it is made from failed") if failed & set(node.needs) else None
-
-
-def _attempt(node: Node, shop: Workshop) -> str:
-    try:
-        make(node, shop)
+        return make(nodes, shops[nodes[0].variant])
     except BenchError as error:
-        return str(error)
+        reason = str(error)
     except Exception as error:
         # One node's failure must not lose the others'; it is shown and counted at the end.
-        return f"{type(error).__name__}: {error}"
-    return ""
+        reason = f"{type(error).__name__}: {error}"
+    if len(nodes) > 1:
+        return {id: why for node in nodes for id, why in attempt((node,), shops).items()}
+    return {nodes[0].id: reason}
 
 
-_shop: Workshop | None = None
+def _workers(job: Job, workers: int) -> Workers:
+    if job.variants[BASE].executor == "ray":
+        from bench.matrix.ray_executor import RayWorkers
+
+        return RayWorkers(job)
+    return Here(job) if workers == 1 else Processes(job, workers)
 
 
-def _start_worker(run: RunSettings, out: Path, device: str, plugins: tuple[Path, ...]) -> None:
-    global _shop
+class Here:
+    """This process."""
+
+    def __init__(self, job: Job) -> None:
+        self._shops = job.open()
+        self._ended: list[tuple[Task, Errors | None]] = []
+
+    def room(self) -> bool:
+        return not self._ended
+
+    def start(self, task: Task) -> None:
+        self._ended.append((task, attempt(task.nodes, self._shops)))
+
+    def wait(self) -> list[tuple[Task, Errors | None]]:
+        ended, self._ended = self._ended, []
+        return ended
+
+    def close(self) -> None:
+        pass
+
+
+class Processes:
+    """Several processes of this machine, each a pool of its own: the death of one leaves the others at work."""
+
+    def __init__(self, job: Job, workers: int) -> None:
+        self._job = job
+        self._idle = [self._open() for _ in range(workers)]
+        self._running: dict[Future[Errors], tuple[ProcessPoolExecutor, Task]] = {}
+
+    def room(self) -> bool:
+        return bool(self._idle)
+
+    def start(self, task: Task) -> None:
+        pool = self._idle.pop()
+        try:
+            future = pool.submit(_work, task.nodes)
+        except BrokenProcessPool:
+            # Killed while it had nothing to do.
+            pool = self._open()
+            future = pool.submit(_work, task.nodes)
+        self._running[future] = pool, task
+
+    def wait(self) -> list[tuple[Task, Errors | None]]:
+        ended: list[tuple[Task, Errors | None]] = []
+        for future in wait(self._running, return_when=FIRST_COMPLETED).done:
+            pool, task = self._running.pop(future)
+            try:
+                ended.append((task, future.result()))
+            except BrokenProcessPool:
+                ended.append((task, None))
+                pool.shutdown(wait=False)
+                pool = self._open()
+            self._idle.append(pool)
+        return ended
+
+    def close(self) -> None:
+        pools = [*self._idle, *(pool for pool, _ in self._running.values())]
+        for pool in pools:
+            for process in list((pool._processes or {}).values()):
+                process.terminate()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _open(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _start_worker, (self._job,))
+
+
+_shops: dict[str, Workshop] = {}
+
+
+def _start_worker(job: Job) -> None:
+    global _shops
     # Ctrl-C reaches all processes of a terminal; the parent ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    load_plugins(plugins)
-    torch.set_num_threads(run.threads)
-    _shop = Workshop(run, Store(out), device)
+    _shops = job.open()
 
 
-def _work(node: Node) -> str:
-    assert _shop is not None
-    return _attempt(node, _shop)
+def _work(nodes: tuple[Node, ...]) -> Errors:
+    return attempt(nodes, _shops)

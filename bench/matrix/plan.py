@@ -5,6 +5,7 @@ from, the data, the seed. The same node is made once, whoever needs it; a change
 """
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,19 +15,25 @@ from bench.core.dataset import Dataset, datasets
 from bench.core.defense import Defense, defenses
 from bench.core.images import hash_file, hash_of
 from bench.core.registry import PLUGIN_MODULE
-from bench.matrix.settings import RunSettings
+from bench.matrix.settings import BASE, RunSettings, Variants
 
 # Raise it when a change of the stages changes what they make: old artefacts are then not reused.
 VERSION = 2
 # The row of a table that shows the clean model under the same trigger.
 CLEAN_MODEL = "clean_model"
+# The purpose of a trigger that no model was trained on.
+PERTURBATION = "perturbation"
 
-Kind = Literal["backdoor", "defense", "evaluation"]
+Kind = Literal["trigger", "backdoor", "defense", "evaluation"]
 
 
 @dataclass(frozen=True)
 class Node:
-    """An artefact to make. `chain` are the defenses applied so far; `needs` the ids of the nodes it is made from."""
+    """An artefact to make.
+
+    `chain` are the defenses applied so far; `needs` the ids of the nodes it is made from; `variant` one of those that
+    give it this id, under whose settings it is made.
+    """
 
     id: str
     kind: Kind
@@ -36,18 +43,28 @@ class Node:
     clean: bool = False
     needs: tuple[str, ...] = ()
     inputs: dict[str, Any] = field(default_factory=dict, compare=False)
+    variant: str = BASE
 
     @property
     def label(self) -> str:
         what = CLEAN_MODEL if self.clean else "+".join(self.chain) or "none"
-        subject = self.attack if self.kind == "backdoor" else f"{self.attack} / {what}"
-        return f"{self.kind} {subject}, seed {self.seed}"
+        subject = f"{self.attack} / {what}" if self.kind in ("defense", "evaluation") else self.attack
+        if self.inputs.get("purpose") == PERTURBATION:
+            subject += f" as a {PERTURBATION}"
+        return ", ".join(part for part in (f"{self.kind} {subject}", self.variant, f"seed {self.seed}") if part)
+
+    @property
+    def victim_needs(self) -> tuple[str, ...]:
+        """Of a defense or an evaluation: the backdoor, and the defense that its victim has already, if any."""
+        defended = len(self.chain) > (self.kind == "defense")
+        return self.needs[: 1 + defended]
 
 
 @dataclass(frozen=True)
 class Cell:
     """One number of the matrix to be: which evaluation answers it; None where the defense cannot face the attack."""
 
+    variant: str
     attack: str
     defense: str
     seed: int
@@ -64,36 +81,71 @@ class Plan:
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """What every node of a run depends on, as fingerprints."""
+    """What every node of a run depends on, as fingerprints: `tuned` and `tested` are of data sets."""
 
     model: str
     pairs: str
-    dataset: str
     words: str
+    tuned: str
+    tested: str
 
 
-def make_plan(run: RunSettings, prints: Fingerprints) -> Plan:
-    """The nodes and cells of a run, attack by attack."""
+def make_plan(variants: Variants, prints: Mapping[str, Fingerprints]) -> Plan:
+    """The nodes and cells of all variants of a run; what they share is one node.
+
+    What a defense does not touch is told once: a variant has a cell of the clean model, of no defense, or of a defense
+    that cannot face the attack only where no earlier variant has the same.
+    """
+    nodes: dict[str, Node] = {}
+    cells: list[Cell] = []
+    for name, run in variants.items():
+        plan = _plan_of(name, run, prints[name])
+        nodes |= {id: node for id, node in plan.nodes.items() if id not in nodes}
+        untouched = [c for c in cells if c.defense in (CLEAN_MODEL, "none") or c.node is None]
+        told = {(c.attack, c.defense, c.seed, c.node) for c in untouched}
+        cells += [c for c in plan.cells if (c.attack, c.defense, c.seed, c.node) not in told]
+    return Plan(nodes, tuple(cells))
+
+
+def _plan_of(variant: str, run: RunSettings, prints: Fingerprints) -> Plan:
+    """The nodes and cells of one variant, attack by attack."""
     nodes: dict[str, Node] = {}
     cells = []
 
     def add(kind: Kind, determines: dict[str, Any], **fields: Any) -> Node:
         inputs = {"kind": kind, "version": VERSION, **determines}
-        node = Node(id=hash_of(inputs), kind=kind, inputs=inputs, **fields)
+        node = Node(id=hash_of(inputs), kind=kind, inputs=inputs, variant=variant, **fields)
         nodes.setdefault(node.id, node)
         return node
 
-    def evaluation(subject: str, backdoor: Node, chain: tuple[str, ...], clean: bool = False) -> Node:
+    def trigger(attack: str, seed: int, purpose: str) -> Node:
+        """What an attack prepares: the same for every recipe of poisoning with the same pairs."""
+        poison = _poisoning(run, attacks[attack])
         determines = {
+            "model": prints.model,
+            "pairs": prints.pairs,
+            "words": prints.words,
+            "attack": _identity(attacks[attack], run),
+            "poison": {k: poison[k] for k in (("pairs", "pool", "count") if "pool" in poison else ("pairs",))},
+            "target": run.target.lower(),
+            "seed": seed,
+            "purpose": purpose,
+        }
+        return add("trigger", determines, attack=attack, seed=seed)
+
+    def evaluation(subject: str, backdoor: Node, chain: tuple[str, ...], clean: bool = False) -> Node:
+        determines: dict[str, Any] = {
             "subject": subject,
             "backdoor": backdoor.id,
             "clean": clean,
-            "dataset": prints.dataset,
-            "evaluate": run.evaluate.model_dump(mode="json", exclude={"batch_size"}),
+            "dataset": prints.tested,
+            "evaluate": _evaluation(run),
             "perturbing": {p: _identity(attacks[p], run) for p in run.evaluate.perturbations if p in attacks},
             "seed": backdoor.seed,
         }
-        needs = (backdoor.id,) if subject in (backdoor.id, prints.model) else (backdoor.id, subject)
+        needs: tuple[str, ...] = (backdoor.id,)
+        needs += () if subject in (backdoor.id, prints.model) else (subject,)
+        needs += tuple(trigger(p, backdoor.seed, PERTURBATION).id for p in determines["perturbing"])
         place = {"attack": backdoor.attack, "seed": backdoor.seed, "chain": chain, "clean": clean}
         return add("evaluation", determines, needs=needs, **place)
 
@@ -106,19 +158,20 @@ def make_plan(run: RunSettings, prints: Fingerprints) -> Plan:
                     "pairs": prints.pairs,
                     "words": prints.words,
                     "attack": _identity(attacks[attack], run),
-                    "poison": run.poison.model_dump(mode="json"),
+                    "poison": _poisoning(run, attacks[attack]),
                     "target": run.target.lower(),
                     "seed": seed,
                 },
                 attack=attack,
                 seed=seed,
+                needs=(trigger(attack, seed, "backdoor").id,),
             )
             clean = evaluation(prints.model, backdoor, (), clean=True)
-            cells.append(Cell(attack, CLEAN_MODEL, seed, clean.id))
+            cells.append(Cell(variant, attack, CLEAN_MODEL, seed, clean.id))
             for defense in run.defenses:
                 parts = () if defense == "none" else tuple(defense.split("+"))
                 if attacks[attack].text_key and not all(defenses[part].zero_shot for part in parts):
-                    cells.append(Cell(attack, defense, seed, None))
+                    cells.append(Cell(variant, attack, defense, seed, None))
                     continue
                 subject = backdoor.id
                 chain: tuple[str, ...] = ()
@@ -128,8 +181,8 @@ def make_plan(run: RunSettings, prints: Fingerprints) -> Plan:
                         "defense",
                         {
                             "subject": subject,
-                            "defense": _identity(defenses[part], run),
-                            "dataset": prints.dataset,
+                            "defense": _identity(defenses[part], run, attack),
+                            "dataset": prints.tuned,
                             "pairs": prints.pairs,
                             "target": run.target.lower(),
                             "seed": seed,
@@ -139,15 +192,28 @@ def make_plan(run: RunSettings, prints: Fingerprints) -> Plan:
                         chain=chain,
                         needs=(backdoor.id,) if subject == backdoor.id else (backdoor.id, subject),
                     ).id
-                cells.append(Cell(attack, defense, seed, evaluation(subject, backdoor, chain).id))
+                cells.append(Cell(variant, attack, defense, seed, evaluation(subject, backdoor, chain).id))
     return Plan(nodes, tuple(cells))
 
 
-def _identity(method: type[Attack] | type[Defense] | type[Dataset], run: RunSettings) -> dict[str, Any]:
+def _poisoning(run: RunSettings, attack: type[Attack]) -> dict[str, Any]:
+    """The settings of the recipe that matter to the attack."""
+    free = () if run.poison.pool and attack.selective() else ("pool",)
+    return {name: value for name, value in run.poison.for_ids().items() if name not in free}
+
+
+def _evaluation(run: RunSettings) -> dict[str, Any]:
+    """The settings of the evaluation that matter to its numbers; the data set has a fingerprint of its own."""
+    return {name: value for name, value in run.evaluate.for_ids().items() if name not in ("batch_size", "dataset")}
+
+
+def _identity(
+    method: type[Attack] | type[Defense] | type[Dataset], run: RunSettings, against: str = ""
+) -> dict[str, Any]:
     """What determines what a method does: its name, version and settings, defaults included."""
     name = next(n for registry in (attacks, defenses, datasets) for n in registry if registry[n] is method)
-    settings = method.parse(run.method(name), name)
-    identity = {"name": name, "version": method.version, "settings": settings.model_dump(mode="json")}
+    settings = method.parse(run.method(name, against), name)
+    identity = {"name": name, "version": method.version, "settings": settings.for_ids()}
     files = {k: hash_file(v) for k, v in settings if isinstance(v, Path) and v.is_file()}
     source = inspect.getsourcefile(method)
     if method.__module__.startswith(PLUGIN_MODULE) and source:

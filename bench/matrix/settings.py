@@ -1,6 +1,7 @@
 """The frozen settings of a run, and where they come from: preset < config file < flags < --set."""
 
 import os
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,20 @@ from bench.models import ModelSettings
 
 # Paper v1, table S2.
 PAPER_CHAINS = ("cleanclip+linear_probe", "rvpt+linear_probe", "cleanclip+rvpt")
+# What a version of the paper sets otherwise than v1, whose settings are the defaults.
+PAPERS: dict[str, dict[str, Any]] = {
+    "v1": {},
+    "v3": {
+        "poison": {"learning_rate": 1e-6},
+        "wanet": {"learning_rate": None},
+        "cleanclip": {"pairs": 250_000},
+        "evaluate": {
+            "perturbations": ["gaussian-0.001", "blur-3-v5", "jitter", "flip", "badnet", "blended", "trigger"],
+        },
+    },
+}
+# The name of the variant that a run without a suite has.
+BASE = ""
 
 
 class Poisoning(FineTuning):
@@ -25,6 +40,9 @@ class Poisoning(FineTuning):
 
     pairs: int = Field(500_000, ge=2, description="image-text pairs of the fine-tuning set")
     count: int = Field(1500, ge=1, description="poisoned ones among them; they replace their clean originals")
+    pool: int | None = Field(
+        None, ge=2, description="pairs searched by an attack that only some suit (label_consistent); null: `pairs`"
+    )
 
 
 class Evaluation(Settings):
@@ -38,14 +56,19 @@ class Evaluation(Settings):
         description="for Perturbation Resistivity; `trigger` is the cell's own, an attack's name a fresh one of its",
     )
     perturbation_images: int = Field(5000, ge=2, description="random test images for Perturbation Resistivity")
+    dataset: str | None = Field(None, description="the data set of the test images; null is the run's own")
 
 
 class RunSettings(Settings):
     """All that determines a run's numbers, and how it is executed."""
 
     model: ModelSettings = Field(ModelSettings(), description="the clean CLIP")
-    dataset: str = Field("world", description="the zero-shot data set")
-    pairs: Path | None = Field(None, description="image-text pairs (CSV); null takes the data set's own")
+    dataset: str = Field("world", description="the zero-shot data set: the attacker's, tuned and tested on")
+    tuned_on: str | None = Field(None, description="another data set to tune defenses on; null is the run's own")
+    pairs: Path | None = Field(None, description="image-text pairs: table, folder or shards; null: the data set's own")
+    pairs_cache: Literal["auto", "disk", "none"] = Field(
+        "auto", description="keep decoded pairs on disk; auto: if they take at most half of what is free"
+    )
     target: str = Field("banana", description="the target class, by its name in the data set")
     attacks: tuple[str, ...] = Field(("badnet", "blended", "wanet"), description="names, or all")
     defenses: tuple[str, ...] = Field(("none", "linear_probe", "vpt", "rvpt"), description="names and chains, or all")
@@ -56,11 +79,30 @@ class RunSettings(Settings):
     took: float = Field(60.0, ge=0, le=100, description="undefended ASR below which an attack did not take", unit="%")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1 ...")
     workers: int | None = Field(None, ge=1, description="processes; null: one a core on the CPU, one on a GPU")
+    gpus: int = Field(1, ge=1, description="GPUs that share the batches of a fine-tuning: poisoning, CleanCLIP")
     threads: int = Field(1, ge=1, description="threads of each process on the CPU; part of the numbers' last bits")
+    executor: Literal["local", "ray"] = Field("local", description="local processes, or tasks on a Ray cluster")
+    gpu_share: float | None = Field(
+        None, ge=0, description="ray: GPUs, or a part of one, for a task; null: 1 if the device is a GPU, else 0"
+    )
+    memory_gb: float | None = Field(None, gt=0, description="ray: memory that a task asks for; null: none", unit="GB")
     methods: dict[str, dict[str, Any]] = Field({}, description="settings of attacks, defenses, data sets, by name")
+    against: dict[str, dict[str, dict[str, Any]]] = Field(
+        {}, description="attack: defense: settings that differ against this attack"
+    )
 
-    def method(self, name: str) -> dict[str, Any]:
-        return self.methods.get(name, {})
+    @property
+    def tested_on(self) -> str:
+        """The data set that is evaluated on."""
+        return self.evaluate.dataset or self.dataset
+
+    def method(self, name: str, against: str = "") -> dict[str, Any]:
+        """The settings that are not a method's defaults, of a defense perhaps against one attack."""
+        return merge(self.methods.get(name, {}), self.against.get(against, {}).get(name, {}))
+
+
+# The settings of a run by the names of its variants; `BASE` is always there.
+Variants = Mapping[str, RunSettings]
 
 
 def presets() -> dict[str, str]:
@@ -77,8 +119,12 @@ def resolve(
     config: Path | None = None,
     flags: dict[str, Any] | None = None,
     assignments: tuple[str, ...] = (),
+    paper: str | None = None,
+    suite: dict[str, Any] | None = None,
 ) -> RunSettings:
-    """The settings of a run, from general to particular: preset, config file, flags, `--set key=value`.
+    """The settings of a run, from general to particular.
+
+    They are: preset, version of the paper, config file, attacks and defenses of a suite, flags, `--set key=value`.
 
     Raises:
         BenchError: an unknown preset, method or setting (with a suggestion), or a value out of range.
@@ -86,13 +132,29 @@ def resolve(
     if preset not in presets():
         raise unknown("preset", preset, presets(), "`bench list presets` explains them.")
     values = _read(files("bench.presets").joinpath(f"{preset}.yaml").read_text(), f"preset {preset}")
+    if paper is not None:
+        if not preset.startswith("paper-"):
+            raise BenchError(f"--paper {paper} goes with --preset paper-imagenet and its like, not with {preset}")
+        if paper not in PAPERS:
+            raise unknown("version of the paper", paper, PAPERS, "For example: --paper v3")
+        values = merge(values, PAPERS[paper])
     if config is not None:
         if not config.is_file():
             raise BenchError(f"--config {config}: no such file")
-        values = _merge(values, _read(config.read_text(), str(config)))
-    values = _merge(values, flags or {})
+        values = merge(values, _read(config.read_text(), str(config)))
+    values = merge(merge(values, suite or {}), flags or {})
     for assignment in assignments:
-        values = _merge(values, _assignment(assignment))
+        values = merge(values, _assignment(assignment))
+    return _checked(values)
+
+
+def overlay(run: RunSettings, values: dict[str, Any]) -> RunSettings:
+    """A run with other settings on top, checked as `resolve` checks them."""
+    dumped = run.model_dump(mode="json")
+    return _checked(merge(dumped | dumped.pop("methods"), values))
+
+
+def _checked(values: dict[str, Any]) -> RunSettings:
     known = set(RunSettings.model_fields) - {"methods"}
     methods = {name: v for name, v in values.items() if name not in known}
     for name in methods:
@@ -100,6 +162,10 @@ def resolve(
             raise unknown("setting", name, [*known, *attacks, *defenses, *datasets], "`bench show run` lists them.")
     run = RunSettings.parse({k: v for k, v in values.items() if k in known} | {"methods": methods}, "")
     names = _expand(run)
+    for attack, particular in names.against.items():
+        attacks[attack]
+        for name in particular:
+            defenses[name].parse(names.method(name, attack), f"against.{attack}.{name}")
     for name in {*names.attacks, *(part for chain in names.defenses for part in chain.split("+")), *methods}:
         registry = next((r for r in (attacks, defenses, datasets) if name in r), None)
         if registry is not None:
@@ -117,7 +183,9 @@ def _expand(run: RunSettings) -> RunSettings:
     for chain in chains:
         for part in chain.split("+"):
             defenses[part]
-    datasets[run.dataset]
+    for dataset in (run.dataset, run.tuned_on, run.evaluate.dataset):
+        if dataset is not None:
+            datasets[dataset]
     unique = {"attacks": chosen, "defenses": chains, "seeds": run.seeds}
     return run.model_copy(update={name: tuple(dict.fromkeys(values)) for name, values in unique.items()})
 
@@ -146,11 +214,12 @@ def _assignment(text: str) -> dict[str, Any]:
     return nested
 
 
-def _merge(general: dict[str, Any], particular: dict[str, Any]) -> dict[str, Any]:
+def merge(general: Mapping[str, Any], particular: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, group by group; what both say is as in `particular`."""
     merged = dict(general)
     for key, value in particular.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
+        merged[key] = merge(merged[key], value) if both else value
     return merged
 
 

@@ -12,9 +12,12 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
+from bench.core.distributed import rank
 from bench.core.errors import BenchError
+from bench.core.images import hash_file
 
 CARD = "card.json"
+DELTA_FILE = "delta.safetensors"
 
 
 class Store:
@@ -37,6 +40,8 @@ class Store:
     def writing(self, kind: str, id: str, card: dict[str, Any]) -> Iterator[Path]:
         """A folder to write an artefact into; at the end the card is added and the folder gets its name.
 
+        The card also gets `files`: a hash of each file, so that `bench verify` sees a change.
+
         Raises:
             BenchError: the disk is full. Nothing half-made stays.
         """
@@ -45,7 +50,11 @@ class Store:
         try:
             aside.mkdir(parents=True)
             yield aside
-            (aside / CARD).write_text(json.dumps(card, indent=2) + "\n")
+            if rank():
+                # Several processes have made the same; the first one keeps it.
+                return
+            hashes = {file.name: hash_file(file) for file in sorted(aside.iterdir())}
+            (aside / CARD).write_text(json.dumps(card | {"files": hashes}, indent=2) + "\n")
             try:
                 aside.rename(final)
             except OSError:

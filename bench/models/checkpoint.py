@@ -25,6 +25,8 @@ SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 OPENAI_KEYS = ("input_resolution", "context_length", "vocab_size")
 # Of DistributedDataParallel, of torch.compile, of Lightning and the like.
 PREFIXES = ("module.", "_orig_mod.", "model.")
+# What counters of operations leave among the weights, as Detect-CLIP's reader knows them.
+COUNTERS = ("total_ops", "total_params")
 SHOWN = 3
 
 _CONVERT = (
@@ -56,6 +58,7 @@ def read_checkpoint(file: Path) -> Checkpoint:
     """
     _refuse_impostors(file)
     state = _strip_prefixes(_state_dict(_read(file), file))
+    state = {k: v for k, v in state.items() if not k.endswith(COUNTERS)}
     openai = all(key in state for key in OPENAI_KEYS)
     if openai:
         state = {k: v for k, v in state.items() if k not in OPENAI_KEYS}

@@ -16,6 +16,7 @@ import torch
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
 from bench.core.clip import CONFIG_FILE, WEIGHTS_FILE, Clip
+from bench.core.dataset import Resize
 from bench.core.errors import BenchError, unknown
 from bench.core.randomness import derive
 from bench.core.settings import Field, Settings
@@ -42,6 +43,11 @@ class ModelSettings(Settings):
     )
     pretrained: str | None = Field(None, description=f"open_clip's tag of the weights (openai), or {RANDOM}")
     checkpoint: Path | None = Field(None, description=f"a local file of weights: {', '.join(SUFFIXES)}; tensors alone")
+    geometry: Resize | None = Field(
+        None, description="how images are made square; null: as the weights' preprocessing says; CleanCLIP's is squash"
+    )
+    mean: tuple[float, float, float] | None = Field(None, description="of the normalisation, RGB; null: the model's")
+    std: tuple[float, float, float] | None = Field(None, description="likewise; 0,0,0 and 1,1,1 are none")
 
     @property
     def label(self) -> str:
@@ -71,7 +77,7 @@ def load_model(settings: ModelSettings, device: torch.device | str) -> Clip:
         BenchError: an unknown name or tag; no weights named, found or downloaded; weights that do not fit.
     """
     _check_weights_named(settings)
-    config = _config(settings)
+    config = configuration(settings)
     _check_packages(settings, config)
     if settings.pretrained == RANDOM:
         return _random(settings, config).to(device)
@@ -112,7 +118,7 @@ def _check_weights_named(settings: ModelSettings) -> None:
         raise BenchError(f"--model {name} names no weights: add --pretrained openai, or --checkpoint FILE")
 
 
-def _config(settings: ModelSettings) -> dict[str, Any]:
+def configuration(settings: ModelSettings) -> dict[str, Any]:
     """The contents of an open_clip_config.json: architecture, and all five values of the preprocessing."""
     if settings.name == MINI:
         config = json.loads((PACKAGE / "mini_config.json").read_text())
@@ -131,10 +137,10 @@ def _config(settings: ModelSettings) -> dict[str, Any]:
         "model_cfg": config["model_cfg"],
         "preprocess_cfg": {
             "size": height,
-            "mean": list(preprocess["mean"]),
-            "std": list(preprocess["std"]),
+            "mean": list(settings.mean or preprocess["mean"]),
+            "std": list(settings.std or preprocess["std"]),
             "interpolation": preprocess["interpolation"],
-            "resize_mode": preprocess["resize_mode"],
+            "resize_mode": settings.geometry or preprocess["resize_mode"],
         },
     }
 

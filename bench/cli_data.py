@@ -1,0 +1,39 @@
+"""`bench data`: looking at data sets before they are used."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from bench.core.dataset import datasets
+from bench.core.registry import load_plugins
+
+app = typer.Typer(help="Look at data sets.", no_args_is_help=True, rich_markup_mode=None)
+screen = Console()
+
+
+@app.callback()
+def data() -> None:
+    """Look at data sets."""
+
+
+@app.command()
+def check(
+    name: Annotated[str, typer.Argument(help="A data set; `bench list datasets`.")],
+    data_root: Annotated[Path | None, typer.Option(help="Where the data set lies.")] = None,
+    set: Annotated[list[str], typer.Option("--set", help="A setting: caltech101.split=seeded. Repeatable.")] = [],  # noqa: B006
+    plugin: Annotated[list[Path], typer.Option(help="A Python file that registers data sets. Repeatable.")] = [],  # noqa: B006
+) -> None:
+    """Say what of a data set is there, what is missing, and how to get it. Exit code 2: a run could not use it."""
+    from bench.data.check import lines
+    from bench.matrix.settings import resolve
+
+    load_plugins(tuple(plugin))
+    dataset = datasets[name]
+    flags = {name: {"root": data_root}} if data_root is not None else {}
+    told, usable = lines(dataset.parse(resolve(flags=flags, assignments=tuple(set)).method(name), name))
+    for line in told:
+        screen.print(line, markup=False, highlight=False, soft_wrap=True)
+    if not usable:
+        raise typer.Exit(2)

@@ -1,0 +1,109 @@
+"""The face, of finished results: `bench verify`, `compare`, `baseline`, `check`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from bench.core.errors import BenchError
+from bench.core.metric import metrics
+from bench.core.registry import load_plugins
+
+app = typer.Typer(rich_markup_mode=None)
+screen = Console()
+
+Results = Annotated[Path, typer.Argument(help="A results folder.")]
+
+
+@app.command()
+def verify(out: Results = Path("results")) -> None:
+    """Compute every number again from the stored predictions and compare; exit code 1 if something differs."""
+    from reports.verify import verify as verify_results
+
+    _load(out)
+    found = verify_results(out)
+    _say(found.text())
+    if found.problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def compare(
+    out: Results,
+    first: Annotated[str, typer.Argument(help="A defense or chain.")],
+    second: Annotated[str, typer.Argument(help="Another one.")],
+    attack: Annotated[str | None, typer.Option(help="One attack; default: all.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write the table to this file, too.")] = None,
+) -> None:
+    """Differences of ASR and CA of two defenses on the same images, with intervals and McNemar's test."""
+    from reports.differences import compare as compare_defenses
+    from reports.differences import to_markdown
+
+    _load(out)
+    table, unpaired = compare_defenses(out, first, second, attack)
+    _say(to_markdown(table, first, second))
+    if unpaired:
+        _say(f"\n{unpaired} places have only one of the two, and are left out.")
+    if csv is not None:
+        _write(csv, table.to_csv(index=False))
+
+
+@app.command()
+def baseline(
+    results: Results,
+    out: Annotated[Path, typer.Option(help="The file to write: JSON.")],
+) -> None:
+    """Write the numbers of a results folder as the baseline that `bench check` compares with."""
+    from reports.baseline import make_baseline, to_json
+
+    _load(results)
+    made = make_baseline(results)
+    _write(out, to_json(made))
+    _say(f"wrote {out}: {len(made['cells'])} cells. `bench check RESULTS --baseline {out}` compares with it.")
+
+
+@app.command()
+def check(
+    out: Results,
+    baseline: Annotated[Path, typer.Option(help="The file that `bench baseline` wrote.")],
+    tolerance: Annotated[float, typer.Option(min=0, help="Percentage points of change that are accepted.")] = 0.0,
+    judged: Annotated[str, typer.Option("--metrics", help="Metrics to judge, by comma.")] = "ASR,CA",
+    junit: Annotated[Path | None, typer.Option(help="Write the verdicts as JUnit XML, too.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write them as Markdown, too, for a CI's summary.")] = None,
+) -> None:
+    """Compare with a baseline: exit code 1 if a number is worse beyond chance or missing, 2 if not comparable."""
+    from reports.baseline import make_baseline, read_baseline
+    from reports.regression import exit_code, judge, to_junit, to_markdown
+
+    before = read_baseline(baseline)
+    _load(out)
+    names = tuple(name.strip() for name in judged.split(",") if name.strip())
+    for name in names:
+        metrics[name]
+    findings = judge(before, now := make_baseline(out), names, tolerance)
+    text = to_markdown(findings, before, now, tolerance)
+    if junit is not None:
+        _write(junit, to_junit(findings))
+    if markdown is not None:
+        _write(markdown, text)
+    _say(text)
+    raise typer.Exit(exit_code(findings))
+
+
+def _load(out: Path) -> None:
+    from reports.results import read_run
+
+    load_plugins(tuple(map(Path, read_run(out)["plugins"])))
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    except OSError as error:
+        raise BenchError(f"{file} cannot be written: {error.strerror}. Give another file.") from None
+
+
+def _say(text: str) -> None:
+    screen.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,97 @@
+"""Test sets with ImageNet's classes and other images: V2, A, R, Sketch. They have no training images."""
+
+from functools import cached_property
+from typing import ClassVar
+
+from bench.core.dataset import Geometry, Split, dataset
+from bench.core.errors import BenchError
+from bench.core.images import Labelled
+from bench.data.files import Branch, class_folders
+from bench.data.imagenet import ImageNetLabels, of_wordnet, wordnet_ids
+
+
+class ImageNetShift(ImageNetLabels):
+    """A folder of class folders, all of it to test on."""
+
+    splits = ("test",)
+
+    def found(self, split: Split) -> Branch:
+        if split not in self.splits:
+            raise BenchError(
+                f"'{self.name}' is for testing alone, it has no split '{split}'. "
+                f"Tune on ImageNet: --dataset imagenet --data-root DIR --set evaluate.dataset={self.name}"
+            )
+        return self._found
+
+    def labelled(self, split: Split, geometry: Geometry) -> Labelled:
+        self.found(split)
+        return super().labelled(split, geometry)
+
+    @cached_property
+    def _found(self) -> Branch:
+        found = self.by_wordnet(class_folders(self.folder(), "."))
+        if not any(found.images.values()):
+            raise self.lacking("class folder with images")
+        return found
+
+    def by_wordnet(self, found: Branch) -> Branch:
+        return of_wordnet(found)
+
+
+@dataset("imagenet-v2")
+class ImageNetV2(ImageNetShift):
+    """ImageNet-V2, matched frequency: new images of the 1,000 classes, whose folders are called by their numbers."""
+
+    layout = "ImageNet-V2 is DIR/0 to DIR/999, or these in DIR/imagenetv2-matched-frequency-format-val."
+    source = (
+        "In DIR, with the archive of https://imagenetv2.org:\n"
+        "  tar -xzf imagenetv2-matched-frequency.tar.gz"
+    )  # fmt: skip
+    published: ClassVar[dict[Split, int]] = {"test": 10_000}
+    places = ("imagenetv2-matched-frequency-format-val", ".")
+
+    def by_wordnet(self, found: Branch) -> Branch:
+        """The number of a folder is the label; as text, 10 would sort before 2."""
+        ids = dict(zip(map(str, range(1000)), wordnet_ids(), strict=True))
+        return of_wordnet(Branch({ids.get(name, name): images for name, images in found.images.items()}, found.others))
+
+
+@dataset("imagenet-a")
+class ImageNetA(ImageNetShift):
+    """ImageNet-A: photos that a ResNet-50 gets wrong, of 200 classes; scored over these alone."""
+
+    size = 200
+    layout = "ImageNet-A is 200 folders DIR/WNID, or these in DIR/imagenet-a."
+    source = (
+        "In DIR, with the archive that https://github.com/hendrycks/natural-adv-examples links to:\n"
+        "  tar -xf imagenet-a.tar"
+    )
+    published: ClassVar[dict[Split, int]] = {"test": 7_500}
+    places = ("imagenet-a", ".")
+
+
+@dataset("imagenet-r")
+class ImageNetR(ImageNetShift):
+    """ImageNet-R: art, toys and other renditions of 200 classes; scored over these alone."""
+
+    size = 200
+    layout = "ImageNet-R is 200 folders DIR/WNID, or these in DIR/imagenet-r."
+    source = (
+        "In DIR, with the archive that https://github.com/hendrycks/imagenet-r links to:\n"
+        "  tar -xf imagenet-r.tar"
+    )  # fmt: skip
+    published: ClassVar[dict[Split, int]] = {"test": 30_000}
+    places = ("imagenet-r", ".")
+
+
+@dataset("imagenet-sketch")
+class ImageNetSketch(ImageNetShift):
+    """ImageNet-Sketch: black and white sketches of the 1,000 classes."""
+
+    layout = "ImageNet-Sketch is 1,000 folders DIR/WNID, or these in DIR/sketch or DIR/images."
+    source = (
+        "In DIR, with the archive that https://github.com/HaohanWang/ImageNet-Sketch links to:\n"
+        "  unzip ImageNet-Sketch.zip"
+    )
+    published: ClassVar[dict[Split, int]] = {"test": 50_889}
+    places = ("sketch", "images", ".")

@@ -1,0 +1,125 @@
+"""Where image-text pairs come from: a table, a folder of images with captions beside them, or webdataset's shards."""
+
+import csv
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from bench.core.errors import BenchError
+from bench.data.member import File
+
+# The first is CleanCLIP's and BadCLIP's, `file` and `filepath` are common for CC3M.
+IMAGE_COLUMNS = ("image", "filepath", "path", "image_path", "file", "filename")
+CAPTION_COLUMNS = ("caption", "title", "text")
+CAPTION_SUFFIX = ".txt"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A pair as its source has it; `problem` says why it cannot be used.
+
+    `name` is for messages. `image` names the image for good; it is read from `file`, or where there is none, from the
+    path `image` relative to the source's folder.
+    """
+
+    number: int
+    name: str
+    image: str
+    caption: str
+    problem: str = ""
+    file: File | None = None
+
+
+def rows_of_table(table: Path) -> Iterator[Row]:
+    """The rows of a CSV or TSV file.
+
+    Two columns without a header are CC3M's: caption first; or CleanCLIP's, if the image comes first.
+
+    Raises:
+        BenchError: no such file, no such columns, or it is not a table in UTF-8.
+    """
+    try:
+        # The mark that spreadsheets put in front of UTF-8 is no part of the first column's name.
+        with table.open(encoding="utf-8-sig", newline="") as lines:
+            first = lines.readline()
+            lines.seek(0)
+            yield from _rows(csv.reader(lines, delimiter="\t" if "\t" in first else ","), table)
+    except UnicodeDecodeError as error:
+        raise BenchError(f"{table} is not UTF-8 ({error.reason}). Convert it: iconv -t UTF-8 {table}") from error
+    except csv.Error as error:
+        raise BenchError(f"{table} is not a CSV file: {error}. Look for a quote that is not closed.") from error
+
+
+def rows_of_folder(folder: Path) -> Iterator[Row]:
+    """The images below a folder; the caption of `a/b.jpg` is the text of `a/b.txt`. Hidden files are ignored."""
+    for number, image in enumerate(_images(folder)):
+        id = image.relative_to(folder).as_posix()
+        try:
+            caption = " ".join(image.with_suffix(CAPTION_SUFFIX).read_text(encoding="utf-8").split())
+            problem = "" if caption else "empty caption"
+        except FileNotFoundError:
+            caption, problem = "", f"no {CAPTION_SUFFIX} file of its name"
+        except UnicodeDecodeError:
+            caption, problem = "", "its caption is not UTF-8"
+        yield Row(number, id, id, caption, problem)
+
+
+def captions_of_folder(folder: Path) -> Iterator[tuple[Path, Path]]:
+    """The images below a folder, each with where its caption would be; none is read."""
+    return ((image, image.with_suffix(CAPTION_SUFFIX)) for image in _images(folder))
+
+
+def _images(folder: Path) -> Iterator[Path]:
+    for where, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMG_EXTENSIONS:  # noqa: PTH122
+                yield Path(where, name)
+
+
+def _rows(lines, table: Path) -> Iterator[Row]:
+    header: list[str] = next(lines, [])
+    image = _guess(header)
+    if image is None:
+        image, caption = _column(header, IMAGE_COLUMNS, table), _column(header, CAPTION_COLUMNS, table)
+    else:
+        caption = 1 - image
+        yield _row(header, lines.line_num, image, caption, 2)
+    for cells in lines:
+        if cells:
+            yield _row(cells, lines.line_num, image, caption, len(header))
+
+
+def _row(cells: list[str], number: int, image: int, caption: int, columns: int) -> Row:
+    # A comma in a caption without quotes: what is left of it is another caption.
+    if len(cells) != columns:
+        return Row(number, f"line {number}", "", "", f"{len(cells)} columns, the header has {columns}")
+    path, text = cells[image].strip(), cells[caption].strip()
+    if not path:
+        return Row(number, f"line {number}", "", "", "no image")
+    return Row(number, f"line {number}, {path}", path, text, "" if text else "empty caption")
+
+
+def _guess(first: list[str]) -> int | None:
+    """Which of two columns is the image's, if the first line is a pair and no header."""
+    images = [i for i, cell in enumerate(first) if cell.strip().lower().endswith(IMG_EXTENSIONS)]
+    return images[0] if len(first) == 2 and len(images) == 1 else None
+
+
+def _column(header: list[str], names: tuple[str, ...], table: Path) -> int:
+    found = [cell.strip().lower() for cell in header]
+    for name in names:
+        if name in found:
+            return found.index(name)
+    remote = any(cell.startswith(("http://", "https://")) for cell in found)
+    fetch = (
+        " It lists addresses, as CC3M's own file does: fetch the images first, for instance with img2dataset, and give "
+        "its table, folder or shards."
+    )
+    raise BenchError(
+        f"{table} has no column '{names[0]}' (or {', '.join(names[1:])}). Found: {', '.join(header) or 'nothing'}. "
+        f"Name the columns image,caption in the first line.{fetch if remote else ''}"
+    )

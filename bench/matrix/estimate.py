@@ -1,0 +1,144 @@
+"""What a plan will cost: GPU hours and disk, by a simple model that is printed beside its result.
+
+Times per image and step are the paper's own (v1, table S7: one RTX 3090, half precision, ViT-B/32). CleanCLIP: 4:46:21
+for 100,000 pairs and 10 epochs, each pair in two views. RVPT: 45:05 for 16,000 images and 50 epochs, of which a
+frozen forward pass is taken as a quarter. Other towers cost as many times more as their blocks multiply more.
+"""
+
+import contextlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from bench.core.attack import attacks
+from bench.core.dataset import datasets
+from bench.core.defense import defenses
+from bench.core.errors import BenchError
+from bench.matrix.plan import Node
+from bench.matrix.settings import RunSettings, Variants
+from bench.models import ModelSettings, Sizes, sizes
+
+CLEANING = 17_181 / (100_000 * 10)
+POISONING = CLEANING / 2
+TUNING = 2_705 / (16_000 * 50)
+FORWARD = TUNING / 4
+REFERENCE = ModelSettings(name="ViT-B-32", pretrained="openai")
+# Classes and test images.
+DATA = {
+    "imagenet": (1000, 50_000),
+    "imagenet-v2": (1000, 10_000),
+    "imagenet-a": (200, 7_500),
+    "imagenet-r": (200, 30_000),
+    "imagenet-sketch": (1000, 50_889),
+    "caltech101": (100, 2_465),
+    "oxfordpets": (37, 3_669),
+}
+ASSUMPTION = (
+    f"assumed: an RTX 3090 in half precision and, for ViT-B-32, {1000 * POISONING:.1f} ms a pair and epoch of "
+    f"poisoning, {1000 * CLEANING:.1f} ms of CleanCLIP, {1000 * TUNING:.1f} ms an image and epoch of prompt tuning, "
+    f"{1000 * FORWARD:.2f} ms a forward pass (paper v1, table S7); other towers by their multiplications. "
+    "--speed 4 is a GPU four times as fast. Images: decoded ones, kept where the disk has room. Not counted: reading "
+    "images, ISSBA's encoder, methods of plug-ins."
+)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """GPU seconds, and bytes on disk."""
+
+    seconds: float = 0.0
+    size: float = 0.0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.seconds + other.seconds, self.size + other.size)
+
+
+def estimate(nodes: Iterable[Node], variants: Variants, speed: float = 1.0) -> dict[str, Cost]:
+    """What nodes cost by kind; `images` are the decoded images that runs keep, if the disk has room for them."""
+    total: dict[str, Cost] = {}
+    decoded: dict[tuple[str, str, int], float] = {}
+    for node in nodes:
+        run = variants[node.variant]
+        size = _sizes(run.model)
+        cost = COSTS[node.kind](node, run, size)
+        slower = size.work / _sizes(REFERENCE).work / speed
+        total[node.kind] = total.get(node.kind, Cost()) + Cost(cost.seconds * slower, cost.size)
+        for what, n in _images(node, run).items():
+            key = (what, run.tested_on if what == "test" else "", size.image_size)
+            decoded[key] = max(decoded.get(key, 0), n * 3 * size.image_size**2)
+    return total | {"images": Cost(0, sum(decoded.values()))}
+
+
+def _trigger(node: Node, run: RunSettings, size: Sizes) -> Cost:
+    """A patch is optimised on images of the pairs; what else an attack prepares costs next to nothing."""
+    method = attacks[node.attack].parse(run.method(node.attack), node.attack)
+    return Cost(getattr(method, "images", 0) * getattr(method, "epochs", 0) * TUNING, 12 * size.image_size**2)
+
+
+def _backdoor(_: Node, run: RunSettings, size: Sizes) -> Cost:
+    return Cost(run.poison.pairs * run.poison.epochs * POISONING, 4 * size.parameters)
+
+
+def _defense(node: Node, run: RunSettings, size: Sizes) -> Cost:
+    name = node.chain[-1]
+    method = defenses[name].parse(run.method(name, node.attack), name)
+    given = {key: getattr(method, key, None) or 0 for key in ("pairs", "shots", "epochs", "prompts", "depth")}
+    classes, _ = data_size(run, run.tuned_on or run.dataset)
+    if given["pairs"]:
+        return Cost(given["pairs"] * given["epochs"] * CLEANING, 4 * size.parameters)
+    images = given["shots"] * classes
+    if hasattr(method, "prompts"):
+        counted = (getattr(method, key, None) for key in ("last_blocks", "first_blocks"))
+        prompted = next((n for n in counted if n), size.blocks - given["depth"])
+        return Cost(images * given["epochs"] * TUNING, 4 * prompted * given["prompts"] * size.width)
+    return Cost(images * FORWARD, 4 * classes * size.embed_dim)
+
+
+def _evaluation(_: Node, run: RunSettings, __: Sizes) -> Cost:
+    images = data_size(run, run.tested_on)[1]
+    perturbed = min(run.evaluate.perturbation_images, images) * len(run.evaluate.perturbations)
+    # A row of predictions and one of similarities, compressed: some 30 bytes.
+    return Cost(2 * (images + perturbed) * FORWARD, 30 * (images + perturbed))
+
+
+COSTS = {"trigger": _trigger, "backdoor": _backdoor, "defense": _defense, "evaluation": _evaluation}
+
+
+def _images(node: Node, run: RunSettings) -> dict[str, int]:
+    """How many images a node reads that are kept decoded."""
+    if node.kind == "backdoor":
+        return {"poison": run.poison.pairs}
+    if node.kind == "evaluation":
+        return {"test": data_size(run, run.tested_on)[1]}
+    if node.kind == "trigger":
+        return {}
+    name = node.chain[-1]
+    return {"clean": getattr(defenses[name].parse(run.method(name, node.attack), name), "pairs", 0)}
+
+
+def data_size(run: RunSettings, name: str) -> tuple[int, int]:
+    """Classes and test images of a data set; ImageNet's where they are not known without reading it."""
+    classes, images = DATA.get(name, DATA["imagenet"])
+    if name not in DATA:
+        data = datasets[name].parse(run.method(name), name)
+        images = getattr(data, "test", images)
+        with contextlib.suppress(BenchError):
+            classes = len(data.classes())
+    return classes, min(images, run.evaluate.limit or images)
+
+
+def unknown_sizes(variants: Variants) -> list[str]:
+    """Data sets and models whose size is not known, and is taken as ImageNet's or ViT-B-32's."""
+    unknown = []
+    for run in variants.values():
+        name = run.tested_on
+        if name not in DATA and not hasattr(datasets[name].parse(run.method(name), name), "test"):
+            unknown.append(name)
+        if sizes(run.model) is None:
+            unknown.append(run.model.label)
+    return list(dict.fromkeys(unknown))
+
+
+def _sizes(model: ModelSettings) -> Sizes:
+    found = sizes(model) or sizes(REFERENCE)
+    assert found is not None
+    return found

@@ -1,0 +1,128 @@
+"""What a dry run prints: cells, what they share, what exists, and what the rest will cost."""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.core.errors import BenchError
+from bench.matrix.estimate import ASSUMPTION, Cost, estimate, unknown_sizes
+from bench.matrix.plan import Fingerprints, Node, Plan, make_plan
+from bench.matrix.runner import check_perturbations, lacks_pairs, open_device, unmade
+from bench.matrix.settings import BASE, Variants
+from bench.matrix.stages import Workshop, workshops
+from bench.matrix.store import Store
+from bench.models import weights_at_hand
+
+# More cells than these are counted by variant and defense.
+EVERY_CELL = 60
+KINDS = ("trigger", "backdoor", "defense", "evaluation")
+
+
+def dry_run(variants: Variants, out: Path, console: Console, speed: float = 1.0) -> None:
+    """Print the plan, with placeholders for what is not on this machine. Nothing is made or downloaded."""
+    open_device(variants[BASE].device)
+    missing: dict[str, None] = {}
+    shops = workshops(variants, Store(out), "cpu")
+    plan = make_plan(variants, {name: _fingerprints(shop, missing) for name, shop in shops.items()})
+    show_plan(plan, unmade(plan, Store(out)), variants, console, speed)
+    for reason in missing:
+        console.print(f"not at hand: {reason}", markup=False, highlight=False)
+    if missing:
+        console.print("Work that was done with what is not at hand is counted as still to make.", highlight=False)
+
+
+def _fingerprints(shop: Workshop, missing: dict[str, None]) -> Fingerprints:
+    check_perturbations(shop.run)
+    if no_pairs := lacks_pairs(shop):
+        missing[no_pairs] = None
+    for data in (shop.dataset, shop.tuned, shop.tested):
+        try:
+            data.classes()
+        except BenchError as error:
+            missing[str(error)] = None
+        else:
+            shop.target_in(data)
+    found = {}
+    for name, read in shop.prints().items():
+        try:
+            if name == "model" and not weights_at_hand(shop.run.model):
+                raise BenchError(f"weights of {shop.run.model.label} are not on this machine")
+            found[name] = read()
+        except BenchError as error:
+            missing[str(error)] = None
+            # What is not at hand is told by its name, and so is a placeholder for its fingerprint.
+            found[name] = str(error)
+    return Fingerprints(**found)
+
+
+def show_plan(plan: Plan, todo: list[Node], variants: Variants, console: Console, speed: float = 1.0) -> None:
+    """Print every cell, or counts of many; what is shared; GPU hours and disk of what is to be made."""
+    ids = {node.id for node in todo}
+    console.print(_cells(plan, ids) if len(plan.cells) <= EVERY_CELL else _counts(plan, ids))
+    for kind in KINDS:
+        of_kind = [node for node in plan.nodes.values() if node.kind == kind]
+        make = sum(node.id in ids for node in of_kind)
+        console.print(f"{kind}s: {len(of_kind)}, of which {make} to make{_sharing(plan, of_kind)}", highlight=False)
+    if todo:
+        _show_costs(estimate(todo, variants, speed), variants, console)
+
+
+def _cells(plan: Plan, ids: set[str]) -> Table:
+    table = Table("variant", "attack", "defense", "seed", "state", title=f"{len(plan.cells)} cells")
+    for cell in plan.cells:
+        table.add_row(cell.variant, cell.attack, cell.defense, str(cell.seed), _state(cell.node, ids))
+    return table
+
+
+def _counts(plan: Plan, ids: set[str]) -> Table:
+    defenses = list(dict.fromkeys(cell.defense for cell in plan.cells))
+    title = f"{len(plan.cells)} cells: to make, of all, over attacks and seeds"
+    table = Table("variant", *defenses, title=title)
+    for variant in dict.fromkeys(cell.variant for cell in plan.cells):
+        cells = [cell for cell in plan.cells if cell.variant == variant and cell.node]
+        every = Counter(cell.defense for cell in cells)
+        make = Counter(cell.defense for cell in cells if cell.node in ids)
+        table.add_row(variant, *(f"{make[d]} of {every[d]}" if every[d] else "" for d in defenses))
+    return table
+
+
+def _state(node: str | None, ids: set[str]) -> str:
+    return "not applicable" if node is None else "to make" if node in ids else "there"
+
+
+def _sharing(plan: Plan, nodes: list[Node]) -> str:
+    """How many cells stand on nodes of a kind, where they are shared."""
+    under = {cell.node: _beneath(plan, cell.node) for cell in plan.cells if cell.node}
+    ids = {node.id for node in nodes}
+    uses = sum(len(under[cell.node] & ids) for cell in plan.cells if cell.node)
+    return f"; {uses} without sharing" if uses > len(nodes) else ""
+
+
+def _beneath(plan: Plan, id: str) -> set[str]:
+    return {id}.union(*(_beneath(plan, need) for need in plan.nodes[id].needs))
+
+
+def _show_costs(costs: Mapping[str, Cost], variants: Variants, console: Console) -> None:
+    total = sum(costs.values(), Cost())
+    parts = ", ".join(f"{kind}s {_hours(costs[kind])}" for kind in KINDS if kind in costs)
+    disk = ", ".join(f"{kind.rstrip('s')}s {_gigabytes(costs[kind])}" for kind in costs)
+    console.print(f"estimate: {_hours(total)} of one GPU ({parts})", highlight=False)
+    console.print(f"estimate: {_gigabytes(total)} of disk ({disk})", highlight=False)
+    console.print(ASSUMPTION, highlight=False)
+    if unknown := unknown_sizes(variants):
+        console.print(f"taken as ImageNet's or ViT-B-32's size: {', '.join(unknown)}", highlight=False)
+
+
+def _hours(cost: Cost) -> str:
+    return _rounded(cost.seconds / 3600, "h")
+
+
+def _gigabytes(cost: Cost) -> str:
+    return _rounded(cost.size / 1e9, "GB")
+
+
+def _rounded(value: float, unit: str) -> str:
+    return f"{value:.1f} {unit}" if value >= 0.1 or not value else f"< 0.1 {unit}"

@@ -1,0 +1,125 @@
+"""Tasks on a Ray cluster: on every machine that joined it, with the results folder on a disk that all of them share."""
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from bench.core.errors import BenchError
+from bench.matrix.executors import Errors, Job, attempt
+from bench.matrix.plan import Node
+from bench.matrix.schedule import Task
+from bench.matrix.settings import BASE
+from bench.matrix.stages import Workshop
+from bench.matrix.store import Store
+
+# How often Ray starts a task again whose worker process or machine was lost, before the schedule tries it alone.
+RETRIES = 2
+# A file system of several machines may show what another one wrote only after a while.
+PATIENCE = 90.0
+
+
+class RayWorkers:
+    """Ray's workers: those of the cluster that RAY_ADDRESS or `ray start` names, else of a new one on this machine.
+
+    Raises:
+        BenchError: Ray is not installed, or no machine of the cluster has what a task asks for.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._ray = _import()
+        run = job.variants[BASE]
+        # Nothing about the user's runs is sent anywhere.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        self._ours = not self._ray.is_initialized()
+        if self._ours:
+            self._ray.init(log_to_driver=False)
+        share = run.gpu_share
+        gpus = share if share is not None else float(job.device.startswith("cuda"))
+        asked = {"CPU": float(run.threads), "GPU": gpus, "memory": (run.memory_gb or 0) * 2**30}
+        self._check(asked)
+        # Ray shows each task the GPU that is its own.
+        self._job = self._ray.put(Job(job.variants, job.out.resolve(), "cuda" if gpus else "cpu", job.plugins))
+        self._store, self._limit = Store(job.out), run.workers
+        options = {"num_cpus": asked["CPU"], "num_gpus": gpus, "memory": int(asked["memory"]), "max_retries": RETRIES}
+        self._make: Any = self._ray.remote(**options)(_work)
+        self._running: dict[Any, Task] = {}
+
+    def room(self) -> bool:
+        return self._limit is None or len(self._running) < self._limit
+
+    def start(self, task: Task) -> None:
+        self._running[self._make.remote(self._job, task.nodes)] = task
+
+    def wait(self) -> list[tuple[Task, Errors | None]]:
+        references, _ = self._ray.wait(list(self._running))
+        ended = [(reference, self._running.pop(reference)) for reference in references]
+        return [(task, self._errors(reference, task)) for reference, task in ended]
+
+    def close(self) -> None:
+        for reference in self._running:
+            self._ray.cancel(reference, force=True)
+        if self._ours:
+            self._ray.shutdown()
+
+    def _errors(self, reference: Any, task: Task) -> Errors | None:
+        lost = self._ray.exceptions
+        try:
+            errors: Errors = self._ray.get(reference)
+        except (lost.WorkerCrashedError, lost.NodeDiedError, lost.OutOfMemoryError, lost.ObjectLostError):
+            return None
+        except lost.RayError as error:
+            reason = f"Ray: {str(error).strip().splitlines()[-1]}"
+            return {node.id: reason for node in task.nodes}
+        made = [node for node in task.nodes if node.id not in errors]
+        if not _eventually(lambda: all(self._store.has(node.kind, node.id) for node in made)):
+            reason = (
+                f"made on another machine, but not in {self._store.out} here: give an --out that all machines share"
+            )
+            return dict(errors) | {node.id: reason for node in made}
+        return errors
+
+    def _check(self, asked: dict[str, float]) -> None:
+        if asked["GPU"] > 1 and asked["GPU"] % 1:
+            raise BenchError(f"gpu_share = {asked['GPU']:g}: a task takes a part of one GPU, or whole ones")
+        machines = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        if any(all(machine.get(name, 0) >= amount for name, amount in asked.items()) for machine in machines):
+            return
+        wants = ", ".join(f"{amount:g} {name}" for name, amount in asked.items() if amount)
+        raise BenchError(
+            f"a task asks for {wants}, and none of the {len(machines)} machines of the Ray cluster has that. "
+            "Lower threads, gpu_share or memory_gb with --set, or add a machine with `ray start --address ...`"
+        )
+
+
+def _import() -> Any:
+    try:
+        import ray
+    except ImportError:
+        raise BenchError("--executor ray needs Ray: pip install 'clip-backdoor-bench[ray]'") from None
+    return ray
+
+
+def _eventually(there: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + PATIENCE
+    while not (found := there()) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return found
+
+
+# The workshops of the job that this worker process was last given.
+_opened: tuple[Job, dict[str, Workshop]] | None = None
+
+
+def _work(job: Job, nodes: tuple[Node, ...]) -> Errors:
+    """Make a task's nodes on the machine where Ray runs this."""
+    global _opened
+    if not job.out.is_dir():
+        reason = f"this machine of the cluster has no {job.out}: give an --out that all machines share"
+        return {node.id: reason for node in nodes}
+    if _opened is None or _opened[0] != job:
+        _opened = job, job.open()
+    # After a retry, a part may be there.
+    store = Store(job.out)
+    left = [node for node in nodes if not store.has(node.kind, node.id)]
+    return attempt(left, _opened[1]) if left else {}

@@ -1,0 +1,76 @@
+"""What victims have in common: equal parts become one object, and images are encoded once for all that share them."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from bench.core.clip import Clip
+from bench.core.encoder import Encoded, advance, encode_tokens, has_transformer_tower, tokens
+from bench.core.victim import Victim
+
+
+def unified(victims: Iterable[Victim]) -> list[Victim]:
+    """Victims of one architecture, with the CLIP and the prompts of an earlier one where they are equal, bit for bit.
+
+    Given lazily, each is opened after the one before it was compared: equal CLIPs are not held together.
+    """
+    known: list[Victim] = []
+    for victim in victims:
+        clip = next((v.clip for v in known if _equal_clips(v.clip, victim.clip)), victim.clip)
+        prompts = next((v.prompts for v in known if _equal(v.prompts, victim.prompts)), victim.prompts)
+        known.append(replace(victim, clip=clip, prompts=prompts))
+    return known
+
+
+def encode_each(victims: Sequence[Victim], images: Tensor) -> list[Encoded]:
+    """What each of some `unified` victims makes of the same images; every block is run once for all that share it.
+
+    Embeddings and penultimate features are those of `Victim.encode`, bit for bit; class tokens are left out. Victims
+    that differ in their heads alone get the same object.
+    """
+    encoded: dict[tuple, Encoded] = {}
+    for clip in dict.fromkeys(victim.clip for victim in victims):
+        variants = {_encoder(victim): victim for victim in victims if victim.clip is clip}
+        if not has_transformer_tower(clip):
+            encoded |= {key: _brief(victim.encode(images)) for key, victim in variants.items()}
+            continue
+        hidden, depth = tokens(clip, images), 0
+        # The frozen blocks lead from one victim's first prompted block to the next one's; without prompts comes last.
+        for key, victim in sorted(variants.items(), key=lambda item: (item[1].prompts is None, item[1].depth)):
+            if victim.prompts is not None:
+                hidden, depth = advance(clip, hidden, depth, victim.depth), victim.depth
+            encoded[key] = _brief(encode_tokens(clip, hidden, depth, victim.prompts, victim.blocks))
+    return [encoded[_encoder(victim)] for victim in victims]
+
+
+def rows(encoded: Encoded, index: Tensor) -> Encoded:
+    """Some images' embeddings and penultimate features."""
+    index = index.to(encoded.embedding.device)
+    return Encoded(encoded.embedding[index], encoded.penultimate[index], encoded.class_tokens)
+
+
+def joined(parts: Sequence[Encoded]) -> Encoded:
+    """Embeddings and penultimate features of several batches."""
+    embedding = torch.cat([part.embedding for part in parts])
+    return Encoded(embedding, torch.cat([part.penultimate for part in parts]), parts[0].class_tokens)
+
+
+def _brief(encoded: Encoded) -> Encoded:
+    return Encoded(encoded.embedding, encoded.penultimate, encoded.embedding.new_empty(0))
+
+
+def _encoder(victim: Victim) -> tuple:
+    return id(victim.clip), id(victim.prompts), victim.blocks
+
+
+def _equal_clips(first: Clip, second: Clip) -> bool:
+    others = second.model.state_dict()
+    return first is second or all(_equal(v, others[k]) for k, v in first.model.state_dict().items())
+
+
+def _equal(first: Tensor | None, second: Tensor | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    return torch.equal(first, second)

@@ -1,0 +1,65 @@
+"""A node whose fine-tuning takes several GPUs: made by as many processes, each with its share of every batch."""
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as processes_of
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+
+from bench.core.errors import BenchError
+from bench.core.registry import PLUGIN_MODULE, load_plugins
+from bench.matrix.plan import Node
+from bench.matrix.settings import RunSettings
+
+
+def make_together(node: Node, run: RunSettings, out: Path, device: str) -> None:
+    """Make a node in `run.gpus` processes, process i on GPU i; on the CPU, all of them there.
+
+    Raises:
+        BenchError: there are fewer GPUs, or a process raised it.
+    """
+    found = torch.cuda.device_count()
+    if device.startswith("cuda") and run.gpus > found:
+        raise BenchError(f"gpus = {run.gpus}, and this machine has {found}. Lower it")
+    plugins = tuple(Path(str(m.__file__)) for name, m in list(sys.modules.items()) if name.startswith(PLUGIN_MODULE))
+    said = processes_of.get_context("spawn").SimpleQueue()
+    with tempfile.TemporaryDirectory() as meeting:
+        try:
+            processes_of.spawn(_work, (f"file://{meeting}/here", node, run, out, device, plugins, said), run.gpus)
+        except (ProcessRaisedException, ProcessExitedException):
+            if said.empty():
+                raise
+            raise BenchError(said.get()) from None
+
+
+def _work(
+    rank: int,
+    meeting: str,
+    node: Node,
+    run: RunSettings,
+    out: Path,
+    device: str,
+    plugins: tuple[Path, ...],
+    said: Any,
+) -> None:
+    # What makes a node also imports this file.
+    from bench.matrix.stages import Workshop, make
+    from bench.matrix.store import Store
+
+    load_plugins(plugins)
+    torch.set_num_threads(run.threads)
+    gpu = device.startswith("cuda")
+    if gpu:
+        torch.cuda.set_device(rank)
+    dist.init_process_group("nccl" if gpu else "gloo", init_method=meeting, rank=rank, world_size=run.gpus)
+    try:
+        make((node,), Workshop(run, Store(out), f"cuda:{rank}" if gpu else device))
+    except BenchError as error:
+        said.put(str(error))
+        raise
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,61 @@
+"""The variants of a run: what a suite declares, as settings; and what has to be left out, by name."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from bench.core.dataset import datasets
+from bench.core.defense import defenses
+from bench.matrix.settings import BASE, RunSettings, Variants, overlay
+from bench.matrix.suites import find_suite
+from bench.models import sizes
+
+EMBEDDED = "world"
+
+
+def suite_settings(name: str | None) -> dict[str, Any]:
+    """What a suite sets for all its variants: attacks and defenses, which flags may narrow, and the like."""
+    if name is None:
+        return {}
+    suite = find_suite(name)
+    lists = {"attacks": suite.attacks, "defenses": suite.defenses}
+    return dict(suite.base) | {key: list(names) for key, names in lists.items() if names is not None}
+
+
+def variants_of(base: RunSettings, suite: str | None = None) -> tuple[Variants, dict[str, str]]:
+    """The settings of every variant of a suite, the base first; and why which variants are left out."""
+    variants, left_out = {BASE: base}, {}
+    for name, values in find_suite(suite).declared(base.dataset == EMBEDDED).items() if suite else ():
+        if isinstance(values, str):
+            left_out[name] = values
+            continue
+        run = overlay(base, values)
+        # Flags narrow a variant as they narrow the base.
+        run = run.model_copy(update={"defenses": tuple(d for d in run.defenses if d in base.defenses)})
+        if reason := next(_impossible(run, base), None):
+            left_out[name] = reason
+        else:
+            variants[name] = run
+    return variants, left_out
+
+
+def _impossible(run: RunSettings, base: RunSettings) -> Iterator[str]:
+    """Why a variant cannot be run, as far as settings and the model's configuration tell."""
+    if not run.defenses:
+        yield "none of its defenses is asked for"
+    if run.tuned_on == base.dataset:
+        yield f"{base.dataset} is the run's own data set; take --preset paper-caltech101 or paper-oxfordpets"
+    size, available = sizes(run.model), _images_a_class(run)
+    for name in {part for chain in run.defenses for part in chain.split("+")}:
+        method = defenses[name].parse(run.method(name), name)
+        asked = max(getattr(method, key, None) or 0 for key in ("depth", "last_blocks", "first_blocks"))
+        if size is not None and asked > size.blocks:
+            yield f"{name} asks for {asked} blocks, and the image tower has {size.blocks}"
+        shots = getattr(method, "shots", 0)
+        if available is not None and shots > available:
+            yield f"{name} asks for {shots} images a class, and there are {available}"
+
+
+def _images_a_class(run: RunSettings) -> int | None:
+    """Training images of a class, where the data set's settings tell."""
+    name = run.tuned_on or run.dataset
+    return getattr(datasets[name].parse(run.method(name), name), "train_per_class", None)

@@ -1,0 +1,60 @@
+"""What a model's configuration tells of its size, before any weights are at hand."""
+
+from dataclasses import dataclass
+
+import open_clip
+from huggingface_hub import try_to_load_from_cache
+
+from bench.models.load import HUB, RANDOM, WEIGHTS_FILES, ModelSettings, configuration
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A CLIP with a vision transformer: `tokens` are those of an image, the class token's included."""
+
+    blocks: int
+    width: int
+    tokens: int
+    image_size: int
+    embed_dim: int
+    parameters: int
+
+    @property
+    def work(self) -> float:
+        """Multiplications of the image tower's blocks for one image."""
+        return self.blocks * self.tokens * (12 * self.width**2 + 2 * self.tokens * self.width)
+
+
+def sizes(settings: ModelSettings) -> Sizes | None:
+    """The sizes of a model; None if its image tower is no ViT of open_clip, or only a hub has its configuration.
+
+    Parameters are counted without norms and biases, a hundredth of all.
+
+    Raises:
+        BenchError: an unknown name.
+    """
+    if settings.name.startswith(HUB):
+        return None
+    config = configuration(settings)
+    model = config["model_cfg"]
+    vision, text = model["vision_cfg"], model["text_cfg"]
+    if not isinstance(vision.get("layers"), int) or "timm_model_name" in vision:
+        return None
+    size, patch, width = config["preprocess_cfg"]["size"], vision["patch_size"], vision["width"]
+    tokens = (size // patch) ** 2 + 1
+    tower = vision["layers"] * 12 * width**2 + width * (3 * patch**2 + tokens + model["embed_dim"])
+    language = text["layers"] * 12 * text["width"] ** 2 + text["width"] * (text["vocab_size"] + model["embed_dim"])
+    return Sizes(vision["layers"], width, tokens, size, model["embed_dim"], tower + language)
+
+
+def weights_at_hand(settings: ModelSettings) -> bool:
+    """Whether a model can be loaded without a download."""
+    if settings.checkpoint or settings.pretrained == RANDOM:
+        return True
+    repository = settings.name.removeprefix(HUB) if settings.name.startswith(HUB) else None
+    if settings.architecture is not None:
+        tag = open_clip.get_pretrained_cfg(settings.architecture, settings.pretrained or "")
+        repository = tag.get("hf_hub", "").strip("/")
+    if repository is None:
+        return True
+    return any(isinstance(try_to_load_from_cache(repository, name), str) for name in WEIGHTS_FILES if repository)

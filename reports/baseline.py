@@ -1,0 +1,149 @@
+"""A baseline: the numbers of a results folder in one small JSON file, with all that decides what they compare with."""
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bench.core.errors import BenchError
+from bench.core.images import hash_of
+from reports.command import command_of, flat
+from reports.mixing import cards, name_of
+from reports.results import PLACE, collect, finished_cells, place, pooled, read_run
+
+# Raise it when the file's contents change their meaning.
+FORMAT = 1
+CELL = [key for key in PLACE if key != "seed"]
+OWN_TRIGGER = "trigger"
+LIBRARIES = ("numpy", "open_clip_torch", "torchvision")
+# Ids of other artefacts, and what says which code and seed it was: not part of what makes two numbers comparable.
+NOT_SETTINGS = {"kind", "version", "subject", "backdoor", "seed"}
+
+
+def make_baseline(out: Path) -> dict[str, Any]:
+    """The finished cells of a results folder, pooled over seeds, as `bench baseline` writes them.
+
+    Raises:
+        BenchError: no cell is finished, or the cells are of several versions, splits, checkpoints or settings.
+    """
+    done, _ = finished_cells(out)
+    if not done:
+        raise BenchError(f"no cell of {out} is finished. Run the same `bench run` command again to go on.")
+    results = collect(out)
+    own = results["perturbation"].isin(["", OWN_TRIGGER])
+    numbers = dict(iter(results[own].groupby(CELL, sort=False)))
+    seeds: dict[tuple, list[dict]] = {}
+    for cell in done:
+        seeds.setdefault(tuple(place(cell)[key] for key in CELL), []).append(cell)
+    settings: dict[str, Any] = {}
+    cells = []
+    for key, of_seeds in seeds.items():
+        made = _settings(out, of_seeds)
+        settings[hash_of(made)] = made
+        cells.append(dict(zip(CELL, key, strict=True)) | {"settings": hash_of(made), "numbers": _numbers(numbers[key])})
+    return {
+        "format": FORMAT,
+        "command": command_of(read_run(out), done),
+        "commit": _commit(),
+        "seeds": sorted({cell["seed"] for cell in done}),
+        "versions": _versions(results),
+        "cells": cells,
+        "settings": settings,
+    }
+
+
+def to_json(baseline: dict[str, Any]) -> str:
+    return json.dumps(baseline, indent=1, sort_keys=False) + "\n"
+
+
+def read_baseline(file: Path) -> dict[str, Any]:
+    """A baseline from its file.
+
+    Raises:
+        BenchError: there is none, or it is not one that this version can read.
+    """
+    if not file.is_file():
+        raise BenchError(f"--baseline {file}: no such file. `bench baseline RESULTS --out {file}` writes one.")
+    try:
+        found = json.loads(file.read_text())
+        if found["format"] == FORMAT:
+            return found
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise BenchError(
+        f"--baseline {file} is not a baseline of format {FORMAT}. `bench baseline RESULTS --out {file}` writes one."
+    )
+
+
+def _settings(out: Path, of_seeds: list[dict]) -> dict[str, Any]:
+    """What determines a cell but the code: settings of methods, recipes, fingerprints of model and data; its seeds."""
+    made = [_determined_by(out, cell) for cell in of_seeds]
+    for cell, other in zip(of_seeds, made, strict=True):
+        if other != made[0]:
+            keys = ", ".join(k for k in flat(made[0]) | flat(other) if flat(made[0]).get(k) != flat(other).get(k))
+            raise BenchError(f"{name_of(of_seeds[0])} and {name_of(cell)} differ in {keys}: they cannot be pooled")
+    return made[0] | {"seeds": sorted(cell["seed"] for cell in of_seeds)}
+
+
+def _determined_by(out: Path, cell: dict) -> dict[str, Any]:
+    made = cards(out, cell)
+    backdoor, *chain = (card["determined_by"] for card in made)
+    ids = {card["id"] for card in made}
+    evaluation = chain[-1] if chain else backdoor
+    if backdoor["kind"] != "backdoor" or not (evaluation["clean"] or evaluation["subject"] in ids):
+        raise BenchError(
+            f"how {name_of(cell)} was made cannot be told: the card of its backdoor or of a defense was deleted. "
+            "Keep artefacts/*/*/card.json, or run it anew with another --out"
+        )
+    defenses = {f"defense_{i}": _without_code(inputs) for i, inputs in enumerate(chain[:-1], 1)}
+    return {"backdoor": _without_code(backdoor), **defenses, "evaluation": _without_code(evaluation)}
+
+
+def _without_code(inputs: dict[str, Any]) -> dict[str, Any]:
+    return {key: _without_versions(value) for key, value in inputs.items() if key not in NOT_SETTINGS}
+
+
+def _without_versions(value: Any) -> Any:
+    """Identities of methods without their versions and sources; a file counts by its contents, wherever it lies."""
+    if not isinstance(value, dict):
+        return value
+    if not {"name", "version", "settings"} <= value.keys():
+        return {key: _without_versions(inner) for key, inner in value.items()}
+    files = {key: digest for key, digest in value.get("files", {}).items() if key != "source"}
+    settings = {key: inner for key, inner in value["settings"].items() if key not in files}
+    return {"name": value["name"], "settings": settings | files}
+
+
+def _numbers(results: pd.DataFrame) -> dict[str, dict[str, float | None]]:
+    """Pooled numbers of one cell by metric; `count` is None where the number is no share."""
+    found: dict[str, dict[str, float | None]] = {}
+    for (metric, perturbation), rows in results.groupby(["metric", "perturbation"], sort=False):
+        name = f"{metric} ({perturbation})" if perturbation else str(metric)
+        estimate = pooled(rows)
+        count = None if pd.isna(estimate.count) else estimate.count
+        value = None if pd.isna(estimate.value) else estimate.value
+        found[name] = {
+            "value": value,
+            "count": count,
+            "n": estimate.n,
+        }
+    return found
+
+
+def _versions(results: pd.DataFrame) -> dict[str, str]:
+    """Of bench and torch, those that made the numbers; of the others, those here."""
+    made = {name: results[name].iloc[0] for name in ("bench", "torch")}
+    return made | {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in LIBRARIES}
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that the command runs in, marked where files differ from it; None outside of one."""
+    try:
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

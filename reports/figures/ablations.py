@@ -1,0 +1,76 @@
+"""Figures 3 a-f: ASR and CA of a defense against one of its settings, from the variants of the suites."""
+
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from reports.figures.source import Source
+from reports.figures.style import COLUMN, dodge, legend_below, look, panels, points
+
+SHARES = ("ASR", "CA")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One panel of figure 3: the variants `KEY=NUMBER` of a suite."""
+
+    panel: str
+    key: str
+    suite: str
+    label: str
+
+    @property
+    def title(self) -> str:
+        return f"Ablation: {self.label}"
+
+    def draw(self, source: Source) -> tuple[Figure, pd.DataFrame]:
+        """ASR and CA against the setting; settings are spaced evenly."""
+        settings = source.summary["variant"].str.extract(rf"^{self.key}=(-?[0-9.]+)$")[0].astype(float)
+        rows = source.summary.assign(setting=settings)
+        rows = rows[rows["setting"].notna() & rows["metric"].isin(SHARES)].sort_values("setting", kind="stable")
+        if rows.empty:
+            raise source.missing(f"the variants {self.key}=...", f"--suite {self.suite}")
+        figure, axes = panels(COLUMN, 3.6, 2, 1, sharex=True)
+        shares_against(axes[:, 0], rows, "setting", list(rows["setting"].unique()), joined=True)
+        axes[1][0].set_xlabel(self.label)
+        legend_below(figure, axes[0][0], columns=3)
+        return figure, rows
+
+
+SWEEPS = (
+    Sweep("a", "shots", "shots", "shots per class"),
+    Sweep("b", "alpha", "alpha", "balancing factor alpha"),
+    Sweep("c", "b", "context-length", "visual context length b"),
+    Sweep("d", "depth", "depth", "prompted blocks, counted from the output"),
+    Sweep("e", "depth_from_input", "depth", "prompted blocks, counted from the input"),
+    Sweep("f", "margin", "margin", "margin of the repelling strength"),
+)
+
+
+def shares_against(
+    axes: Iterable[Axes], rows: pd.DataFrame, setting: str, order: Sequence[Hashable], joined: bool
+) -> None:
+    """ASR on the first axis and CA on the second, in percent, over the settings in `order`, spaced evenly."""
+    top, bottom = axes
+    for axis, metric in zip((top, bottom), SHARES, strict=True):
+        _lines(axis, rows[rows["metric"] == metric], setting, order, joined)
+        axis.set_ylabel(f"{metric} (%)")
+        names = [value if isinstance(value, str) else f"{value:g}" for value in order]
+        axis.set_xticks(range(len(order)), names, rotation=0 if joined else 30)
+        axis.set_xlim(-0.5, len(order) - 0.5)
+    top.set_ylim(-4, 104)
+
+
+def _lines(axis: Axes, rows: pd.DataFrame, setting: str, order: Sequence[Hashable], joined: bool) -> None:
+    """One line per attack, and per defense, data set and model where there are several."""
+    varying = ["attack", *(key for key in ("defense", "dataset", "target", "model") if rows[key].nunique() > 1)]
+    groups = list(rows.groupby(varying, sort=False))
+    for i, ((key, line), offset) in enumerate(zip(groups, dodge(len(groups), 0.3), strict=True)):
+        x = np.array([order.index(value) for value in line[setting]]) + offset
+        ends = line[["low", "high"]].to_numpy().T
+        style = {"ls": "-" if joined else "", "label": ", ".join(map(str, key)), **look(i)}
+        points(axis, list(x), list(line["mean"]), ends, upright=True, **style)

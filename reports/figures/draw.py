@@ -1,0 +1,71 @@
+"""Draw every figure that a results folder allows, and say of the others what would fill them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+from matplotlib.figure import Figure
+
+from bench.core.errors import BenchError
+from reports.figures import ablations, attention, embedding, permutations, pictures, repelling, resistivity, scatter
+from reports.figures.source import Source
+from reports.figures.style import STYLE
+
+FOLDER = "figures"
+PNG_DPI = 200
+
+Draw = Callable[[Source], tuple[Figure, pd.DataFrame]]
+
+FIGURES: dict[str, tuple[str, Draw]] = {
+    "figure1": ("Perturbation Resistivity and intra-class similarity of the models", resistivity.draw),
+    **{f"figure3{sweep.panel}": (sweep.title, sweep.draw) for sweep in ablations.SWEEPS},
+    "figure4": ("The feature-repelling loss on (RVPT) and off (VPT)", repelling.draw),
+    "figure5": ("Attention of the class token, before and after the defense", attention.draw),
+    "figure6": ("t-SNE of clean and triggered images with the class texts", embedding.draw),
+    "figureS1": ("Perturbations", pictures.draw_perturbations),
+    "figureS2": ("Perturbation Resistivity against attack success", scatter.draw),
+    "figureS3": ("Triggers", pictures.draw_triggers),
+    "figureS4": ("Where prompts and repelled features are", permutations.draw),
+}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure: its files (SVG, PNG, CSV), or the reason why it was not drawn."""
+
+    name: str
+    title: str
+    files: tuple[Path, ...] = ()
+    missing: str = ""
+
+    @property
+    def label(self) -> str:
+        return self.name.replace("figure", "Figure ")
+
+
+def draw_all(out: Path, results: pd.DataFrame | None = None) -> list[Drawn]:
+    """Write DIR/figures/NAME.svg, .png and .csv of each figure whose cells are there.
+
+    `results` are those of `reports.results.collect`, if they are at hand.
+    """
+    source = Source(out, results)
+    return [_draw(source, name, title, draw) for name, (title, draw) in FIGURES.items()]
+
+
+def _draw(source: Source, name: str, title: str, draw: Draw) -> Drawn:
+    files = tuple(source.out / FOLDER / f"{name}.{ending}" for ending in ("svg", "png", "csv"))
+    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
+        try:
+            figure, numbers = draw(source)
+        except BenchError as error:
+            # A picture of earlier results would stand beside the tables of these.
+            for file in files:
+                file.unlink(missing_ok=True)
+            return Drawn(name, title, missing=str(error))
+        files[0].parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(files[0], metadata={"Date": None})
+        figure.savefig(files[1], dpi=PNG_DPI)
+    numbers.to_csv(files[2], index=False)
+    return Drawn(name, title, files)

@@ -1,0 +1,79 @@
+"""Figure 4: what the feature-repelling loss does: ASR of RVPT and VPT, and their training curves."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from reports.figures.source import Source
+from reports.figures.style import PAGE, dodge, look, panels, points
+
+OFF, ON = "vpt", "rvpt"
+NAMES = {OFF: "off (VPT)", ON: "on (RVPT)"}
+# The paper draws BadNet and Blended; many more curves cannot be told apart.
+ATTACKS = 3
+
+
+def draw(source: Source) -> tuple[Figure, pd.DataFrame]:
+    """ASR per attack and scenario; cross-entropy and FR loss while training, first seed. VPT has no FR loss."""
+    success = _success(source.summary)
+    if success.empty:
+        raise source.missing("cells of vpt and rvpt", f"--defenses none,{OFF},{ON}")
+    curves = _curves(source)
+    figure, axes = panels(PAGE, 2.4 + 0.14 * success["place"].nunique(), 1, 3, width_ratios=[1.2, 1, 1])
+    _dots(axes[0][0], success)
+    _lines(axes[0][1], curves[curves["metric"] == "ce"], "cross-entropy")
+    _lines(axes[0][2], curves[curves["metric"] == "fr"], "FR loss (mean cosine)")
+    return figure, pd.concat([success, curves], ignore_index=True)
+
+
+def _success(summary: pd.DataFrame) -> pd.DataFrame:
+    """ASR wherever the loss was on and off: a `place` is an attack, a data set, a scenario."""
+    rows = summary[(summary["metric"] == "ASR") & summary["defense"].isin(list(NAMES))]
+    several = [key for key in ("model", "dataset", "target", "variant") if rows[key].nunique() > 1]
+    columns = [rows[key] for key in ("attack", *several)]
+    rows = rows.assign(place=[" ".join(parts).strip() for parts in zip(*columns, strict=True)])
+    return rows[rows.groupby("place")["defense"].transform("nunique") == len(NAMES)]
+
+
+def _curves(source: Source) -> pd.DataFrame:
+    """The logged losses of every step, of the first attacks."""
+    frames = [pd.DataFrame(columns=["metric", "attack", "defense", "step", "value"])]
+    for attack in source.attacks[:ATTACKS]:
+        for defense in (name for name in NAMES if (attack, name) in source.cells):
+            for metric, values in source.curves(attack, defense).items():
+                place = {"metric": metric, "attack": attack, "defense": defense}
+                frames.append(pd.DataFrame({**place, "step": np.arange(1, len(values) + 1), "value": values}))
+    return pd.concat(frames[1:] or frames, ignore_index=True)
+
+
+def _dots(axis: Axes, success: pd.DataFrame) -> None:
+    order = list(success["place"].unique())
+    for i, (defense, offset) in enumerate(zip(NAMES, dodge(2, 0.6), strict=True)):
+        rows = success[success["defense"] == defense]
+        heights = [order.index(place) + offset for place in rows["place"]]
+        ends = rows[["low", "high"]].to_numpy().T
+        points(axis, list(rows["mean"]), heights, ends, upright=False, ls="", label=NAMES[defense], **look(i))
+    axis.set_yticks(range(len(order)), order)
+    axis.set_ylim(len(order) - 0.5, -0.5)
+    axis.set_xlim(-4, 104)
+    axis.set_xlabel("ASR (%)")
+    axis.set_title("FR loss off and on", loc="left")
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2)
+
+
+def _lines(axis: Axes, curves: pd.DataFrame, label: str) -> None:
+    """Curves averaged over a 25th of their steps; five markers on each."""
+    attacks = list(curves["attack"].unique())
+    for (attack, defense), rows in curves.groupby(["attack", "defense"], sort=False):
+        smooth = rows["value"].rolling(max(1, len(rows) // 25), center=True, min_periods=1).mean()
+        style = look(attacks.index(attack)) | {"ls": "--" if defense == OFF else "-", "label": f"{attack}, {defense}"}
+        (line,) = axis.plot(rows["step"], smooth, markevery=max(1, len(rows) // 5))
+        line.set(lw=1, ms=3.5, **style)
+    axis.set_title(label, loc="left")
+    axis.set_xlabel("step")
+    axis.locator_params(axis="x", integer=True, nbins=5)
+    if attacks:
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22))
+    else:
+        axis.text(0.5, 0.5, "not logged", transform=axis.transAxes, ha="center")

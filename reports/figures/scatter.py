@@ -1,0 +1,91 @@
+"""Figure S2: do models that resist perturbations resist the backdoor?"""
+
+import math
+from collections.abc import Hashable
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from bench.core.errors import BenchError
+from bench.matrix.plan import CLEAN_MODEL
+from metrics.correlation import Correlation, pr_asr_correlation
+from reports.figures.resistivity import LEAST
+from reports.figures.source import Source
+from reports.figures.style import COLOURS, COLUMN, GRAY, MARKERS, PAGE, panels, widen
+
+VERSIONS = {"PR_ratio": "PR (v1)", "PR_cos": "PR (v3)"}
+# Noise, a trigger's pattern that the model was not trained on, and its own trigger.
+KINDS = (("gaussian-0.03", "gaussian-0.01", "gaussian-0.1"), ("badnet", "blended"), ("trigger",))
+
+
+def draw(source: Source) -> tuple[Figure, pd.DataFrame]:
+    """A point per (attack, model, seed); a fitted line; Pearson's and Spearman's correlation with 95 % intervals."""
+    numbers = resistivity_and_success(source.main)
+    there = set(numbers["perturbation"])
+    columns = [found for kind in KINDS if (found := next((p for p in kind if p in there), None))]
+    if not columns:
+        raise source.missing("cells with perturbations", "--set evaluate.perturbations=[gaussian-0.03,trigger]")
+    figure, axes = panels(max(COLUMN, PAGE * len(columns) / 3), 5.2, 2, len(columns), sharey=True)
+    for row, (version, label) in zip(axes, VERSIONS.items(), strict=True):
+        for axis, perturbation in zip(row, columns, strict=True):
+            _scatter(axis, numbers[(numbers["metric"] == version) & (numbers["perturbation"] == perturbation)], source)
+            axis.set_xlabel(f"{label}, {'own trigger' if perturbation == 'trigger' else perturbation}")
+        row[0].set_ylabel("ASR (%)")
+        row[0].set_ylim(-4, 104)
+    _legend(figure, source)
+    return figure, numbers
+
+
+def resistivity_and_success(main: pd.DataFrame) -> pd.DataFrame:
+    """PR beside ASR of every backdoored model: a row per (PR's definition, perturbation, attack, model, seed)."""
+    rows = main[main["defense"] != CLEAN_MODEL].rename(columns={"label": "model", "model": "clip"})
+    place = ["attack", "model", "seed"]
+    success = rows[rows["metric"] == "ASR"].set_index(place)["value"].rename("ASR")
+    measured = rows[rows["metric"].isin(list(VERSIONS))].rename(columns={"value": "PR"})
+    joined = measured[["metric", "perturbation", *place, "PR"]].join(success, on=place)
+    return joined[np.isfinite(joined["PR"]) & np.isfinite(joined["ASR"])].reset_index(drop=True)
+
+
+def correlation_text(found: Correlation) -> str:
+    lines = []
+    for name, estimate in (("Pearson", found.pearson), ("Spearman", found.spearman)):
+        ends = "" if math.isnan(estimate.low) else f" [{estimate.low:.2f}, {estimate.high:.2f}]"
+        lines.append(f"{name} {estimate.value:.2f}{ends}")
+    return "\n".join(lines)
+
+
+def _scatter(axis: Axes, rows: pd.DataFrame, source: Source) -> None:
+    for (attack, model), cells in rows.groupby(["attack", "model"], sort=False):
+        colour, marker = _colour(source, attack), _marker(source, model)
+        axis.plot(cells["PR"], cells["ASR"], ls="", color=colour, marker=marker, mfc="none", mew=1.1)
+    pr, asr = rows["PR"].to_numpy(), rows["ASR"].to_numpy()
+    try:
+        said = correlation_text(pr_asr_correlation(pr, asr))
+    except BenchError:
+        said = f"{len(rows)} points"
+    axis.set_title(said, fontsize=7, loc="left")
+    if len(np.unique(pr)) > 2:
+        ends = np.array([pr.min(), pr.max()])
+        axis.plot(ends, np.polyval(np.polyfit(pr, asr, 1), ends), color=GRAY, lw=1)
+    widen(axis, LEAST)
+    axis.locator_params(axis="x", nbins=4)
+
+
+def _legend(figure: Figure, source: Source) -> None:
+    """Colours are attacks, markers are models."""
+    models = [name for name in source.models if name != CLEAN_MODEL]
+    lines = [Line2D([], [], lw=4, color=_colour(source, name)) for name in source.attacks]
+    marks = [Line2D([], [], ls="", marker=_marker(source, name), color=GRAY, mfc="none") for name in models]
+    labels = [*source.attacks, *models]
+    figure.legend([*lines, *marks], labels, loc="outside lower center", ncols=4 if len(source.attacks) < 5 else 5)
+
+
+def _colour(source: Source, attack: Hashable) -> str:
+    return COLOURS[source.attacks.index(str(attack)) % len(COLOURS)]
+
+
+def _marker(source: Source, model: Hashable) -> str:
+    return MARKERS[source.models.index(str(model)) % len(MARKERS)]

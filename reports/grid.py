@@ -1,0 +1,137 @@
+"""Tables of the page: rows of defenses, columns of attacks, so that both can be filtered."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from bench.matrix.plan import CLEAN_MODEL
+from reports.paper_tables import ATTACKS, METRICS, PERTURBATIONS, TABLES
+from reports.render import title
+from reports.results import summarise
+from reports.table import DASH, PR_PERTURBATION
+
+UNITS = {"seconds": " s", "peak_memory_mb": " MB"}
+# What one number of a table is, and the metrics in it: the first, and the one in parentheses.
+VIEWS = {
+    "ASR (CA) in percent, and 95 % intervals": (("ASR", ""), ("CA", "")),
+    "PA, the accuracy on triggered images of other classes, in percent": (("PA", ""),),
+    "PR on the cell's own trigger: v3 (v1)": (("PR_cos", PR_PERTURBATION), ("PR_ratio", PR_PERTURBATION)),
+    "ASR with one key of two, in percent: the image's (the text's)": (("ASR_image", ""), ("ASR_text", "")),
+}
+PLACE = ["model", "dataset", "target"]
+NAMES = [*PLACE, "method", "defense", "attack", "perturbation", "metric"]
+
+
+@dataclass(frozen=True)
+class Number:
+    """A cell of a grid: what it says, and in small print its interval or the paper's number."""
+
+    text: str
+    small: str = ""
+    attack: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    names: tuple[str, ...]
+    defense: str
+    numbers: tuple[Number, ...]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table: names of its row headers, (label, attack) of its columns, rows."""
+
+    title: str
+    headers: tuple[str, ...]
+    columns: tuple[tuple[str, str], ...]
+    rows: tuple[Row, ...]
+
+
+def main_grids(results: pd.DataFrame) -> list[Grid]:
+    """The matrix in each of the views that has numbers: means over seeds, and the intervals of the images."""
+    summary = dict(summarise(results).set_index(["defense", "attack", "metric", "perturbation"]).iterrows())
+    attacks, present = list(results["attack"].unique()), list(results["defense"].unique())
+    defenses = sorted(present, key=lambda name: (name != CLEAN_MODEL, present.index(name)))
+    grids = []
+    for caption, metrics in VIEWS.items():
+        rows = []
+        for defense in defenses:
+            numbers = []
+            for attack in attacks:
+                keys = {metric: (defense, attack, metric, perturbation) for metric, perturbation in metrics}
+                found = {metric: summary[key] for metric, key in keys.items() if key in summary}
+                numbers.append(_measured(found, attack))
+            rows.append(Row((defense,), defense, tuple(numbers)))
+        if any(number.text != DASH for row in rows for number in row.numbers):
+            grids.append(Grid(caption, ("defense",), tuple((a, a) for a in attacks), tuple(rows)))
+    return grids
+
+
+def paper_grids(folder: Path) -> list[Grid]:
+    """The paper's tables that `reports.write_tables` wrote as CSV into a folder, in the paper's order."""
+    files = {table: folder / f"{table.name}.csv" for table in TABLES}
+    return [_paper_grid(title(table), _read(file)) for table, file in files.items() if file.is_file()]
+
+
+def _read(file: Path) -> pd.DataFrame:
+    """A paper's table: its names as text, "" where there is none."""
+    table = pd.read_csv(file, dtype=dict.fromkeys(NAMES, str), na_values=[""], keep_default_na=False)
+    return table.fillna(dict.fromkeys(NAMES, ""))
+
+
+def _paper_grid(caption: str, table: pd.DataFrame) -> Grid:
+    # A table of resistivity has perturbations for columns, one of costs its metrics.
+    column = next((name for name in ("attack", "perturbation") if table[name].any()), "metric")
+    columns = list(table[column].unique())
+    headers = [*(name for name in PLACE if table[name].nunique() > 1), "method"]
+    rows = []
+    for key, row in table.groupby([*headers, "defense"], sort=False):
+        numbers = [_published(row[row[column] == c], c if column == "attack" else "") for c in columns]
+        *names, defense = map(str, key)
+        rows.append(Row(tuple(names), defense, tuple(numbers)))
+    labels = {"attack": ATTACKS, "perturbation": PERTURBATIONS, "metric": METRICS}[column]
+    shown = tuple((labels.get(c, c), c if column == "attack" else "") for c in columns)
+    return Grid(caption, tuple(headers), shown, tuple(rows))
+
+
+def _measured(found: dict[str, pd.Series], attack: str) -> Number:
+    """Means by metric, and below them their intervals and the first one's spread over seeds."""
+    if not found:
+        return Number(DASH, attack=attack)
+    values = [_text(metric, row["mean"]) for metric, row in found.items()]
+    ends = [f"{_text(metric, row['low'])}–{_text(metric, row['high'])}" for metric, row in found.items()]
+    small = _parentheses(ends)
+    metric, first = next(iter(found.items()))
+    if first["seeds"] > 1:
+        small += f"; seeds {_text(metric, first['min'])}..{_text(metric, first['max'])}"
+    return Number(_parentheses(values), small, attack)
+
+
+def _published(rows: pd.DataFrame, attack: str) -> Number:
+    """The measured numbers of a cell, and the paper's where they were asked for."""
+
+    def said(column: str) -> str:
+        if column not in rows:
+            return ""
+        known = rows[rows[column].notna()]
+        return _parentheses([_text(m, value) for m, value in zip(known["metric"], known[column], strict=True)])
+
+    paper = said("published")
+    return Number(said("value") or DASH, f"paper {paper}" if paper else "", attack)
+
+
+def _parentheses(texts: Iterable[str]) -> str:
+    first, *rest = [*texts, ""]
+    return f"{first} ({rest[0]})" if rest and rest[0] else first
+
+
+def _text(metric: str, value: float) -> str:
+    if math.isnan(value):
+        return DASH
+    if metric.startswith("PR"):
+        return f"{value:.3f}"
+    return (f"{value:.1f}" if abs(value) < 1000 else f"{value:,.0f}") + UNITS.get(metric, "")

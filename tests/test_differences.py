@@ -1,0 +1,159 @@
+"""Two defenses on the same images, and the correlation of PR and ASR with its caution."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from fabricate import Made, results_folder
+from scipy import stats
+from typer.testing import CliRunner
+
+from bench.cli_gate import app
+from bench.core.errors import BenchError
+from bench.core.registry import load_plugins
+from reports.correlation import correlation_points, correlation_text
+from reports.differences import compare, two_by_two
+from reports.results import collect
+
+load_plugins()
+
+
+def pair(seed: int = 0, attack: str = "badnet", second: range = range(12, 34)) -> list[Made]:
+    """Newcombe's table 20, 12, 2, 16 of 50 images, in CA: vpt hits 0..31, rvpt 12..33."""
+    first = Made(attack=attack, defense="vpt", seed=seed, n=50, asr=30, ca_hits=range(32), perturbations=())
+    return [first, replace(first, defense="rvpt", asr=2, ca_hits=second)]
+
+
+def test_counts_of_pairs() -> None:
+    first = pd.Series([True, True, True, False, False])
+    second = pd.Series([True, False, False, True, False])
+    assert two_by_two(first, second) == (1, 2, 1, 1)
+
+
+def test_the_difference_has_newcombes_interval_and_mcnemars_test(tmp_path: Path) -> None:
+    table, unpaired = compare(results_folder(tmp_path, *pair()), "vpt", "rvpt")
+    assert unpaired == 0
+    assert list(table["metric"]) == ["ASR", "CA"] and list(table["seed"]) == [0, 0]
+    ca = table.set_index("metric").loc["CA"]
+    assert (ca["first"], ca["second"], ca["difference"]) == pytest.approx((64, 44, 20))
+    assert (ca["first_only"], ca["second_only"]) == (12, 2)
+    # Newcombe (1998), Stat. Med. 17, 2635-2650, Table III, method 10.
+    assert (ca["low"], ca["high"]) == pytest.approx((5.62, 32.92), abs=0.01)
+    # 12 against 2 of 14 tosses of a coin, in both directions.
+    assert ca["p"] == pytest.approx(2 * (1 + 14 + 91) / 2**14)
+
+
+def test_asr_is_compared_among_the_images_of_other_classes(tmp_path: Path) -> None:
+    table, _ = compare(results_folder(tmp_path, *pair()), "vpt", "rvpt")
+    asr = table.set_index("metric").loc["ASR"]
+    n = 37  # of 50 images, 13 are of the target's class
+    assert (asr["first"], asr["second"]) == pytest.approx((100 * 30 / n, 100 * 2 / n))
+    assert (asr["first_only"], asr["second_only"]) == (28, 0)
+    results = collect(tmp_path).query("metric == 'ASR'").set_index("defense")["value"]
+    assert (results["vpt"], results["rvpt"]) == pytest.approx((asr["first"], asr["second"]))
+
+
+def test_the_other_order_turns_the_sign(tmp_path: Path) -> None:
+    out = results_folder(tmp_path, *pair())
+    one, other = (compare(out, *names)[0] for names in (("vpt", "rvpt"), ("rvpt", "vpt")))
+    assert list(one["difference"]) == pytest.approx(list(-other["difference"]))
+    assert list(one["low"]) == pytest.approx(list(-other["high"]))
+    assert list(one["p"]) == pytest.approx(list(other["p"]))
+
+
+def test_more_seeds_of_the_same_images_do_not_narrow_the_interval(tmp_path: Path) -> None:
+    out = results_folder(tmp_path, *pair(0), *pair(1), *pair(2))
+    ca = compare(out, "vpt", "rvpt")[0].query("metric == 'CA'").set_index("seed")
+    assert list(ca.index) == [0, 1, 2, "all"]
+    assert ca.loc["all", ["first", "second", "difference", "low", "high"]].tolist() == pytest.approx(
+        ca.loc[0, ["first", "second", "difference", "low", "high"]].tolist()
+    )
+    assert math.isnan(ca.loc["all", "p"]) and ca.loc[0, "p"] < 0.05
+
+
+def test_seeds_are_averaged(tmp_path: Path) -> None:
+    out = results_folder(tmp_path, *pair(0), *pair(1, second=range(32)))
+    ca = compare(out, "vpt", "rvpt")[0].query("metric == 'CA'").set_index("seed")
+    assert ca.loc["all", "difference"] == pytest.approx((20 + 0) / 2)
+    assert (ca.loc["all", "first_only"], ca.loc["all", "second_only"]) == (6, 1)
+    assert ca.loc["all", "low"] < 10 < ca.loc["all", "high"]
+
+
+def test_places_with_only_one_of_the_two_are_counted(tmp_path: Path) -> None:
+    out = results_folder(tmp_path, *pair(), Made(attack="wanet", defense="vpt"))
+    table, unpaired = compare(out, "vpt", "rvpt")
+    assert set(table["attack"]) == {"badnet"} and unpaired == 1
+    said = CliRunner().invoke(app, ["compare", str(out), "vpt", "rvpt"]).output
+    assert "1 places have only one of the two" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("vpt", "rvtp"), "unknown defense 'rvtp'. Did you mean 'rvpt'?"),
+        (("vpt", "rvpt", "badnett"), "unknown attack 'badnett'. Did you mean 'badnet'?"),
+        (("vpt", "rvpt", "wanet"), "no attack and seed of .* has both vpt and rvpt. Give --defenses vpt,rvpt"),
+        (("vpt", "none"), "vpt and none, badnet, seed 0: they saw other images or labels"),
+    ],
+)
+def test_what_cannot_be_compared_is_an_error(tmp_path: Path, words: tuple, message: str) -> None:
+    cells = [*pair(), Made(defense="none", n=60), Made(attack="wanet", defense="vpt")]
+    with pytest.raises(BenchError, match=message):
+        compare(results_folder(tmp_path, *cells), *words)
+
+
+def test_the_command_prints_the_table_and_writes_it(tmp_path: Path) -> None:
+    out = results_folder(tmp_path, *pair(0), *pair(1))
+    file = tmp_path / "deep" / "differences.csv"
+    done = CliRunner().invoke(app, ["compare", str(out), "vpt", "rvpt", "--csv", str(file)])
+    assert done.exit_code == 0
+    assert "+20.0 [+5.6, +32.9]" in done.output and "0.013" in done.output and "12 / 2" in done.output
+    assert "its interval is that of one seed's images" in done.output
+    assert len(pd.read_csv(file)) == 2 * 3
+
+
+# --- correlation -----------------------------------------------------------------------------------------------------
+
+CELLS = [("none", 0.80, 70), ("vpt", 0.85, 40), ("rvpt", 0.97, 4), ("linear_probe", 0.82, 75)]
+
+
+OWN_AND_FLIP = ("flip", "trigger")
+
+
+def correlated(out: Path) -> pd.DataFrame:
+    return collect(
+        results_folder(out, *(Made(defense=d, pr=pr, asr=asr, perturbations=OWN_AND_FLIP) for d, pr, asr in CELLS))
+    )
+
+
+def test_the_correlation_is_scipys_over_the_cells_own_triggers(tmp_path: Path) -> None:
+    results = correlated(tmp_path)
+    points = correlation_points(results, "PR_cos")
+    assert sorted(points["pr"]) == pytest.approx(sorted(pr for _, pr, _ in CELLS))
+    pr, asr = zip(*((pr, asr / 0.75) for _, pr, asr in CELLS), strict=True)
+    text = correlation_text(results)
+    assert f"PR_cos: Pearson {stats.pearsonr(pr, asr).statistic:.2f} [" in text
+    assert f"Spearman {stats.spearmanr(pr, asr).statistic:.2f} [" in text
+    assert "4 cells" in text
+
+
+def test_cells_of_one_backdoored_model_come_with_the_caution(tmp_path: Path) -> None:
+    text = correlation_text(correlated(tmp_path))
+    assert "Caution: these are cells of 1 backdoored model; those of one model are not independent" in text
+
+
+def test_cells_of_models_of_their_own_come_without_it(tmp_path: Path) -> None:
+    cells = [Made(attack=a, defense="none", pr=pr, asr=asr) for a, (_, pr, asr) in zip("abcd", CELLS, strict=True)]
+    text = correlation_text(collect(results_folder(tmp_path, *cells)))
+    assert "Pearson" in text and "Caution" not in text
+
+
+def test_the_clean_model_is_no_point_and_what_is_not_finite_is_counted(tmp_path: Path) -> None:
+    results = correlated(tmp_path)
+    results.loc[results["defense"] == "vpt", "defense"] = "clean_model"
+    results.loc[(results["defense"] == "none") & (results["metric"] == "PR_cos"), "value"] = math.nan
+    text = correlation_text(results)
+    assert "PR_cos: 2 cells have both, and a correlation needs 3; 1 left out for want of a finite value." in text
+    assert "3 cells" in next(line for line in text.splitlines() if "PR_ratio" in line)

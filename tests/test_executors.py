@@ -1,0 +1,375 @@
+"""Executors: what is made together, what waits for what, and workers that die."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from bench.core.errors import BenchError
+from bench.core.registry import load_plugins
+from bench.matrix.executors import execute
+from bench.matrix.plan import Node, Plan, make_plan
+from bench.matrix.schedule import TOGETHER, Outcome, Schedule, tasks
+from bench.matrix.settings import BASE, RunSettings, resolve
+from bench.matrix.stages import make, make_trigger, read_observations, tunable, workshops
+from bench.matrix.store import Store
+
+TINY = (
+    "world.test=40",
+    "world.train_per_class=2",
+    "poison.pairs=32",
+    "poison.count=8",
+    "poison.batch_size=16",
+    "evaluate.perturbations=[flip, blended, trigger]",
+    "evaluate.perturbation_images=8",
+)
+# Defenses that change nothing. Each does what it is called if a file of that name lies beside the plug-in.
+PLUGIN = """
+import os, signal, time
+from pathlib import Path
+from bench import Defense, defense
+
+HERE = Path(__file__).parent
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+@defense("dies_once")
+class DiesOnce(Defense):
+    def fit(self, victim, data):
+        if (HERE / "dies_once").exists():
+            (HERE / "dies_once").unlink()
+            die()
+        return victim
+
+@defense("dies_always")
+class DiesAlways(Defense):
+    def fit(self, victim, data):
+        if (HERE / "dies_always").exists():
+            die()
+        return victim
+
+@defense("lingers")
+class Lingers(Defense):
+    def fit(self, victim, data):
+        if (HERE / "lingers").exists():
+            (HERE / "lingers").unlink()
+            import ray
+            (HERE / "lingering_on.tmp").write_text(ray.get_runtime_context().get_node_id())
+            (HERE / "lingering_on.tmp").rename(HERE / "lingering_on")
+            time.sleep(600)
+        return victim
+"""
+
+
+def settings(*assignments: str, **flags) -> RunSettings:
+    load_plugins()
+    return resolve("smoke", None, {"attacks": ("badnet",), **flags}, (*TINY, *assignments))
+
+
+def plan_of(run: RunSettings, out: Path) -> Plan:
+    shop = workshops({BASE: run}, Store(out), "cpu")[BASE]
+    return make_plan({BASE: run}, {BASE: shop.fingerprints()})
+
+
+def run_all(run: RunSettings, out: Path, workers: int = 1, plugins: tuple[Path, ...] = ()) -> dict[str, Outcome]:
+    """Make all nodes that are not there."""
+    with Store(out).locked():
+        store, nodes = Store(out), plan_of(run, out).nodes.values()
+        todo = [node for node in nodes if not store.has(node.kind, node.id)]
+        return {o.node.label: o for o in execute(todo, {BASE: run}, out, "cpu", workers, plugins)}
+
+
+def node(id: str, kind: str = "defense", needs: tuple[str, ...] = (), **inputs) -> Node:
+    return Node(id=id, kind=kind, attack="badnet", seed=0, needs=needs, inputs=inputs)  # type: ignore[arg-type]
+
+
+def evaluations(backdoor: str, count: int) -> list[Node]:
+    return [
+        node(f"{backdoor}-e{i}", "evaluation", (backdoor, f"{backdoor}-d{i}"), backdoor=backdoor, subject=str(i))
+        for i in range(count)
+    ]
+
+
+def ids(task) -> list[str]:
+    return [n.id for n in task.nodes]
+
+
+def test_evaluations_of_a_backdoor_are_one_task_where_the_last_of_them_stands() -> None:
+    first, second = evaluations("a", 2), evaluations("b", 2)
+    nodes = [node("a", "backdoor"), first[0], node("a-d1"), first[1], node("b", "backdoor"), *second]
+    assert [ids(task) for task in tasks(nodes)] == [["a"], ["a-d1"], ["a-e0", "a-e1"], ["b"], ["b-e0", "b-e1"]]
+
+
+def test_no_task_holds_more_evaluations_than_memory_should() -> None:
+    assert [len(task.nodes) for task in tasks(evaluations("a", TOGETHER + 3))] == [TOGETHER, 3]
+
+
+def test_evaluations_on_other_images_are_another_task() -> None:
+    one, other = node("1", "evaluation", dataset="x"), node("2", "evaluation", dataset="y")
+    assert [ids(task) for task in tasks([one, other])] == [["1"], ["2"]]
+
+
+def test_a_task_waits_for_all_it_needs_and_goes_on_without_those_that_failed() -> None:
+    schedule = Schedule(
+        [node("a", "backdoor"), node("a-d0", needs=("a",)), node("a-d1", needs=("a",)), *evaluations("a", 2)]
+    )
+    backdoor = schedule.next()
+    assert backdoor and ids(backdoor) == ["a"] and schedule.next() is None
+    schedule.ended(backdoor, {})
+    first, second = schedule.next(), schedule.next()
+    assert first and second and schedule.next() is None
+    schedule.ended(first, {"a-d0": "broken"})
+    assert schedule.next() is None, "the evaluations wait for the other defense"
+    assert [o.node.id for o in schedule.blocked()] == ["a-e0"]
+    schedule.ended(second, {})
+    rest = schedule.next()
+    assert rest and ids(rest) == ["a-e1"]
+
+
+def test_what_needs_a_failed_node_is_not_tried_down_to_the_last() -> None:
+    schedule = Schedule([node("a"), node("b", needs=("a",)), node("c", needs=("b",)), node("d")])
+    first = schedule.next()
+    assert first
+    schedule.ended(first, {"a": "broken"})
+    assert [(o.node.id, o.error.split(",")[0]) for o in schedule.blocked()] == [("b", "not tried"), ("c", "not tried")]
+    last = schedule.next()
+    assert last and ids(last) == ["d"]
+
+
+def test_a_task_whose_worker_died_is_tried_again_alone_after_all_others() -> None:
+    schedule = Schedule([*evaluations("a", 2), node("x"), node("y")])
+    schedule._unmade -= {"a"}
+    group, x = schedule.next(), schedule.next()
+    assert group and x
+    assert schedule.died(group) == [] and schedule.died(x) == []
+    y = schedule.next()
+    assert y and ids(y) == ["y"] and schedule.next() is None, "y is still at work"
+    schedule.ended(y, {})
+    order = []
+    while task := schedule.next():
+        assert task.alone and schedule.next() is None, "nothing starts beside it"
+        order += ids(task)
+        outcomes = schedule.died(task) if task.nodes[0].id == "x" else schedule.ended(task, {})
+        assert [bool(o.error) for o in outcomes] == [task.nodes[0].id == "x"]
+    assert order == ["a-e0", "a-e1", "x"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunSettings, Path]:
+    """A run in this process: four models of one backdoor, evaluated together."""
+    out = tmp_path_factory.mktemp("made")
+    run = settings(defenses=("none", "rvpt", "linear_probe", "rvpt+linear_probe"))
+    outcomes = run_all(run, out)
+    assert {label: o.error for label, o in outcomes.items() if o.error} == {}
+    return run, out
+
+
+def test_evaluations_one_by_one_give_the_same_files(made: tuple[RunSettings, Path], tmp_path: Path) -> None:
+    run, out = made
+    shutil.copytree(out / "artefacts", tmp_path / "artefacts")
+    shutil.rmtree(tmp_path / "artefacts" / "evaluation")
+    shop, store = workshops({BASE: run}, Store(tmp_path), "cpu")[BASE], Store(out)
+    alone = [node for node in plan_of(run, out).nodes.values() if node.kind == "evaluation"]
+    assert len(alone) == 5
+    for evaluation in alone:
+        assert store.card("evaluation", evaluation.id)["seconds_shared_by"] == 5
+        assert make((evaluation,), shop) == {}
+        seen = [read_observations(s.path("evaluation", evaluation.id)) for s in (store, shop.store)]
+        for shared, own in zip(*seen, strict=True):
+            pd.testing.assert_frame_equal(shared, own, check_exact=True)
+
+
+def test_cards_tell_what_a_defense_cost(made: tuple[RunSettings, Path]) -> None:
+    run, out = made
+    shop = workshops({BASE: run}, Store(out), "cpu")[BASE]
+    cards = {
+        node.chain: shop.store.card("defense", node.id)
+        for node in plan_of(run, out).nodes.values()
+        if node.kind == "defense"
+    }
+    vision = shop.clip.config["model_cfg"]["vision_cfg"]
+    classes, head = len(shop.train.classes), shop.clip.config["model_cfg"]["embed_dim"] + 1
+    assert cards["rvpt",]["tunable"] == vision["layers"] * 4 * vision["width"]
+    assert cards["linear_probe",]["tunable"] == cards["rvpt", "linear_probe"]["tunable"] == classes * head
+    assert all(card["samples"] == 2 * classes for card in cards.values())
+    assert all(card["peak_memory_of"] == "process" and card["peak_memory_mb"] > 100 for card in cards.values())
+
+
+def test_tensors_that_a_defense_left_alone_are_not_counted() -> None:
+    kept, changed = torch.ones(3), torch.ones(2, 2)
+    before = {"prompts": kept, "clip.a": changed}
+    after = {"prompts": kept.clone(), "clip.a": changed + 1, "head.bias": torch.zeros(5), "blocks": torch.arange(9)}
+    assert tunable(before, after) == 4 + 5
+
+
+@pytest.mark.parametrize(
+    "device",
+    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))],
+)
+def test_a_trigger_is_stored_wherever_its_tensors_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    from attacks.badnet import BadNet
+
+    whole = torch.arange(24, dtype=torch.float32).view(2, 3, 4)
+
+    def awkward(*_: object) -> dict[str, torch.Tensor]:
+        transposed = whole.to(device).requires_grad_().transpose(0, 2)
+        return {"transposed": transposed, "half": whole.to(device).bfloat16()[:, 1], "scalar": torch.tensor(3)}
+
+    monkeypatch.setattr(BadNet, "prepare", awkward)
+    run = settings(defenses=("none",))
+    trigger = next(node for node in plan_of(run, tmp_path).nodes.values() if node.kind == "trigger")
+    shop = workshops({BASE: run}, Store(tmp_path), "cpu")[BASE]
+    make_trigger(trigger, shop)
+    from safetensors.torch import load_file
+
+    stored = load_file(shop.store.path("trigger", trigger.id) / "trigger.safetensors")
+    assert torch.equal(stored["transposed"], whole.transpose(0, 2)) and stored["half"].dtype == torch.bfloat16
+
+
+def test_a_trigger_is_shared_by_recipes_of_poisoning(tmp_path: Path) -> None:
+    variants = {BASE: settings(), "twice": settings("poison.epochs=2"), "other pairs": settings("poison.pairs=40")}
+    shops = workshops(variants, Store(tmp_path), "cpu")
+    plan = make_plan(variants, {name: shop.fingerprints() for name, shop in shops.items()})
+    backdoors = [node for node in plan.nodes.values() if node.kind == "backdoor"]
+    triggers = {node.variant: node.needs for node in backdoors}
+    assert len(backdoors) == 3
+    assert triggers[BASE] == triggers["twice"] != triggers["other pairs"]
+
+
+def test_a_group_that_fails_altogether_is_tried_one_by_one(
+    made: tuple[RunSettings, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bench.matrix import stages
+
+    run, out = made
+    shutil.copytree(out / "artefacts", tmp_path / "artefacts")
+    shutil.rmtree(tmp_path / "artefacts" / "evaluation")
+    observe = stages.observe
+
+    def tight(victims, *rest):
+        if len(victims) > 1 or victims[0].head is not None:
+            raise MemoryError("too many models")
+        return observe(victims, *rest)
+
+    monkeypatch.setattr(stages, "observe", tight)
+    outcomes = run_all(run, tmp_path)
+    failed = {label for label, o in outcomes.items() if o.error == "MemoryError: too many models"}
+    assert failed == {f"evaluation badnet / {name}, seed 0" for name in ("linear_probe", "rvpt+linear_probe")}
+    assert len(outcomes) == 5
+
+
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("mishaps") / "mishaps.py"
+    file.write_text(PLUGIN)
+    load_plugins((file,))
+    return file
+
+
+@pytest.mark.slow
+def test_a_dying_worker_takes_no_healthy_node_with_it(plugin: Path, tmp_path: Path) -> None:
+    run = settings("evaluate.perturbations=[]", defenses=("dies_once", "dies_always"))
+    for flag in ("dies_once", "dies_always"):
+        (plugin.parent / flag).touch()
+    outcomes = run_all(run, tmp_path, workers=2, plugins=(plugin,))
+    (plugin.parent / "dies_always").unlink()
+    assert not (plugin.parent / "dies_once").exists(), f"no worker died: {outcomes}"
+    errors = {label: o.error for label, o in outcomes.items() if o.error}
+    assert errors.keys() == {f"{kind} badnet / dies_always, seed 0" for kind in ("defense", "evaluation")}
+    assert "died again, with nothing else at work" in errors["defense badnet / dies_always, seed 0"]
+    assert errors["evaluation badnet / dies_always, seed 0"].startswith("not tried")
+
+
+def test_ray_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    with pytest.raises(BenchError, match=r"pip install 'clip-backdoor-bench\[ray\]'"):
+        run_all(settings("executor=ray", defenses=("none",)), tmp_path)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Ray as a cluster of two machines with a core each, beside a head without; all of them this one."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'clip-backdoor-bench[ray]'")
+    with pytest.MonkeyPatch.context() as patch:
+        # Ray writes no token into the home folder, and sends no statistics.
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]))
+        import ray
+        from ray.cluster_utils import Cluster
+
+        size = {"object_store_memory": 80 * 2**20}
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **size})
+        for _ in range(2):
+            cluster.add_node(num_cpus=1, **size)
+        ray.init(address=cluster.address, log_to_driver=False)
+        yield cluster
+        ray.shutdown()
+        cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def local(plugin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("local")
+    assert not [o for o in run_all(on_ray("local"), out, plugins=(plugin,)).values() if o.error]
+    return out
+
+
+def on_ray(executor: str = "ray") -> RunSettings:
+    return settings(f"executor={executor}", defenses=("none", "dies_once", "lingers", "linear_probe"))
+
+
+def assert_same_numbers(first: Path, second: Path) -> None:
+    folders = sorted((first / "artefacts" / "evaluation").iterdir())
+    assert len(folders) == 5
+    for folder in folders:
+        pairs = zip(read_observations(folder), read_observations(second / folder.relative_to(first)), strict=True)
+        for one, other in pairs:
+            pd.testing.assert_frame_equal(one, other, check_exact=True)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_ray_tries_a_task_again_whose_process_was_killed(local: Path, plugin: Path, tmp_path: Path) -> None:
+    (plugin.parent / "dies_once").touch()
+    outcomes = run_all(on_ray(), tmp_path, plugins=(plugin,))
+    assert not (plugin.parent / "dies_once").exists(), "no process was killed"
+    assert {label: o.error for label, o in outcomes.items() if o.error} == {}
+    assert_same_numbers(local, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_ray_says_what_no_machine_has(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match="a task asks for 1 CPU, 2 GPU, and none of the 3 machines"):
+        run_all(settings("executor=ray", "gpu_share=2", defenses=("none",)), tmp_path)
+
+
+@pytest.mark.slow
+def test_ray_goes_on_without_a_lost_machine(cluster, local: Path, plugin: Path, tmp_path: Path) -> None:
+    import threading
+    import time
+
+    where = plugin.parent / "lingering_on"
+
+    def lose() -> None:
+        deadline = time.monotonic() + 300
+        while not where.exists() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        machine = next(n for n in cluster.list_all_nodes() if n.node_id == where.read_text())
+        cluster.remove_node(machine, allow_graceful=False)
+
+    (plugin.parent / "lingers").touch()
+    thief = threading.Thread(target=lose)
+    thief.start()
+    outcomes = run_all(on_ray(), tmp_path, plugins=(plugin,))
+    thief.join()
+    assert len(cluster.list_all_nodes()) == 2, "no machine was lost"
+    assert {label: o.error for label, o in outcomes.items() if o.error} == {}
+    assert_same_numbers(local, tmp_path)

@@ -1,0 +1,153 @@
+"""Figures from results made by hand, and the pictures of models against references."""
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from scipy import stats
+
+from bench.core.clip import Clip
+from bench.core.encoder import tokens
+from bench.core.victim import Victim
+from bench.matrix.settings import RunSettings
+from metrics.correlation import pr_asr_correlation
+from reports.figures import draw_all
+from reports.figures.attention import class_attention
+from reports.figures.embedding import project
+from reports.figures.resistivity import intra_class_similarity
+from reports.figures.scatter import correlation_text, resistivity_and_success
+from reports.figures.style import STYLE
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A results folder that knows its settings and has no models."""
+    settings = RunSettings().model_dump(mode="json")
+    (tmp_path / "run.json").write_text(json.dumps({"settings": settings, "plugins": [], "cells": []}))
+    return tmp_path
+
+
+def rows(attack: str, defense: str, variant: str = "", seed: int = 0, **values: float) -> list[dict]:
+    """Rows of one cell: shares of 100 images, and PR on two perturbations."""
+    place = {"model": "mini", "attack": attack, "target": "banana", "defense": defense, "dataset": "world"}
+    found = []
+    for metric, value in values.items():
+        share = metric in ("ASR", "CA")
+        for perturbation in ("",) if share else ("gaussian-0.03", "trigger"):
+            count = value if share else float("nan")
+            number = {"value": value, "count": count, "n": 100, "low": value - 0.01, "high": value + 0.01}
+            where = {"variant": variant, "seed": seed, "metric": metric, "perturbation": perturbation}
+            found.append({**place, **where, **number})
+    return found
+
+
+def matrix() -> list[dict]:
+    return [
+        *rows("badnet", "clean_model", ASR=0, CA=100, PR_cos=0.99, PR_ratio=0.99),
+        *rows("badnet", "none", ASR=90, CA=99, PR_cos=0.5, PR_ratio=0.6),
+        *rows("badnet", "vpt", ASR=50, CA=98, PR_cos=0.7, PR_ratio=0.7),
+        *rows("badnet", "rvpt", ASR=5, CA=95, PR_cos=0.8, PR_ratio=0.95),
+    ]
+
+
+def test_a_sweep_is_drawn_in_the_order_of_its_numbers(folder: Path) -> None:
+    sweep = [*rows("badnet", "rvpt", "alpha=10", ASR=2, CA=80), *rows("badnet", "rvpt", "alpha=0.5", ASR=40, CA=98)]
+    sweep += [
+        *rows("badnet", "rvpt", "alpha=2", 0, ASR=10, CA=90),
+        *rows("badnet", "rvpt", "alpha=2", 1, ASR=30, CA=90),
+    ]
+    drawn = {figure.name: figure for figure in draw_all(folder, pd.DataFrame(matrix() + sweep))}
+    numbers = pd.read_csv(folder / "figures" / "figure3b.csv")
+    success = numbers[numbers["metric"] == "ASR"]
+    assert list(success["setting"]) == [0.5, 2, 10]
+    assert list(success["mean"]) == [40, 20, 2], "of two seeds the mean"
+    assert success["low"].iloc[0] == pytest.approx(100 * stats.binomtest(40, 100).proportion_ci(method="wilson").low)
+    assert [file.suffix for file in drawn["figure3b"].files] == [".svg", ".png", ".csv"]
+    ElementTree.parse(folder / "figures" / "figure3b.svg")
+    with Image.open(folder / "figures" / "figure3b.png") as picture:
+        assert picture.width == 3.4 * 200, "a column of print at 200 dpi"
+
+
+def test_what_cannot_be_drawn_says_what_fills_it_and_leaves_no_old_picture(folder: Path) -> None:
+    old = folder / "figures" / "figure3a.svg"
+    old.parent.mkdir()
+    old.write_text("of earlier results")
+    drawn = {figure.name: figure for figure in draw_all(folder, pd.DataFrame(matrix()))}
+    assert drawn["figure3a"].missing == f"needs the variants shots=...: `bench run --suite shots --out {folder}`"
+    assert drawn["figureS4"].missing.endswith(f"`bench run --suite permutation --out {folder}`")
+    assert "the cell of badnet and clean_model" in drawn["figure1"].missing
+    assert not old.exists()
+    assert not drawn["figureS2"].missing
+    assert all(bool(figure.files) != bool(figure.missing) for figure in drawn.values())
+
+
+def test_permutations_stand_beside_their_scheme(folder: Path) -> None:
+    variants = [row for name in ("mix", "split") for row in rows("badnet", "rvpt", name, ASR=9, CA=90)]
+    drawn = {figure.name: figure for figure in draw_all(folder, pd.DataFrame(matrix() + variants))}
+    assert not drawn["figureS4"].missing
+    assert list(pd.read_csv(folder / "figures" / "figureS4.csv")["variant"].unique()) == ["split", "mix"]
+
+
+def test_resistivity_stands_beside_the_success_of_its_own_cell() -> None:
+    main = pd.DataFrame(matrix())
+    points = resistivity_and_success(main.assign(label=main["defense"]))
+    ratio = points[(points["metric"] == "PR_ratio") & (points["perturbation"] == "trigger")]
+    assert dict(zip(ratio["PR"], ratio["ASR"], strict=True)) == {0.6: 90, 0.7: 50, 0.95: 5}, "no clean model"
+    said = correlation_text(pr_asr_correlation(ratio["PR"], ratio["ASR"]))
+    assert said.startswith(f"Pearson {stats.pearsonr(ratio['PR'], ratio['ASR']).statistic:.2f}")
+    assert "Spearman -1.00" in said
+
+
+def test_intra_class_similarity_against_numpy() -> None:
+    rng = np.random.default_rng(0)
+    raw, labels = rng.normal(size=(9, 5)), np.array([0, 0, 0, 1, 1, 2, 3, 3, 3])
+    unit = raw / np.linalg.norm(raw, axis=1, keepdims=True)
+    expected = []
+    for label in (0, 1, 3):
+        own = np.flatnonzero(labels == label)
+        expected.append(np.mean([unit[i] @ unit[j] for i in own for j in own if i != j]))
+    found = intra_class_similarity(torch.tensor(unit), torch.tensor(labels))
+    assert found.numpy() == pytest.approx(np.array(expected)), "a class of one image has no pair"
+
+
+@torch.no_grad()
+def test_class_attention_is_that_of_the_last_block(tiny_clip: Clip) -> None:
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    block = tiny_clip.visual.transformer.resblocks[-1]
+    hidden = block.ln_1(tokens(tiny_clip, images, depth=3))
+    projected = hidden @ block.attn.in_proj_weight.T + block.attn.in_proj_bias
+    query, key, _ = (part.unflatten(-1, (2, 16)).transpose(1, 2) for part in projected.chunk(3, -1))
+    weights = (query @ key.transpose(-1, -2) / 16**0.5).softmax(-1).mean(1)
+    found = class_attention(Victim(tiny_clip), images)
+    assert found.shape == (2, 4, 4)
+    assert torch.allclose(found.flatten(1), weights[:, 0, 1:], atol=1e-5)
+    assert not block._forward_pre_hooks, "the hook is gone"
+
+
+def test_prompts_take_attention_from_the_patches(tiny_clip: Clip) -> None:
+    images = torch.rand(1, 3, 32, 32)
+    prompted = class_attention(Victim(tiny_clip, prompts=torch.zeros(2, 50, 32)), images)
+    assert prompted.shape == (1, 4, 4)
+    assert prompted.sum() < class_attention(Victim(tiny_clip), images).sum()
+
+
+def test_the_projection_is_the_same_twice_and_keeps_texts_beside_their_images() -> None:
+    rng = torch.Generator().manual_seed(0)
+    texts = torch.nn.functional.normalize(torch.eye(3, 16) + 1.0, dim=-1)
+    labels = torch.arange(3).repeat_interleave(20)
+    noise = 0.05 * torch.randn(60, 16, generator=rng)
+    images = torch.nn.functional.normalize(torch.eye(3, 16)[labels] - 1.0 + noise, dim=-1)
+    first, second = project(images, images, texts), project(images, images, texts)
+    assert (first == second).all()
+    middles = np.stack([first[:60][labels.numpy() == label].mean(0) for label in range(3)])
+    distances = np.linalg.norm(first[120:, None] - middles[None], axis=-1)
+    assert list(distances.argmin(1)) == [0, 1, 2]
+
+
+def test_print_is_readable() -> None:
+    assert min(size for name, size in STYLE.items() if name.endswith("size") and name != "lines.markersize") >= 7

@@ -1,0 +1,127 @@
+"""The page: its tables, its escaping, and how it behaves in a browser."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from bench.matrix.settings import RunSettings
+from reports.figures import Drawn
+from reports.grid import main_grids, paper_grids
+from reports.page import write_page
+
+EVIL = "<script>alert(1)</script>"
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+
+
+def results(*cells: tuple[str, str, int, int, int]) -> pd.DataFrame:
+    """Rows for (attack, defense, seed, ASR's count, CA's count), of 100 images each."""
+    rows = []
+    for attack, defense, seed, asr, ca in cells:
+        place = {"model": "mini", "attack": attack, "target": EVIL, "defense": defense, "dataset": "world"}
+        for metric, count in (("ASR", asr), ("CA", ca)):
+            share = {"metric": metric, "perturbation": "", "value": float(count), "count": float(count), "n": 100}
+            rows.append({**place, "seed": seed, "variant": "", **share, "low": 0.0, "high": 100.0, "torch": EVIL})
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Path:
+    """A page of two attacks, one of an evil name, and two defenses; with a figure, a trigger and a paper's table."""
+    settings = RunSettings().model_dump(mode="json") | {"target": EVIL}
+    skipped = {"attack": EVIL, "defense": "linear_probe", "evaluation": None}
+    (tmp_path / "run.json").write_text(json.dumps({"settings": settings, "plugins": [], "cells": [skipped]}))
+    for folder in ("triggers", "figures", "tables"):
+        (tmp_path / folder).mkdir()
+    picture = '<svg xmlns="http://www.w3.org/2000/svg" width="30" height="20"><rect width="30" height="20"/></svg>'
+    (tmp_path / "figures" / "figure1.svg").write_text(picture)
+    shutil.copy(Path(__file__).parent.parent / "docs" / "triggers.png", tmp_path / "triggers" / "badnet.png")
+    table = {"model": "mini", "dataset": "world", "target": "t", "method": EVIL, "defense": "rvpt", "attack": "badnet"}
+    shares = [{"metric": "ASR", "value": 5.0, "published": 1.84}, {"metric": "CA", "value": 95.0, "published": 58.09}]
+    frame = pd.DataFrame([{**table, "perturbation": "", **share} for share in shares])
+    frame.to_csv(tmp_path / "tables" / "table-1.csv", index=False)
+    cells = results(("badnet", "none", 0, 97, 99), ("badnet", "rvpt", 0, 5, 95), (EVIL, "none", 0, 10, 99))
+    drawn = [Drawn("figure1", "The first", (tmp_path / "figures" / "figure1.svg",)), Drawn("figure6", EVIL, (), EVIL)]
+    return write_page(tmp_path, cells, drawn)
+
+
+def test_the_main_grid_has_values_intervals_and_the_spread_over_seeds() -> None:
+    (grid,) = main_grids(
+        results(("badnet", "none", 0, 90, 99), ("badnet", "none", 1, 70, 97), ("wanet", "rvpt", 0, 1, 2))
+    )
+    assert [row.defense for row in grid.rows] == ["none", "rvpt"]
+    assert grid.rows[0].numbers[0].text == "80.0 (98.0)"
+    assert grid.rows[0].numbers[0].small == "71.1–86.7 (93.0–99.4); seeds 70.0..90.0"
+    assert grid.rows[0].numbers[1].text == "–", "a missing cell is a dash"
+
+
+def test_a_paper_table_stands_beside_the_paper(page: Path) -> None:
+    (grid,) = paper_grids(page.parent / "tables")
+    assert grid.title.startswith("Table 1")
+    assert grid.columns == (("BadNet", "badnet"),)
+    assert (grid.rows[0].numbers[0].text, grid.rows[0].numbers[0].small) == ("5.0 (95.0)", "paper 1.8 (58.1)")
+
+
+def test_a_table_of_resistivity_has_perturbations_for_columns(tmp_path: Path) -> None:
+    row = {"model": "m", "dataset": "d", "target": "t", "method": "CLIP ViT", "defense": "clean_model", "attack": ""}
+    numbers = [{"perturbation": p, "metric": "PR_ratio", "value": v} for p, v in (("flip", 0.95), ("jitter", 0.8324))]
+    pd.DataFrame([row | number for number in numbers]).to_csv(tmp_path / "table-S1.csv", index=False)
+    (grid,) = paper_grids(tmp_path)
+    assert grid.columns == (("Horizontal flip", ""), ("Color jitter", ""))
+    assert [number.text for number in grid.rows[0].numbers] == ["0.950", "0.832"]
+
+
+def test_names_are_text_and_nothing_comes_from_elsewhere(page: Path) -> None:
+    text = page.read_text()
+    assert text.count("<script") == 1, "the page's own"
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert not re.findall(r'(?:src|href)="(?!data:)', text)
+    assert "10.0 % &lt; 60 %" in text, "what did not take is said"
+    assert "has no text side" in text
+    assert "bench run --suite distance" in text, "what is not here is listed with its command"
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator:
+    if not (CHROMIUM and DRIVER):
+        pytest.skip("no Chromium: apt-get install chromium chromium-driver")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    flags = "headless=new no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
+    for flag in [*flags.split(), "disable-component-update", "disable-sync", "window-size=1300,1000"]:
+        options.add_argument(f"--{flag}")
+    options.add_argument(f"--user-data-dir={tmp_path / 'profile'}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.mark.slow
+def test_the_page_in_a_browser(page: Path, browser) -> None:
+    browser.get(page.as_uri())
+
+    def shown(selector: str) -> list[str]:
+        return [e.text for e in browser.find_elements("css selector", selector) if e.is_displayed()]
+
+    assert browser.title == "bench: mini on world"
+    assert shown("thead th[data-attack]") == ["badnet", EVIL, "BadNet"], "an evil name is text"
+    assert len(shown("tr[data-defense]")) == 3
+    browser.find_element("css selector", 'input[name="attack"][value="badnet"]').click()
+    assert shown("thead th[data-attack]") == [EVIL]
+    assert shown("output") == ["1 of 2 attacks and 2 of 2 defenses shown"]
+    rvpt = browser.find_element("css selector", 'input[name="defense"][value="rvpt"]')
+    rvpt.send_keys(" ")
+    assert [text.split()[0] for text in shown("tr[data-defense]")] == ["none"], "by keyboard, in every table"
+    browser.find_element("css selector", 'button[data-kind="attack"][data-all="yes"]').click()
+    assert shown("thead th[data-attack]") == ["badnet", EVIL]
+    widths = browser.execute_script("return [...document.images].map(i => i.naturalWidth * i.offsetWidth)")
+    assert len(widths) == 2
+    assert all(widths), "every figure is drawn"
+    assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]

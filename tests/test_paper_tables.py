@@ -1,0 +1,229 @@
+"""The paper's tables, from results made by hand: their cells, their text, and what is said of what lacks."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from bench.core.registry import load_plugins
+from reports.cells import Cell, applicable, own_place, table_cells
+from reports.costs import collect_costs
+from reports.paper_tables import ATTACKS, TABLES, PaperTable, Place
+from reports.published import published
+from reports.render import comparison, latex, layout, markdown, tidy
+from reports.results import COLUMNS, NUMBERS
+from reports.write_tables import notes, remedy, write_paper_tables
+
+WORLD = own_place("mini", "world", "Banana")
+IMAGENET = own_place("ViT-B-32 openai", "imagenet", "banana")
+load_plugins()
+
+
+def rows(*cells: tuple, model: str = "mini", dataset: str = "world", target: str = "banana") -> pd.DataFrame:
+    """Results of (attack, defense, variant, ASR's count, CA's count), of 200 images each, one seed."""
+    table = []
+    for attack, defense, variant, asr, ca in cells:
+        place = {"model": model, "dataset": dataset, "target": target, "seed": 0}
+        place |= {"attack": attack, "defense": defense, "variant": variant, "perturbation": ""}
+        for metric, count in (("ASR", asr), ("CA", ca)):
+            numbers = {"value": count / 2, "count": float(count), "n": 200, "low": 0.0, "high": 100.0}
+            table.append({**place, "metric": metric, **numbers})
+    return pd.DataFrame(table, columns=COLUMNS)
+
+
+def table(name: str) -> PaperTable:
+    return next(table for table in TABLES if table.name == name)
+
+
+def printed(name: str, results: pd.DataFrame, own: Place = WORLD) -> pd.DataFrame:
+    return layout(table(name), table_cells(table(name), results, own, 60.0), lambda text: f"*{text}*")
+
+
+def cell_of(cells: list[Cell], method: str, attack: str) -> Cell:
+    return next(cell for cell in cells if (cell.method.label, cell.attack) == (method, attack))
+
+
+MAIN = rows(
+    ("badnet", "none", "", 190, 196),
+    ("badnet", "rvpt", "", 4, 190),
+    ("blended", "none", "", 80, 194),
+    ("blended", "rvpt", "", 6, 188),
+)
+
+
+@pytest.mark.parametrize("paper", TABLES, ids=lambda paper: paper.name)
+@pytest.mark.parametrize("source", ["v1", "v3"])
+def test_every_number_of_a_published_table_has_its_cell(paper: PaperTable, source: str) -> None:
+    numbers = published(source)
+    numbers = numbers[numbers["table"] == paper.published]
+    if paper.name in ("table-1", "table-2"):
+        numbers = numbers[(numbers["dataset"] == "imagenet") == (paper.name == "table-1")]
+    if paper.name == "table-3":
+        # v1 tells BadCLIP's two numbers in its text alone.
+        numbers = numbers[numbers["attack"] != "badclip"]
+    found = [v for cell in table_cells(paper, MAIN, IMAGENET, 60.0, numbers) for v in cell.published.values()]
+    assert sorted(found) == sorted(numbers["value"])
+
+
+def test_a_cell_is_asr_with_ca_in_parentheses_and_the_best_is_bold() -> None:
+    shown = printed("table-1", MAIN)
+    assert list(shown.columns) == list(ATTACKS.values())
+    assert shown.loc["No defense", "BadNet"] == "95.0 (*98.0*)"
+    assert shown.loc["RVPT", "BadNet"] == "*2.0* (95.0)"
+    assert shown.loc["CleanCLIP", "BadNet"] == "–"
+
+
+def test_one_number_alone_is_not_the_best() -> None:
+    assert printed("table-1", MAIN[:2]).loc["No defense", "BadNet"] == "95.0 (98.0)"
+
+
+def test_an_attack_that_did_not_take_is_marked_in_its_cells() -> None:
+    shown = printed("table-1", MAIN)
+    assert shown.loc["RVPT", "Blended"].endswith(" †") and "†" not in shown.loc["RVPT", "BadNet"]
+
+
+def test_the_layout_is_that_of_the_paper() -> None:
+    results = rows(
+        ("badnet", "rvpt", "with_target_class", 4, 190),
+        ("badnet", "rvpt", "without_target_class", 6, 188),
+        ("badnet", "rvpt", "", 100, 100),
+    )
+    shown = printed("table-3", results)
+    assert list(shown.index) == ["world"]
+    assert shown.loc["world", ("BadNet", "woTC")] == "3.0 (94.0)"
+    assert shown.loc["world", ("BadNet", "with")] == "*2.0* (*95.0*)"
+    five = printed("table-5", MAIN, IMAGENET)
+    assert list(five.loc["ImageNet-A"].index) == ["No defense", "CleanCLIP", "RVPT"]
+
+
+def test_rows_of_the_papers_data_sets_are_told_apart() -> None:
+    pets = rows(("badnet", "rvpt", "", 8, 180), model="ViT-B-32 openai", dataset="oxfordpets", target="samoyed")
+    caltech = rows(("badnet", "rvpt", "", 2, 198), model="ViT-B-32 openai", dataset="caltech101", target="accordion")
+    shown = printed("table-2", pd.concat([pets, caltech]), own_place("ViT-B-32 openai", "oxfordpets", "Samoyed"))
+    assert shown.loc["RVPT", ("OxfordPets", "BadNet")] == "4.0 (90.0)"
+    assert shown.loc["RVPT", ("Caltech101", "BadNet")] == "1.0 (99.0)"
+
+
+def test_a_shift_of_domain_has_the_data_set_that_was_tested_on() -> None:
+    results = rows(("badnet", "rvpt", "", 8, 120), model="ViT-B-32 openai", dataset="imagenet-r")
+    assert printed("table-5", results, IMAGENET).loc[("ImageNet-R", "RVPT"), "BadNet"] == "4.0 (60.0)"
+
+
+def test_resistivity_is_the_mean_over_the_models_that_were_defended() -> None:
+    results = rows(("badnet", "rvpt", "rvpt_16shot", 0, 0), ("blended", "rvpt", "rvpt_16shot", 0, 0))
+    results = results[results["metric"] == "CA"].assign(metric="PR_ratio", perturbation="flip", count=float("nan"))
+    shown = printed("table-S1", results.assign(value=[0.8, 0.9], low=[0.7, 0.8], high=[0.9, 1.0]))
+    assert shown.loc["Horizontal flip", "RVPT, 16 shots"] == "0.850"
+    assert shown.loc["Color jitter", "RVPT, 16 shots"] == "–"
+
+
+def test_published_measured_and_difference_stand_side_by_side() -> None:
+    cells = table_cells(table("table-1"), MAIN, WORLD, 60.0, published("v1"))
+    line = comparison(table("table-1"), cells).set_index(["method", "attack"]).loc[("RVPT", "BadNet")]
+    # Wilson's interval of 4 of 200 is [0.78, 5.03] %, and the paper prints 1.84 %.
+    assert list(line[["ASR published", "ASR measured", "ASR difference"]]) == ["1.84", "2.0", "+0.2 [-1.1, +3.2]"]
+    assert line["CA published"] == "58.09"
+    lacking = comparison(table("table-1"), cells).set_index(["method", "attack"]).loc[("CleanCLIP", "BadNet")]
+    assert list(lacking[["ASR published", "ASR measured", "ASR difference"]]) == ["56.55", "–", "–"]
+
+
+def test_the_csv_has_intervals_counts_and_the_difference() -> None:
+    frame = tidy(table_cells(table("table-1"), MAIN, WORLD, 60.0, published("v1")))
+    line = frame[(frame["method"] == "RVPT") & (frame["attack"] == "badnet") & (frame["metric"] == "ASR")].iloc[0]
+    assert (line["value"], line["n"], line["published"]) == (2.0, 200, 1.84)
+    # Wilson by hand: (p + z²/2n ± z sqrt(p q / n + z²/4n²)) / (1 + z²/n)
+    p, n, z = 0.02, 200, 1.959963984540054
+    middle, half = p + z**2 / (2 * n), z * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5
+    ends = [100 * end / (1 + z**2 / n) for end in (middle - half, middle + half)]
+    assert list(line[["low", "high"]]) == pytest.approx(ends)
+    assert line["difference_low"] == pytest.approx(line["low"] - 1.84)
+    assert "published" not in tidy(table_cells(table("table-1"), MAIN, WORLD, 60.0))
+
+
+@pytest.mark.parametrize(("own", "said"), [(WORLD, True), (IMAGENET, False)])
+def test_only_the_papers_model_and_data_speak_of_replication(own: Place, said: bool, tmp_path: Path) -> None:
+    main = MAIN.assign(model="ViT-B-32 openai", dataset="imagenet") if own is IMAGENET else MAIN
+    write_paper_tables(tmp_path, main, own, 60.0, "v1")
+    text = (tmp_path / "tables" / "table-1.md").read_text()
+    above = text[text.index("### Published") : text.index("| ASR published")]
+    assert ("says nothing about replication" in above) is said
+    assert "taken as exact" in above
+
+
+def test_a_table_without_a_measured_cell_is_not_written_but_told(tmp_path: Path) -> None:
+    stale = tmp_path / "tables" / "table-S3.csv"
+    stale.parent.mkdir()
+    stale.write_text("of an earlier report")
+    written, lacking = write_paper_tables(tmp_path, MAIN, WORLD, 60.0)
+    assert written == ["- [Table 1: Defenses against seven attacks](tables/table-1.md)"]
+    assert sorted(file.name for file in stale.parent.iterdir()) == ["table-1.csv", "table-1.md", "table-1.tex"]
+    told = next(line for line in lacking if "Table S3" in line)
+    assert told.startswith("- not measured:") and f"`bench run --suite distance --out {tmp_path}`" in told
+    assert "the embedded world has one domain" in next(line for line in lacking if "Table 5" in line)
+    assert len(written) + len(lacking) == len(TABLES)
+
+
+def test_footnotes_tell_missing_cells_from_impossible_ones() -> None:
+    cells = table_cells(table("table-1"), MAIN, WORLD, 60.0)
+    said = "\n".join(notes(table("table-1"), cells, WORLD, 60.0, Path("results")))
+    assert "– Linear Probe has no text side, so it cannot face TrojVQA's key in the text." in said
+    assert "– not measured yet: `bench run --suite main --out results`" in said
+    assert "† The attack did not take: undefended ASR below 60 %." in said
+    four = table_cells(table("table-4"), rows(("badnet", "cleanclip", "tuned_on_cc3m", 8, 190)), WORLD, 60.0)
+    assert "– RVPT*: there is no other world to tune on." in list(notes(table("table-4"), four, WORLD, 60.0, Path("r")))
+
+
+def test_cells_of_another_data_set_need_its_preset() -> None:
+    cells = table_cells(table("table-2"), MAIN, IMAGENET, 60.0)
+    said = remedy(table("table-2"), cells, IMAGENET, Path("results"))
+    assert "`bench run --preset paper-caltech101 --suite main`" in said and "paper-oxfordpets" in said
+
+
+def test_a_chain_with_a_linear_probe_cannot_face_a_key_in_the_text() -> None:
+    assert not applicable("cleanclip+linear_probe", "trojvqa")
+    assert applicable("cleanclip+rvpt", "trojvqa") and applicable("linear_probe", "badnet")
+    assert applicable("someones_defense", "trojvqa") and applicable("rvpt", "someones_attack")
+
+
+def test_latex_is_booktabs_and_escapes_names() -> None:
+    paper = table("table-S5")
+    results = rows(("badnet", "rvpt", "###### <CLS>", 4, 190), ("badnet", "rvpt", "<CLS>", 8, 190))
+    cells = table_cells(paper, results, WORLD, 60.0, published("v1"))
+    text = latex(paper, cells, ["50 % of a_b"], "of 100 %")
+    assert r"\toprule" in text and r"\bottomrule" in text
+    assert r"“\#\#\#\#\#\# \textless{}CLS\textgreater{}”" in text
+    assert r"\textbf{2.0} (\textbf{95.0})" in text
+    assert "of 100 \\%" in text and "\n% 50 % of a_b\n" in text
+    assert text.count(r"\begin{table}") == 2, "the second is published and measured"
+    unescaped = [line for line in text.splitlines() if not line.startswith("%") and "#" in line.replace(r"\#", "")]
+    assert not unescaped
+
+
+def test_markdown_names_the_columns_of_two_levels() -> None:
+    paper = table("table-3")
+    text = markdown(
+        paper, table_cells(paper, rows(("wanet", "rvpt", "with_target_class", 4, 190)), WORLD, 60.0), [], ""
+    )
+    assert "| WaNet: with" in text and "200 images, 1 seed(s)" in text
+
+
+def test_costs_come_from_the_cards_of_defenses(tmp_path: Path) -> None:
+    place = {"model": "mini", "target": "banana", "dataset": "world", "attack": "badnet", "seed": 0, "variant": ""}
+    cells = []
+    for name, card in {
+        "rvpt": {"seconds": 90.0, "peak_memory_mb": 400.4, "tunable": 12_345, "samples": 320},
+        "cleanclip": {"seconds": 3700.0},
+        "cleanclip+rvpt": {"seconds": 1.0},
+    }.items():
+        for kind, contents in (("defense", card), ("evaluation", {"determined_by": {"subject": name}})):
+            (tmp_path / "artefacts" / kind / name).mkdir(parents=True)
+            (tmp_path / "artefacts" / kind / name / "card.json").write_text(json.dumps(contents))
+        cells.append(place | {"defense": name, "evaluation": name, "backdoor": "b"})
+    (tmp_path / "run.json").write_text(json.dumps({"settings": {}, "plugins": [], "cells": cells}))
+    costs = collect_costs(tmp_path)
+    assert set(costs["defense"]) == {"rvpt", "cleanclip"}, "a chain's last card is not its cost"
+    assert set(NUMBERS) <= set(costs)
+    shown = printed("table-S7", costs)
+    assert list(shown.loc[("RVPT", "world")]) == ["*0:01:30*", "400 MB", "12,345", "320"]
+    assert list(shown.loc[("CleanCLIP", "world")]) == ["1:01:40", "–", "–", "–"]
