@@ -114,7 +114,7 @@ def _rows(by_seed: dict[int, Table]) -> dict[int | str, dict[str, float]]:
 def _row(tables: list[Table]) -> dict[str, float]:
     both, first, second, neither = np.mean(tables, axis=0)
     n = both + first + second + neither
-    low, high = newcombe(round(both)*len(tables), round(first)*len(tables), round(second)*len(tables), round(neither)*len(tables))
+    low, high = newcombe(round(both), round(first), round(second), round(neither))
     percent = 100 / n if n else np.nan
     return {
         "first": percent * (both + first),

@@ -1,5 +1,6 @@
 """Two processes with half a batch each are one process with the whole of it."""
 
+import json
 import multiprocessing
 import socket
 from datetime import timedelta
@@ -17,9 +18,6 @@ from bench import BenchError, Clip, generator
 from bench.core.contrastive import FineTuning, contrastive_loss, fine_tune, matching_loss
 from bench.core.distributed import average_gradients, processes, rank, share
 from bench.core.registry import load_plugins
-from bench.matrix.runner import run_matrix
-from bench.matrix.settings import BASE, resolve
-from bench.matrix.store import Store
 
 BATCH = 6
 TEXTS = [f"a photo of number {i}" for i in range(2 * BATCH)]
@@ -84,7 +82,8 @@ def both(tiny_clip: Clip, tmp_path: Path) -> list[dict[str, Tensor]]:
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(180)
+        worker.join(300)
+    for worker in workers:
         worker.kill()
     assert [worker.exitcode for worker in workers] == [0, 0]
     return [torch.load(tmp_path / f"{number}.pt") for number in range(2)]
@@ -114,19 +113,27 @@ def test_one_process_is_as_ever() -> None:
     assert matching_loss(rows, rows, 10.0) == F.cross_entropy(10 * rows @ rows.T, index)
 
 
+def run(out: Path, *assignments: str) -> dict[str, str]:
+    """Run a small matrix; its failures."""
+    # Not above: the two processes import this file, and need none of it.
+    from bench.matrix.runner import run_matrix
+    from bench.matrix.settings import BASE, resolve
+
+    load_plugins()
+    given = ("poison.pairs=32", "poison.count=8", "world.test=20", "workers=1", *assignments)
+    settings = resolve("smoke", None, {"attacks": ("badnet",), "defenses": ("none",), "device": "cpu"}, given)
+    return run_matrix({BASE: settings}, out, (), Console(quiet=True)).failures
+
+
 @pytest.mark.slow
 def test_a_run_on_two_processes_makes_the_model_of_one(tmp_path: Path) -> None:
-    load_plugins()
     weights, cards = [], []
     for gpus in (1, 2):
-        assignments = ("poison.pairs=32", "poison.count=8", "world.test=20", f"gpus={gpus}", "workers=1")
-        flags = {"attacks": ("badnet",), "defenses": ("none",), "device": "cpu"}
-        run = resolve("smoke", None, flags, assignments)
         out = tmp_path / str(gpus)
-        assert run_matrix({BASE: run}, out, (), Console(quiet=True)).failures == {}
+        assert run(out, f"gpus={gpus}") == {}
         (folder,) = (out / "artefacts/backdoor").iterdir()
         weights.append((folder.name, Clip.load(folder).model.state_dict()))
-        cards.append(Store(out).card("backdoor", folder.name))
+        cards.append(json.loads((folder / "card.json").read_text()))
     assert weights[0][0] == weights[1][0]
     for name, expected in weights[0][1].items():
         torch.testing.assert_close(weights[1][1][name], expected, rtol=1e-3, atol=1e-4)
@@ -136,8 +143,5 @@ def test_a_run_on_two_processes_makes_the_model_of_one(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_an_error_of_a_process_is_the_runs(tmp_path: Path) -> None:
-    load_plugins()
-    assignments = ("poison.pairs=32", "poison.count=8", "poison.batch_size=15", "world.test=20", "gpus=2", "workers=1")
-    run = resolve("smoke", None, {"attacks": ("badnet",), "defenses": ("none",), "device": "cpu"}, assignments)
-    failures = run_matrix({BASE: run}, tmp_path, (), Console(quiet=True)).failures
+    failures = run(tmp_path, "gpus=2", "poison.batch_size=15")
     assert "batch_size = 15 is no multiple of 2 GPUs. Choose one that is" in failures.values()

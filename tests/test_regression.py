@@ -268,7 +268,7 @@ def test_names_are_escaped_in_xml(tmp_path: Path) -> None:
 
 # --- an RVPT that is broken on purpose -------------------------------------------------------------------------------
 
-SMALL = ["poison.pairs=1000", "poison.count=200", "rvpt.shots=32", "world.test=300", "evaluate.perturbations=[]"]
+SMALL = ["world.test=300", "evaluate.perturbations=[]"]
 
 
 @pytest.mark.slow

@@ -87,7 +87,7 @@ def run_matrix(variants: Variants, out: Path, plugins: tuple[Path, ...], console
         _show_skipped(shops, console)
         if todo:
             told = probe(shop.clip, shop.test, shop.tested.templates)
-            console.print(told, markup=False, highlight=False, soft_wrap=True)
+            console.print(str(told), markup=False, highlight=False, soft_wrap=True)
         workers = min(worker_count(shop.run, shop.device), max(1, len(todo)))
         where = f"on {shop.device} in {workers} process{'es' if workers > 1 else ''}"
         if shop.run.executor == "ray":
