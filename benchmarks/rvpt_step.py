@@ -1,6 +1,6 @@
 """A step of RVPT at ViT-B/32: frozen activations and class tokens cached, against all of it recomputed.
 
-Random weights, the paper's prompts (D = 3, b = 50), few images a batch: what a step costs per image does not depend
+Random weights, the paper's prompts (D = 3, b = 50), a small batch. CPU seconds of one thread, so that other
 on their number. CPU seconds of one thread, so that other programs matter little. Both must take the same losses.
 """
 
@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 
 from bench import CleanData, Clip, Labelled, Victim, class_embeddings, generator
-from bench.core.encoder import encode
+from bench.core.encoder import encode, layers
 from bench.models import ModelSettings, load_model
 from defenses.rvpt import RVPT, feature_repelling
 
-IMAGES, STEPS = 4, 4
+IMAGES, STEPS = 8, 3
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Clock(CleanData):
 def naive(method: RVPT, clip: Clip, data: Clock) -> None:
     """Each step runs the whole frozen tower, and then the whole prompted one."""
     victim, images = Victim(clip), data.shots(method.shots)
-    prompts = method._initial(victim, 12 - method.depth, data.rng("prompts")).requires_grad_()
+    prompts = method._initial(victim, layers(clip) - method.depth, data.rng("prompts")).requires_grad_()
     texts = class_embeddings(clip, images.classes, data.templates)
     optimiser = torch.optim.SGD([prompts], momentum=method.momentum, weight_decay=method.weight_decay)
     clip.model.requires_grad_(False)
@@ -53,8 +53,10 @@ def naive(method: RVPT, clip: Clip, data: Clock) -> None:
 def main() -> None:
     torch.set_num_threads(1)
     clip = load_model(ModelSettings(name="ViT-B-32", pretrained="random"), "cpu")
-    pixels = torch.randint(256, (IMAGES, 3, 224, 224), generator=generator(0, "images"), dtype=torch.uint8)
-    ids, classes = [str(i) for i in range(IMAGES)], tuple("abcd")
+    pixels = torch.randint(
+        256, (IMAGES, 3, clip.image_size, clip.image_size), generator=generator(0, "images"), dtype=torch.uint8
+    )
+    ids, classes = [str(i) for i in range(IMAGES)], tuple("abcdefgh")
     train = Labelled(ids, pixels, "images", labels=torch.arange(IMAGES), classes=classes)
     # Without crop and flip, which is where views may be cached. The first step, at a rate of 1e-5, warms up.
     method = RVPT(shots=1, batch_size=IMAGES, epochs=STEPS + 1, min_crop=1, flip=False, learning_rate=0.1)

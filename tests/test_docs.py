@@ -17,7 +17,7 @@ from bench.matrix.settings import resolve
 from bench.matrix.suites import SUITES
 from metrics.perturbations import PERTURBATIONS
 
-for package in ("attacks", "defenses", "metrics"):
+for package in ("attacks", "defenses", "metrics", "bench.data"):
     importlib.import_module(package)
 
 ROOT = Path(__file__).parent.parent
@@ -45,7 +45,7 @@ def shown(default: object) -> str:
     """A default as `--set` takes it."""
     if default is None or isinstance(default, bool):
         return {None: "null", True: "true", False: "false"}[default]
-    return f"{default:g}" if isinstance(default, float) else str(default)
+    return f"{default:g}".replace("e-0", "e-") if isinstance(default, float) else str(default)
 
 
 def declared(method: type[Settings]) -> dict[str, Row]:
@@ -92,8 +92,8 @@ def commands(text: str) -> Iterator[str]:
             if found := re.match(r"\s*(?:- run: |run: )?(bench .*)", line):
                 yield plain(found[1])
     for code in re.findall(r"`([^`]+)`", re.sub(fence, "", text, flags=re.M | re.S)):
-        if code.startswith(("bench ", "--set ")):
-            yield plain(code if code.startswith("bench ") else f"bench run {code}")
+        if (said := " ".join(code.split())).startswith(("bench ", "--set ")):
+            yield plain(said if said.startswith("bench ") else f"bench run {said}")
 
 
 def plain(command: str) -> str:

@@ -268,7 +268,7 @@ def test_names_are_escaped_in_xml(tmp_path: Path) -> None:
 
 # --- an RVPT that is broken on purpose -------------------------------------------------------------------------------
 
-SMALL = ["world.test=300", "evaluate.perturbations=[]"]
+SMALL = ["world.test=300", "world.train_per_class=16", "rvpt.shots=16", "evaluate.perturbations=[]"]
 
 
 @pytest.mark.slow
@@ -296,7 +296,6 @@ def test_the_gate_goes_red_when_alpha_has_the_other_sign(tmp_path: Path, monkeyp
     done = CliRunner().invoke(everything, [*words, "--out", str(broken)])
     assert done.exit_code == 0, done.output
     done = run("check", broken, "--baseline", file)
-    print(done.output)
     assert done.exit_code == 1
     red = [line for line in done.output.splitlines() if "| worse" in line]
     assert len(red) == 1 and "badnet / rvpt" in red[0] and "ASR rose by" in red[0], done.output
