@@ -240,8 +240,9 @@ def triggers(
     images: Annotated[int, typer.Option(min=1, help="Test images to show.")] = 3,
 ) -> None:
     """Draw triggers on test images: clean, triggered, difference x 10. Nothing is trained but the triggers."""
-    from bench.matrix.stages import Workshop, test_trigger
+    from bench.matrix.stages import test_trigger
     from bench.matrix.store import Store
+    from bench.matrix.workshop import Workshop
     from reports.triggers import draw_triggers
 
     settings = _settings(

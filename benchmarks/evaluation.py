@@ -18,8 +18,9 @@ from bench.core.registry import load_plugins
 from bench.matrix.plan import Node, make_plan
 from bench.matrix.schedule import tasks
 from bench.matrix.settings import BASE, PAPER_CHAINS, RunSettings, resolve
-from bench.matrix.stages import Workshop, make, read_observations, workshops
+from bench.matrix.stages import make, read_observations
 from bench.matrix.store import Store
+from bench.matrix.workshop import Workshop, workshops
 
 ATTACK, IMAGES, PERTURBED = "wanet", 100, 30
 DEFENSES = ("none", "linear_probe", "vpt", "rvpt", "cleanclip", *PAPER_CHAINS)

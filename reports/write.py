@@ -8,8 +8,9 @@ import torch
 from bench.core.attack import stamp
 from bench.core.errors import BenchError
 from bench.matrix.settings import RunSettings
-from bench.matrix.stages import Workshop, load_trigger, test_trigger
+from bench.matrix.stages import load_trigger, test_trigger
 from bench.matrix.store import Store
+from bench.matrix.workshop import Workshop
 from reports.cells import own_place
 from reports.correlation import correlation_text
 from reports.costs import collect_costs

@@ -507,7 +507,7 @@ def test_halves_share_no_image(tmp_path, geometry):
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"url,alt\nhttp://x,a\n", "pairs.csv has no column 'image' (or filepath, path, image_path, file, filename). Found: url, alt."),
+        (b"url,alt\nhttp://x,a\n", "column 'image' (or filepath, path, image_path, file, filename). Found: url, alt."),
         (b"image,alt\na.png,a\n", "pairs.csv has no column 'caption' (or title, text). Found: image, alt. Name the"),
         (b"", "Found: nothing. Name the columns image,caption in the first line."),
         (b"image,caption\n", "pairs.csv has no usable pair. Image paths start at"),

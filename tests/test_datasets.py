@@ -21,8 +21,8 @@ from bench.data.check import check, lines
 from bench.data.imagenet import wordnet_ids
 from bench.data.overlap import refuse_overlap, same_ids, same_pixels
 from bench.matrix.settings import resolve
-from bench.matrix.stages import Workshop
 from bench.matrix.store import Store
+from bench.matrix.workshop import Workshop
 from bench.models import ModelSettings, load_model
 
 SIZE = 16

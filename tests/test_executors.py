@@ -14,8 +14,9 @@ from bench.matrix.executors import execute
 from bench.matrix.plan import Node, Plan, make_plan
 from bench.matrix.schedule import TOGETHER, Outcome, Schedule, tasks
 from bench.matrix.settings import BASE, RunSettings, resolve
-from bench.matrix.stages import make, make_trigger, read_observations, tunable, workshops
+from bench.matrix.stages import make, make_trigger, read_observations, tunable
 from bench.matrix.store import Store
+from bench.matrix.workshop import workshops
 
 TINY = (
     "world.test=40",

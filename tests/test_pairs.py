@@ -22,8 +22,8 @@ from bench.data.decoding import VERSION, file_state
 from bench.data.pairs import pairs_identity, read_pairs
 from bench.matrix.plan import Fingerprints, make_plan
 from bench.matrix.settings import BASE, resolve
-from bench.matrix.stages import Workshop
 from bench.matrix.store import Store
+from bench.matrix.workshop import Workshop
 
 SIZE = 16
 PRINTS = Fingerprints(*("x" for _ in fields(Fingerprints)))

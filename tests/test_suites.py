@@ -15,10 +15,10 @@ from bench.matrix.plan import Fingerprints, Plan, make_plan
 from bench.matrix.record import label, write_run
 from bench.matrix.runner import run_matrix
 from bench.matrix.settings import BASE, Variants, overlay, resolve
-from bench.matrix.stages import workshops
 from bench.matrix.store import Store
 from bench.matrix.suites import SUITES
 from bench.matrix.variants import suite_settings, variants_of
+from bench.matrix.workshop import workshops
 from bench.models import ModelSettings, sizes
 from defenses.rvpt import RVPT
 from reports.results import collect

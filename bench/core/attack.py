@@ -14,7 +14,6 @@ from bench.core.randomness import generator
 from bench.core.registry import Registry
 from bench.core.settings import Field, Settings
 
-
 # Images that `stamp` triggers at a time.
 AT_ONCE = 4
 

@@ -17,8 +17,9 @@ from bench.core.registry import load_plugins
 from bench.matrix.plan import Node
 from bench.matrix.schedule import Outcome, Schedule, Task
 from bench.matrix.settings import BASE, Variants
-from bench.matrix.stages import Workshop, make, workshops
+from bench.matrix.stages import make
 from bench.matrix.store import Store
+from bench.matrix.workshop import Workshop, workshops
 
 # Why nodes of a task failed, by id.
 Errors = Mapping[str, str]

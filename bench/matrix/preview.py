@@ -12,8 +12,8 @@ from bench.matrix.estimate import ASSUMPTION, Cost, estimate, unknown_sizes
 from bench.matrix.plan import Fingerprints, Node, Plan, make_plan
 from bench.matrix.runner import check_perturbations, lacks_pairs, open_device, unmade
 from bench.matrix.settings import BASE, Variants
-from bench.matrix.stages import Workshop, workshops
 from bench.matrix.store import Store
+from bench.matrix.workshop import Workshop, workshops
 from bench.models import weights_at_hand
 
 # More cells than these are counted by variant and defense.

@@ -10,8 +10,8 @@ from bench.matrix.executors import Errors, Job, attempt
 from bench.matrix.plan import Node
 from bench.matrix.schedule import Task
 from bench.matrix.settings import BASE
-from bench.matrix.stages import Workshop
 from bench.matrix.store import Store
+from bench.matrix.workshop import Workshop
 
 # How often Ray starts a task again whose worker process or machine was lost, before the schedule tries it alone.
 RETRIES = 2

@@ -14,8 +14,8 @@ from bench.matrix.executors import execute
 from bench.matrix.plan import Node, Plan, make_plan
 from bench.matrix.record import RUN_FILE, write_run
 from bench.matrix.settings import BASE, RunSettings, Variants, worker_count
-from bench.matrix.stages import Workshop, workshops
 from bench.matrix.store import Store
+from bench.matrix.workshop import Workshop, workshops
 from bench.models import probe
 from metrics.perturbations import perturbation
 

@@ -47,8 +47,9 @@ def _work(
     said: Any,
 ) -> None:
     # What makes a node also imports this file.
-    from bench.matrix.stages import Workshop, make
+    from bench.matrix.stages import make
     from bench.matrix.store import Store
+    from bench.matrix.workshop import Workshop
 
     load_plugins(plugins)
     torch.set_num_threads(run.threads)

@@ -17,9 +17,10 @@ from bench.core.victim import Victim
 from bench.matrix.plan import CLEAN_MODEL
 from bench.matrix.runner import open_device
 from bench.matrix.settings import RunSettings
-from bench.matrix.stages import Workshop, load_backdoor, load_trigger, test_trigger
+from bench.matrix.stages import load_backdoor, load_trigger, test_trigger
 from bench.matrix.store import DELTA_FILE, Store
 from bench.matrix.suites import find_suite
+from bench.matrix.workshop import Workshop
 from reports.results import collect, finished_cells, read_run, summarise
 
 # At most so many images are encoded for a picture: 10 of each of 20 classes.

@@ -1,0 +1,173 @@
+"""The settings of a run with what they name: model, data sets, the attacker's and the defender's pairs."""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, TypeVar
+
+import torch
+
+from bench.core.attack import Attack, Preparation, attacks
+from bench.core.clip import Clip
+from bench.core.dataset import Dataset, Geometry, Split, datasets, target_index
+from bench.core.images import Captioned, Images, Labelled, hash_of
+from bench.core.poisoning import candidates_first
+from bench.core.randomness import generator
+from bench.data.overlap import refuse_overlap
+from bench.data.pairs import pairs_identity, read_pairs
+from bench.matrix.plan import Fingerprints
+from bench.matrix.settings import RunSettings
+from bench.matrix.store import Store
+from bench.models import load_model
+
+Some = TypeVar("Some", bound=Images)
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """The settings of a run with what they name, opened when first needed: model, data, store."""
+
+    run: RunSettings
+    store: Store
+    device: str
+    shared: dict[Hashable, Any] = field(default_factory=dict)
+
+    @cached_property
+    def clip(self) -> Clip:
+        """The clean model."""
+        return self._share(self.run.model, lambda: load_model(self.run.model, self.device))
+
+    @cached_property
+    def geometry(self) -> Geometry:
+        return Geometry.of(self.clip, self.store.out / "data")
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The data set that the attacker has in mind."""
+        return self._dataset(self.run.dataset)
+
+    @cached_property
+    def tuned(self) -> Dataset:
+        """The data set that defenses are tuned on."""
+        return self._dataset(self.run.tuned_on or self.run.dataset)
+
+    @cached_property
+    def tested(self) -> Dataset:
+        """The data set that is evaluated on."""
+        return self._dataset(self.run.tested_on)
+
+    @cached_property
+    def train(self) -> Labelled:
+        return self.apart(self._images(self.tuned, "train"), "training images")
+
+    @cached_property
+    def test(self) -> Labelled:
+        images = self._images(self.tested, self.run.evaluate.split)
+        limit = self.run.evaluate.limit
+        if limit is None or limit >= len(images):
+            return images
+        # Not the first ones: a folder's images are sorted by class.
+        return images.subset(torch.randperm(len(images), generator=generator(0, "limit"))[:limit].sort().values)
+
+    @cached_property
+    def poison_pairs(self) -> Captioned:
+        n = self.run.poison.pairs
+        return self.apart(self._pairs("poison", n), "pairs")
+
+    def pairs_for(self, method: Attack) -> Captioned:
+        """The attacker's pairs; for an attack that only some pairs suit, as many of those as `poison.pool` has."""
+        n, pool, count = self.run.poison.pairs, self.run.poison.pool, self.run.poison.count
+        if pool is None or pool <= n or not method.selective():
+            return self.poison_pairs
+        target = self.dataset.classes()[self.target]
+
+        def order(captions: Sequence[str]) -> list[int]:
+            return candidates_first(captions, method, target, count)
+
+        if self.run.pairs:
+            pairs = read_pairs(
+                self.run.pairs, self.geometry, n, part="poison", pool=pool, order=order, cache=self.run.pairs_cache
+            )
+        else:
+            searched = self.dataset.pairs("poison", pool, self.geometry)
+            pairs = searched.subset(torch.tensor(sorted(order(searched.captions)[:n])))
+        return self.apart(pairs, "pairs")
+
+    def clean_pairs(self, n: int) -> Captioned:
+        return self.apart(self._pairs("clean", n), "pairs")
+
+    @cached_property
+    def target(self) -> int:
+        return self.target_in(self.dataset)
+
+    def attack(self, name: str) -> Attack:
+        return attacks[name].parse(self.run.method(name), name)
+
+    def preparation(self, method: Attack, seed: int) -> Preparation:
+        """What an attacker starts from."""
+        classes, pairs = self.dataset.classes(), self.pairs_for(method)
+        return Preparation(self.clip, pairs, classes[self.target], classes, self.dataset.templates, seed)
+
+    def prints(self) -> dict[str, Callable[[], str]]:
+        """How each of the `Fingerprints` is read."""
+        data = self.dataset
+        return {
+            "model": lambda: self._share(("print", self.run.model), self.clip.fingerprint),
+            "pairs": self._pairs_identity,
+            "words": lambda: hash_of([data.classes(), data.templates, data.caption_templates()]),
+            "tuned": lambda: self._identity(self.tuned),
+            "tested": lambda: self._identity(self.tested),
+        }
+
+    def fingerprints(self) -> Fingerprints:
+        return Fingerprints(**{name: read() for name, read in self.prints().items()})
+
+    def apart(self, images: Some, what: str) -> Some:
+        """The images, if none of them is evaluated on; ids count where both are of one data set.
+
+        Raises:
+            BenchError: some are, and the data set's `allow_overlap` does not allow it.
+        """
+        if not self.tested.allow_overlap:
+            whole = self._images(self.tested, self.run.evaluate.split)
+            by_id = isinstance(images, Labelled) and self.tuned == self.tested
+            self._share(
+                ("apart", what, images.fingerprint, whole.fingerprint, by_id),
+                lambda: refuse_overlap(whole, images, what, self.run.tested_on, by_id),
+            )
+        return images
+
+    def target_in(self, data: Dataset) -> int:
+        """The index of the target class in a data set that need not be the run's own."""
+        return target_index(self.run.target, data.classes())
+
+    def _dataset(self, name: str) -> Dataset:
+        return datasets[name].parse(self.run.method(name), name)
+
+    def _pairs(self, part: Literal["poison", "clean"], n: int) -> Captioned:
+        if self.run.pairs:
+            return read_pairs(self.run.pairs, self.geometry, n=n, part=part, cache=self.run.pairs_cache)
+        return self.dataset.pairs(part, n, self.geometry)
+
+    def _images(self, data: Dataset, split: Split) -> Labelled:
+        key = (type(data), data.model_dump_json(), split, self.geometry)
+        return self._share(key, lambda: data.labelled(split, self.geometry))
+
+    def _pairs_identity(self) -> str:
+        pairs = self.run.pairs
+        return self._share(("print", pairs), lambda: pairs_identity(pairs)) if pairs else self._identity(self.dataset)
+
+    def _identity(self, data: Dataset) -> str:
+        return self._share(("print", type(data), data.model_dump_json()), data.identity)
+
+    def _share(self, key: Hashable, open_it: Callable[[], Any]) -> Any:
+        """What several variants of a run name is opened once."""
+        if key not in self.shared:
+            self.shared[key] = open_it()
+        return self.shared[key]
+
+
+def workshops(variants: Mapping[str, RunSettings], store: Store, device: str) -> dict[str, Workshop]:
+    """A workshop per variant of a run; models and images that are the same are opened once."""
+    shared: dict[Hashable, Any] = {}
+    return {name: Workshop(run, store, device, shared) for name, run in variants.items()}
