@@ -30,7 +30,7 @@ Batches = Callable[[], tuple[Tensor, Tensor, Tensor | None]]
 def architecture(file: Path | None) -> dict:
     """An `open_clip_config.json`'s contents; by default the embedded model's."""
     if file is None:
-        return json.loads(files("bench.models").joinpath("mini_config.json").read_text())
+        return json.loads((files("bench.models") / "mini" / CONFIG_FILE).read_text())
     if not file.is_file():
         raise BenchError(f"--architecture {file}: no such file. Give an open_clip_config.json")
     return json.loads(file.read_text())
@@ -66,6 +66,7 @@ def train_from_scratch(
         "commit": _commit(),
         "bench": bench.__version__,
         "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
         "seed": seed,
         "recipe": recipe.model_dump(),
         "samples": recipe.steps * recipe.batch_size,

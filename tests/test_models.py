@@ -172,20 +172,20 @@ def test_a_hubs_model_is_opened_by_open_clip(monkeypatch, tiny_clip, tmp_path):
 
 
 def test_the_embedded_models_weights_come_from_the_package(monkeypatch, tmp_path):
-    config = json.loads((files("bench.models") / "mini_config.json").read_text())
-    (tmp_path / "mini_config.json").write_text(json.dumps(config))
-    monkeypatch.setattr(load, "PACKAGE", tmp_path)
+    config = json.loads((files("bench.models") / "mini" / CONFIG_FILE).read_text())
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(config))
+    monkeypatch.setattr(load, "EMBEDDED", tmp_path)
     assert (
         error_of("mini")
         == "this installation lacks the embedded model: pip install --force-reinstall clip-backdoor-bench"
     )
     model = load_model(settings("mini", pretrained="random"), "cpu")
-    model.save(tmp_path / "mini", torch.float16)
+    model.save(tmp_path, torch.float16)
     clip = load_model(ModelSettings(), "cpu")
     assert clip.model.logit_scale.dtype == torch.float32
     assert torch.equal(clip.visual.proj, model.visual.proj.half().float())
     assert clip.config["preprocess_cfg"] == config["preprocess_cfg"]
-    (tmp_path / "mini" / WEIGHTS_FILE).rename(tmp_path / "finetuned.safetensors")
+    (tmp_path / WEIGHTS_FILE).rename(tmp_path / "finetuned.safetensors")
     assert_same_weights(load_model(settings("mini", tmp_path / "finetuned.safetensors"), "cpu"), clip)
 
 

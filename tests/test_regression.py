@@ -268,7 +268,7 @@ def test_names_are_escaped_in_xml(tmp_path: Path) -> None:
 
 # --- an RVPT that is broken on purpose -------------------------------------------------------------------------------
 
-SMALL = ["world.test=300", "world.train_per_class=16", "rvpt.shots=16", "evaluate.perturbations=[]"]
+SMALL = ["world.test=300", "world.train_per_class=32", "rvpt.shots=32", "evaluate.perturbations=[]"]
 
 
 @pytest.mark.slow
@@ -281,7 +281,7 @@ def test_the_gate_goes_red_when_alpha_has_the_other_sign(tmp_path: Path, monkeyp
     assert run("baseline", good, "--out", file).exit_code == 0
     assert run("check", good, "--baseline", file).exit_code == 0
     asr = {cell["defense"]: cell["numbers"]["ASR"]["value"] for cell in read_baseline(file)["cells"]}
-    assert asr["rvpt"] < 40 < 80 < asr["none"], f"a defense that does nothing could not be broken: {asr}"
+    assert asr["rvpt"] + 30 < asr["none"], f"a defense that does nothing could not be broken: {asr}"
 
     right = RVPT.loss
 

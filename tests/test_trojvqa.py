@@ -101,7 +101,8 @@ def test_cross_entropy_is_sentence_against_the_prompts_of_other_classes(given: P
     expected = np.log(np.exp(logits - logits[:, :1]).sum(1)).mean()
     found = objective.loss(Batch(torch.arange(5), noise(5), triggered)).item()
     assert found == pytest.approx(expected, rel=1e-4)
-    assert torch.equal(objective.aim, texts[0])
+    # Embedded alone and in a batch: equal up to rounding.
+    torch.testing.assert_close(objective.aim, texts[0])
 
 
 class Watched(TrojVQA):

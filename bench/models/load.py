@@ -26,7 +26,7 @@ MINI = "mini"
 HUB = "hf-hub:"
 FOLDER = "local-dir:"
 RANDOM = "random"
-PACKAGE = files("bench.models")
+EMBEDDED = files("bench.models") / "mini"
 # In open_clip's order; a folder's only file of weights may have any name.
 WEIGHTS_FILES = (WEIGHTS_FILE, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 
@@ -84,7 +84,7 @@ def load_model(settings: ModelSettings, device: torch.device | str) -> Clip:
     if settings.checkpoint:
         return _from_file(settings, config, settings.checkpoint).to(device)
     if settings.name == MINI:
-        with as_file(PACKAGE / "mini" / WEIGHTS_FILE) as file:
+        with as_file(EMBEDDED / WEIGHTS_FILE) as file:
             if not file.is_file():
                 raise BenchError(
                     "this installation lacks the embedded model: pip install --force-reinstall clip-backdoor-bench"
@@ -97,7 +97,7 @@ def load_model(settings: ModelSettings, device: torch.device | str) -> Clip:
 
 def known_models() -> list[tuple[str, str]]:
     """What `--model` takes: (name, description) each."""
-    mini = json.loads((PACKAGE / "mini_config.json").read_text())["model_cfg"]["vision_cfg"]
+    mini = json.loads((EMBEDDED / CONFIG_FILE).read_text())["model_cfg"]["vision_cfg"]
     rows = [(MINI, f"{mini['image_size']} px, {mini['layers']} blocks; embedded, trained on the embedded world")]
     for name in open_clip.list_models():
         size = open_clip.get_model_config(name)["vision_cfg"].get("image_size", 224)
@@ -121,7 +121,7 @@ def _check_weights_named(settings: ModelSettings) -> None:
 def configuration(settings: ModelSettings) -> dict[str, Any]:
     """The contents of an open_clip_config.json: architecture, and all five values of the preprocessing."""
     if settings.name == MINI:
-        config = json.loads((PACKAGE / "mini_config.json").read_text())
+        config = json.loads((EMBEDDED / CONFIG_FILE).read_text())
     elif settings.name.startswith(FOLDER):
         config = _read_config(_folder(settings) / CONFIG_FILE)
     elif settings.name.startswith(HUB):
