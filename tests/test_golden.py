@@ -74,10 +74,13 @@ def test_cached_and_uncached_logits_of_a_probe_agree(normalise: bool, tiny_clip:
     torch.testing.assert_close(whole, single, atol=1e-5, rtol=1e-5)
 
 
+SHOTS = 64
+
+
 @pytest.mark.slow
 def test_rvpt_repels_a_backdoor_better_than_vpt_and_costs_accuracy(tmp_path: Path) -> None:
-    """Golden checks 4 and 11, on the embedded world, with a quarter of the preset's poisoning and tuning."""
-    clip, world = load_model(ModelSettings(), "cpu"), World(train_per_class=16, val=200)
+    """Golden checks 4 and 11, on the embedded world, with half of the preset's pairs and shots."""
+    clip, world = load_model(ModelSettings(), "cpu"), World(train_per_class=SHOTS, val=200)
     geometry = Geometry(clip.image_size, tmp_path)
     train, val = (world.labelled(split, geometry) for split in ("train", "val"))
     target, attack = world.classes().index("banana"), BadNet(size=6, pattern="fixed", place="lower_right")
@@ -90,7 +93,7 @@ def test_rvpt_repels_a_backdoor_better_than_vpt_and_costs_accuracy(tmp_path: Pat
     def loss(clip: Clip, index: Tensor) -> Tensor:
         return contrastive_loss(clip.encode_image(poisoned.load(index)), clip.encode_text(tokens[index]), clip.scale)
 
-    recipe = FineTuning(learning_rate=6e-4, epochs=4, batch_size=32, weight_decay=0.0, warmup_steps=10, towers="image")
+    recipe = FineTuning(learning_rate=7e-4, epochs=5, batch_size=32, weight_decay=0.0, warmup_steps=10, towers="image")
     fine_tune(clip, len(pairs), recipe, loss, generator(0, "batches"))
 
     @torch.no_grad()
@@ -103,8 +106,8 @@ def test_rvpt_repels_a_backdoor_better_than_vpt_and_costs_accuracy(tmp_path: Pat
         return (triggered[others] == target).double().mean().item(), (clean == val.labels).double().mean().item()
 
     recipe_of_both = {
-        "shots": 16, "depth": 0, "prompts": 16, "learning_rate": 0.02, "weight_decay": 0.0, "warmup_epochs": 0,
-        "epochs": 15, "min_crop": 0.85, "max_aspect": 1.0, "flip": False,
+        "shots": SHOTS, "depth": 0, "prompts": 16, "learning_rate": 0.02, "weight_decay": 0.0, "warmup_epochs": 0,
+        "epochs": 7, "min_crop": 0.85, "max_aspect": 1.0, "flip": False,
     }  # fmt: skip
     data = [CleanData(train, world.templates, 0, target) for _ in "ab"]
     none = Victim(clip)
@@ -115,7 +118,8 @@ def test_rvpt_repels_a_backdoor_better_than_vpt_and_costs_accuracy(tmp_path: Pat
     assert asr_rvpt < asr_vpt < asr
     assert ca_vpt >= ca_rvpt > ca - 0.15
     curve = data[1].log["fr"]
-    per_epoch = [sum(curve[i : i + 10]) / 10 for i in range(0, len(curve), 10)]
+    steps = SHOTS * len(world.classes()) // 32
+    per_epoch = [sum(curve[i : i + steps]) / steps for i in range(0, len(curve), steps)]
     print("L_FR per epoch", [round(v, 2) for v in per_epoch])
     assert curve[0] > 0.8, "random prompts hardly move the class tokens"
     assert all(later < earlier for earlier, later in pairwise(per_epoch[:-3]))

@@ -277,7 +277,7 @@ def test_the_gate_goes_red_when_alpha_has_the_other_sign(tmp_path: Path, monkeyp
     words += [part for setting in SMALL for part in ("--set", setting)]
     good, broken, file = tmp_path / "good", tmp_path / "broken", tmp_path / "baseline.json"
     done = CliRunner().invoke(everything, [*words, "--out", str(good)])
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == 0, (done.output, done.exception)
     assert run("baseline", good, "--out", file).exit_code == 0
     assert run("check", good, "--baseline", file).exit_code == 0
     asr = {cell["defense"]: cell["numbers"]["ASR"]["value"] for cell in read_baseline(file)["cells"]}
@@ -294,7 +294,7 @@ def test_the_gate_goes_red_when_alpha_has_the_other_sign(tmp_path: Path, monkeyp
     shutil.rmtree(broken / "artefacts" / "defense")
     shutil.rmtree(broken / "artefacts" / "evaluation")
     done = CliRunner().invoke(everything, [*words, "--out", str(broken)])
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == 0, (done.output, done.exception)
     done = run("check", broken, "--baseline", file)
     assert done.exit_code == 1
     red = [line for line in done.output.splitlines() if "| worse" in line]
