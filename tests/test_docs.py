@@ -149,7 +149,9 @@ def test_a_page_has_the_settings_that_the_code_declares(name: str) -> None:
 
 def test_every_method_and_page_is_in_the_index() -> None:
     index = (ROOT / "docs" / "README.md").read_text()
-    for page in (ROOT / "docs").rglob("*.md"):
+    # The report's own tables are linked by its table.md.
+    pages = [page for page in (ROOT / "docs").rglob("*.md") if page.parent.name != "tables"]
+    for page in pages:
         link = f"]({page.relative_to(ROOT / 'docs')})"
         assert page.name == "README.md" or link in index, f"docs/README.md should link {link}"
 
