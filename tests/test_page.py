@@ -39,7 +39,8 @@ def page(tmp_path: Path) -> Path:
         (tmp_path / folder).mkdir()
     picture = '<svg xmlns="http://www.w3.org/2000/svg" width="30" height="20"><rect width="30" height="20"/></svg>'
     (tmp_path / "figures" / "figure1.svg").write_text(picture)
-    shutil.copy(Path(__file__).parent.parent / "docs" / "triggers.png", tmp_path / "triggers" / "badnet.png")
+    picture = Path(__file__).parent.parent / "docs" / "results" / "figures" / "figureS2.png"
+    shutil.copy(picture, tmp_path / "triggers" / "badnet.png")
     table = {"model": "mini", "dataset": "world", "target": "t", "method": EVIL, "defense": "rvpt", "attack": "badnet"}
     shares = [{"metric": "ASR", "value": 5.0, "published": 1.84}, {"metric": "CA", "value": 95.0, "published": 58.09}]
     frame = pd.DataFrame([{**table, "perturbation": "", **share} for share in shares])
