@@ -8,6 +8,7 @@ import pandas as pd
 
 from bench.core.attack import attacks
 from bench.core.defense import defenses
+from bench.matrix import plan
 from reports.paper_tables import PAPER_PLACES, Method, PaperTable, Place
 from reports.results import pooled
 from reports.table import did_not_take
@@ -89,9 +90,7 @@ def is_paper_place(place: Place) -> bool:
 
 def applicable(defense: str, attack: str) -> bool:
     """Whether a defense can face an attack: a key in the text needs a text side. Unknown names pass."""
-    parts = [part for part in defense.split("+") if part in defenses and part != "none"]
-    keyed = attack in attacks and attacks[attack].text_key
-    return not keyed or all(defenses[part].zero_shot for part in parts)
+    return attack not in attacks or plan.applicable((p for p in defense.split("+") if p in defenses), attack)
 
 
 def _places(table: PaperTable, results: pd.DataFrame, own: Place) -> list[tuple[Place, Place | None]]:

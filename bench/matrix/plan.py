@@ -5,7 +5,7 @@ from, the data, the seed. The same node is made once, whoever needs it; a change
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -170,7 +170,7 @@ def _plan_of(variant: str, run: RunSettings, prints: Fingerprints) -> Plan:
             cells.append(Cell(variant, attack, CLEAN_MODEL, seed, clean.id))
             for defense in run.defenses:
                 parts = () if defense == "none" else tuple(defense.split("+"))
-                if attacks[attack].text_key and not all(defenses[part].zero_shot for part in parts):
+                if not applicable(parts, attack):
                     cells.append(Cell(variant, attack, defense, seed, None))
                     continue
                 subject = backdoor.id
@@ -194,6 +194,11 @@ def _plan_of(variant: str, run: RunSettings, prints: Fingerprints) -> Plan:
                     ).id
                 cells.append(Cell(variant, attack, defense, seed, evaluation(subject, backdoor, chain).id))
     return Plan(nodes, tuple(cells))
+
+
+def applicable(chain: Iterable[str], attack: str) -> bool:
+    """Whether a chain of defenses can face an attack: a key in the text needs a text side."""
+    return not attacks[attack].text_key or all(defenses[part].zero_shot for part in chain)
 
 
 def _poisoning(run: RunSettings, attack: type[Attack]) -> dict[str, Any]:

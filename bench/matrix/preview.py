@@ -3,13 +3,14 @@
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import get_args
 
 from rich.console import Console
 from rich.table import Table
 
 from bench.core.errors import BenchError
 from bench.matrix.estimate import ASSUMPTION, Cost, estimate, unknown_sizes
-from bench.matrix.plan import Fingerprints, Node, Plan, make_plan
+from bench.matrix.plan import Fingerprints, Kind, Node, Plan, make_plan
 from bench.matrix.runner import check_perturbations, lacks_pairs, open_device, unmade
 from bench.matrix.settings import BASE, Variants
 from bench.matrix.store import Store
@@ -18,7 +19,7 @@ from bench.models import weights_at_hand
 
 # More cells than these are counted by variant and defense.
 EVERY_CELL = 60
-KINDS = ("trigger", "backdoor", "defense", "evaluation")
+KINDS = get_args(Kind)
 
 
 def dry_run(variants: Variants, out: Path, console: Console, speed: float = 1.0) -> None:

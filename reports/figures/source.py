@@ -6,7 +6,6 @@ from pathlib import Path
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor
 
 from bench.core.attack import stamp
@@ -17,8 +16,8 @@ from bench.core.victim import Victim
 from bench.matrix.plan import CLEAN_MODEL
 from bench.matrix.runner import open_device
 from bench.matrix.settings import RunSettings
-from bench.matrix.stages import load_backdoor, load_trigger, test_trigger
-from bench.matrix.store import DELTA_FILE, Store
+from bench.matrix.stages import load_trigger, open_victim, test_trigger
+from bench.matrix.store import Store
 from bench.matrix.suites import find_suite
 from bench.matrix.workshop import Workshop
 from reports.results import collect, finished_cells, read_run, summarise
@@ -118,10 +117,7 @@ class Source:
         backdoor, subject = made["backdoor"], made["subject"]
         if not (store.has("backdoor", backdoor) and (subject == backdoor or store.has("defense", subject))):
             raise BenchError(f"the model of {attack} and {defense} is no longer in {store.root}")
-        clip = load_backdoor(backdoor, self.shop)
-        if subject == backdoor:
-            return Victim(clip)
-        return Victim.restore(clip, load_file(store.path("defense", subject) / DELTA_FILE))
+        return open_victim(tuple(dict.fromkeys((backdoor, subject))), self.shop)
 
     def curves(self, attack: str, defense: str) -> dict[str, list[float]]:
         """The training curves of a cell's last defense; none where it logged none, or its artefact is gone."""
