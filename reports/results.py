@@ -9,7 +9,7 @@ import pandas as pd
 
 from bench.core.errors import BenchError
 from bench.core.metric import Estimate, Observations, metrics
-from bench.matrix.runner import RUN_FILE
+from bench.matrix.record import RUN_FILE
 from bench.matrix.stages import read_observations
 from bench.matrix.store import Store
 from metrics.intervals import wilson

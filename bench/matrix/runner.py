@@ -12,14 +12,12 @@ from bench.core.dataset import Dataset
 from bench.core.errors import BenchError
 from bench.matrix.executors import execute
 from bench.matrix.plan import Node, Plan, make_plan
-from bench.matrix.record import RUN_FILE, write_run
+from bench.matrix.record import write_run
 from bench.matrix.settings import BASE, RunSettings, Variants, worker_count
 from bench.matrix.store import Store
 from bench.matrix.workshop import Workshop, workshops
 from bench.models import probe
 from metrics.perturbations import perturbation
-
-__all__ = ["RUN_FILE", "Report", "open_device", "prepare", "run_matrix"]
 
 
 @dataclass(frozen=True)
