@@ -166,6 +166,22 @@ def test_the_place_of_prompts_is_irrelevant(tiny_clip: Clip, images: Tensor) -> 
     assert (class_tokens - encode(tiny_clip, images).class_tokens).abs().max() > 0.01
 
 
+def test_attention_of_another_kind_takes_prompts_as_tokens(tiny_clip: Clip, images: Tensor) -> None:
+    class Other(torch.nn.Module):
+        def __init__(self, attention: torch.nn.Module) -> None:
+            super().__init__()
+            self.attention = attention
+
+        def forward(self, *given: Tensor, **settings: object) -> object:
+            return self.attention(*given, **settings)
+
+    prompts = draw_prompts()
+    expected = encode(tiny_clip, images, prompts)
+    for block in tiny_clip.visual.transformer.resblocks:
+        block.attn = Other(block.attn)
+    torch.testing.assert_close(encode(tiny_clip, images, prompts).class_tokens, expected.class_tokens)
+
+
 @pytest.mark.parametrize(("depth", "changed"), [(0, 0), (0, 1), (0, 3), (2, 2), (2, 3)])
 def test_a_prompt_acts_on_later_class_tokens_alone(tiny_clip: Clip, images: Tensor, depth: int, changed: int) -> None:
     """Golden check 6: P^d leaves c^(D+1)..c^d as they are, bit for bit, and alters all later ones."""

@@ -7,9 +7,11 @@ given. What a block makes of them is thrown away before the next block.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from bench.core.clip import Clip
 from bench.core.errors import BenchError
@@ -62,18 +64,34 @@ def encode_tokens(
         by_block = dict(zip(prompted_blocks(clip, prompts, blocks), prompts, strict=True))
     outputs = []
     for number, block in enumerate(tower.transformer.resblocks[depth:], depth):
-        if number in by_block:
-            prompt = by_block[number].expand(len(hidden), -1, -1)
-            out = block(torch.cat([hidden[:, :1], prompt, hidden[:, 1:]], 1))
-            hidden = torch.cat([out[:, :1], out[:, 1 + prompt.shape[1] :]], 1)
-        else:
-            hidden = block(hidden)
+        hidden = _prompted(block, hidden, by_block[number]) if number in by_block else block(hidden)
         outputs.append(hidden if all_tokens else hidden[:, 0])
     penultimate, _ = tower._pool(hidden)
     raw = torch.stack(outputs)
     return Encoded(
         penultimate @ tower.proj, penultimate, raw[:, :, 0] if all_tokens else raw, raw if all_tokens else None
     )
+
+
+def _prompted(block: Any, hidden: Tensor, prompt: Tensor) -> Tensor:
+    """A block's output at its tokens (n, t, width), which attend to prompts (b, width) too.
+
+    The block's outputs at the prompts are thrown away, so all it needs of them is keys and values, which are the same
+    for all images. Attention that is not torch's own is run on all tokens.
+    """
+    attention = block.attn
+    if not isinstance(attention, nn.MultiheadAttention):
+        out = block(torch.cat([hidden, prompt.expand(len(hidden), -1, -1)], 1))
+        return out[:, : hidden.shape[1]]
+    width = hidden.shape[-1]
+    weight, bias = attention.in_proj_weight, attention.in_proj_bias
+    query, *own = F.linear(block.ln_1(hidden), weight, bias).split(width, -1)
+    shared = F.linear(block.ln_1(prompt), weight[width:], bias[width:]).split(width, -1)
+    key, value = (torch.cat([a, b.expand(len(a), -1, -1)], 1) for a, b in zip(own, shared, strict=True))
+    heads = (x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for x in (query, key, value))
+    seen = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+    hidden = hidden + block.ls_1(attention.out_proj(seen))
+    return hidden + block.ls_2(block.mlp(block.ln_2(hidden)))
 
 
 def encode(clip: Clip, images: Tensor, prompts: Tensor | None = None, blocks: Sequence[int] | None = None) -> Encoded:
