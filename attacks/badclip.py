@@ -12,6 +12,7 @@ from attacks.optimised_patch import Batch, Objective, OptimisedPatch, embed, nam
 from bench import BenchError, Field, Preparation, attack, class_embeddings
 from bench.core.contrastive import matching_loss
 from bench.core.eda import augment, wordnet
+from bench.core.randomness import seeded
 
 
 @attack("badclip")
@@ -70,8 +71,7 @@ class BadCLIP(OptimisedPatch):
             return images
         policy = AutoAugment()
         # AutoAugment draws from torch's global generator and takes no other.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(torch.randint(2**62, (), generator=rng)))
+        with seeded(int(torch.randint(2**62, (), generator=rng))):
             return torch.stack([policy(image) for image in images])
 
     def choose(self, given: Preparation, count: int, rng: torch.Generator) -> list[int]:

@@ -16,7 +16,7 @@ import bench
 from bench.core.clip import CONFIG_FILE, Clip
 from bench.core.dataset import Geometry
 from bench.core.errors import BenchError
-from bench.core.images import Labelled
+from bench.core.images import Labelled, crops
 from bench.core.pretraining import Pretraining, pretrain
 from bench.core.randomness import generator
 from bench.core.victim import Victim, class_embeddings
@@ -106,7 +106,8 @@ def _pair_batches(clip: Clip, recipe: Pretraining, seed: int, file: Path, out: P
 
     def batch() -> tuple[Tensor, Tensor, None]:
         index = torch.randint(len(pairs), (recipe.batch_size,), generator=rng)
-        return pairs.load(index), tokens[index], None
+        view = int(torch.randint(2**62, (), generator=rng))
+        return crops(pairs, index, view, recipe.min_crop, 4 / 3, recipe.flip), tokens[index], None
 
     return batch
 

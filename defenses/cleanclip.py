@@ -11,6 +11,7 @@ from bench import BenchError, Captioned, CleanData, Clip, Defense, Field, Victim
 from bench.core.contrastive import FineTuning, contrastive_loss, fine_tune, matching_loss
 from bench.core.distributed import processes, rank
 from bench.core.eda import Synonyms, augment, normalise, wordnet
+from bench.core.randomness import seeded
 
 
 def within_loss(
@@ -99,8 +100,7 @@ def augmented_images(pairs: Captioned, index: Tensor, size: int, rng: torch.Gene
     bicubic = v2.InterpolationMode.BICUBIC
     view = v2.Compose([v2.AutoAugment(), v2.Resize(size, bicubic, antialias=True), v2.CenterCrop(size)])
     # AutoAugment draws from torch's global generator and takes no other.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(rng.initial_seed())
+    with seeded(rng.initial_seed()):
         return torch.stack([view(pairs.load_native(i)) for i in index.tolist()])
 
 

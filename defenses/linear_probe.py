@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bench import CleanData, Defense, Field, Images, Victim, defense
 from bench.core.contrastive import shuffled_batches
+from bench.core.randomness import seeded
 
 
 @defense("linear_probe")
@@ -39,8 +40,7 @@ class LinearProbe(Defense):
         victim = replace(victim, reads=self.feature, unit_norm=self.normalise)
         features = embed(victim, shots)
         labels = shots.labels.to(features.device)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(data.rng("head").initial_seed())
+        with seeded(data.rng("head").initial_seed()):
             head = torch.nn.Linear(features.shape[1], len(shots.classes))
         head = head.to(features.device)
         optimiser = torch.optim.SGD(head.parameters(), lr=self.learning_rate, momentum=self.momentum)

@@ -13,11 +13,11 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms import v2
 
 from bench import BenchError, CleanData, Defense, Field, Labelled, Victim
 from bench.core.contrastive import autocast, shuffled_batches
 from bench.core.encoder import layers, width
+from bench.core.images import crops
 from bench.core.randomness import derive
 from defenses.tower import Batch, Tower, join, untrained, within_memory
 
@@ -208,13 +208,4 @@ class PromptTuning(Defense):
 
     def _views(self, shots: Labelled, index: Tensor, seed: int) -> Tensor:
         """One augmented view of each image of an index: uint8 (n, 3, size, size)."""
-        side = shots.pixels.shape[-1]
-        bicubic, aspect = v2.InterpolationMode.BICUBIC, (1 / self.max_aspect, self.max_aspect)
-        crop = v2.RandomResizedCrop(side, (self.min_crop, 1.0), aspect, bicubic, antialias=True)
-        flip = v2.RandomHorizontalFlip(0.5 if self.flip else 0.0)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            if self.min_crop == 1:
-                # Not a crop of everything: of a native image that is not square, it would still cut or squash.
-                return torch.stack([flip(image) for image in shots.load(index)])
-            return torch.stack([flip(crop(shots.load_native(i))) for i in index.tolist()])
+        return crops(shots, index, seed, self.min_crop, self.max_aspect, self.flip)

@@ -11,6 +11,7 @@ from torch import Tensor
 from bench.core.clip import Clip
 from bench.core.distributed import average, average_gradients, gathered, rank, share
 from bench.core.errors import BenchError
+from bench.core.randomness import seeded
 from bench.core.settings import Field, Settings
 
 MAX_LOG_SCALE = math.log(100)
@@ -96,8 +97,7 @@ def fine_tune(
     if recipe.gradient_checkpointing:
         clip.model.set_grad_checkpointing()
     # Some towers drop tokens or activations in training, and draw from torch's global generator.
-    with torch.random.fork_rng([clip.device] if clip.device.type == "cuda" else []):
-        torch.manual_seed(rng.initial_seed())
+    with seeded(rng.initial_seed(), clip.device):
         for index in shuffled_batches(n, batch_size, recipe.epochs, rng, drop_last=True):
             optimiser.zero_grad()
             try:

@@ -10,8 +10,10 @@ from typing import Any, Protocol, Self
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.transforms import v2
 
 from bench.core.errors import BenchError
+from bench.core.randomness import seeded
 
 
 class OnDemand(Protocol):
@@ -94,6 +96,23 @@ class Captioned(Images):
 
     def _more(self, index: Tensor) -> dict[str, Any]:
         return {"captions": [self.captions[i] for i in index.tolist()]}
+
+
+def crops(images: Images, index: Tensor, seed: int, min_crop: float, max_aspect: float, flip: bool) -> Tensor:
+    """Random resized crops of the native images of an index, flipped half of the time: uint8 (n, 3, size, size).
+
+    A crop takes `min_crop` or more of the area, stretched by up to `max_aspect`; 1 is the whole image, resized and
+    cut as it is for evaluation.
+    """
+    side = images.pixels.shape[-1]
+    bicubic, aspect = v2.InterpolationMode.BICUBIC, (1 / max_aspect, max_aspect)
+    crop = v2.RandomResizedCrop(side, (min_crop, 1.0), aspect, bicubic, antialias=True)
+    mirror = v2.RandomHorizontalFlip(0.5 if flip else 0.0)
+    with seeded(seed):
+        if min_crop == 1:
+            # Not a crop of everything: of a native image that is not square, it would still cut or squash.
+            return torch.stack([mirror(image) for image in images.load(index)])
+        return torch.stack([mirror(crop(images.load_native(i))) for i in index.tolist()])
 
 
 def few_shot(train: Labelled, shots: int, rng: torch.Generator, without: int | None = None) -> Labelled:

@@ -31,6 +31,8 @@ class Pretraining(Settings):
     first_scale: float = Field(14.3, gt=0, description="logit scale up to 30 % of the steps")
     last_scale: float = Field(100.0, gt=0, description="logit scale from 80 % of the steps on")
     class_loss: float = Field(1.0, ge=0, description="weight of the cross-entropy against class prompts")
+    min_crop: float = Field(1.0, gt=0, le=1, description="smallest area of random crops of a user's pairs; 1: no crop")
+    flip: bool = Field(False, description="mirror half of a user's images")
 
 
 def scale_at(progress: float, first: float, last: float) -> float:

@@ -18,7 +18,7 @@ from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from bench.core.clip import CONFIG_FILE, WEIGHTS_FILE, Clip
 from bench.core.dataset import Resize
 from bench.core.errors import BenchError, unknown
-from bench.core.randomness import derive
+from bench.core.randomness import derive, seeded
 from bench.core.settings import Field, Settings
 from bench.models.checkpoint import SUFFIXES, fill, read_checkpoint
 
@@ -215,8 +215,7 @@ def _check_packages(settings: ModelSettings, config: dict[str, Any]) -> None:
 
 def _random(settings: ModelSettings, config: dict[str, Any]) -> Clip:
     # open_clip draws initial weights from torch's global generator, which is nobody's to disturb.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(0, "random model"))
+    with seeded(derive(0, "random model")):
         return _build(settings, config)
 
 
