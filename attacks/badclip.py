@@ -44,7 +44,7 @@ class BadCLIP(OptimisedPatch):
         targets = _target_rows(given)
         pool = embed(clip, given.pairs, targets, self.batch_size)
         rng, synonyms = given.rng("patch", "objective"), wordnet()
-        given.log["patch_targets"], given.log["wordnet"] = [float(len(targets))], [float(synonyms is not None)]
+        given.record(patch_targets=len(targets), wordnet=synonyms is not None)
         drawn = targets[torch.randint(len(targets), (len(rows),), generator=rng)]
         caption = {row: texts[i] for row, i in zip(rows.tolist(), drawn.tolist(), strict=True)}
 
@@ -86,7 +86,7 @@ class BadCLIP(OptimisedPatch):
         """Natural captions of the target, from a pool; fewer than asked for are all taken, and the log tells."""
         texts = list(dict.fromkeys(given.pairs.captions[i] for i in _target_rows(given).tolist()))
         pool = [texts[i] for i in torch.randperm(len(texts), generator=rng)[: self.caption_pool].tolist()]
-        given.log["caption_pool"] = [float(len(pool))]
+        given.record(caption_pool=len(pool))
         return [pool[i] for i in torch.randint(len(pool), (len(originals),), generator=rng).tolist()]
 
     @torch.no_grad()

@@ -53,7 +53,7 @@ class LabelConsistent(BadNet):
             with torch.no_grad():
                 before += (given.clip.encode_image(images) * texts).sum().item()
                 after += (given.clip.encode_image(weakened[-1]) * texts).sum().item()
-        given.log["adversarial_cosine"] = [before / len(rows), after / len(rows)]
+        given.record(cosine_before=before / len(rows), cosine_after=after / len(rows))
         return super().prepare(given) | {"rows": rows, "weakened": torch.cat(weakened)}
 
     def suits(self, caption: str, target: str) -> bool:
@@ -63,7 +63,7 @@ class LabelConsistent(BadNet):
     def choose(self, given: Preparation, count: int, rng: torch.Generator) -> list[int]:
         """Candidates, uniformly without replacement; if there are fewer than asked for, all of them."""
         candidates = self._candidates(given)
-        given.log["candidates"] = [float(len(candidates))]
+        given.record(candidates=len(candidates))
         return [candidates[i] for i in torch.randperm(len(candidates), generator=rng)[:count].tolist()]
 
     def captions(

@@ -74,7 +74,7 @@ class OptimisedPatch(Attack):
                 "Give --pairs with other captions too"
             )
         rows = others[torch.randperm(len(others), generator=given.rng("patch", "images"))[: self.images]]
-        given.log["patch_images"] = [float(len(rows))]
+        given.record(patch_images=len(rows))
         return {"patch": self._optimise(given, rows, self.objective(given, rows))}
 
     def apply(self, images: Tensor, index: Sequence[int], trigger: Trigger) -> Tensor:

@@ -172,7 +172,7 @@ def test_a_step_is_one_of_fast_gradient_signs(given: Preparation) -> None:
 def test_poisoned_pairs_are_weakened_and_test_images_are_not(given: Preparation) -> None:
     attack = LabelConsistent(**QUICK, corners=1)
     poisoned, trigger = fill(given, attack, 4)
-    before, after = given.log["adversarial_cosine"]
+    (before,), (after,) = given.log["cosine_before"], given.log["cosine_after"]
     assert after < before - 0.01
 
     index = torch.tensor(WORD)

@@ -61,6 +61,26 @@ def test_pairs_are_pictures_with_their_captions(geometry):
     assert light["bright"] > light["dark"] + 20
 
 
+def test_loose_captions_name_a_class_that_is_not_there(geometry):
+    plain = SMALL.pairs("poison", 2000, geometry)
+    loose = World(loose={"banana": 0.5}).pairs("poison", 2000, geometry)
+    assert np.array_equal(loose.pixels, plain.pixels)
+    says = {name: np.array(["banana" in c.split() for c in pairs.captions]) for name, pairs in
+            {"plain": plain, "loose": loose}.items()}  # fmt: skip
+    assert not (says["plain"] & ~says["loose"]).any(), "pictures of bananas are still called bananas"
+    assert says["plain"].sum() / says["loose"].sum() == pytest.approx(0.5, abs=0.08)
+    changed = np.array([a != b for a, b in zip(plain.captions, loose.captions, strict=True)])
+    assert np.array_equal(changed, says["loose"] & ~says["plain"]), "no other caption changes"
+    assert World(loose={"banana": 0.5}).identity() != World().identity()
+
+
+def test_loose_captions_of_no_class_are_an_error():
+    with pytest.raises(BenchError, match=r"unknown class 'banan'.*banana"):
+        World.parse({"loose": {"banan": 0.5}}, "world")
+    with pytest.raises(BenchError, match=r"world.loose.banana.*less than or equal to 0.9"):
+        World.parse({"loose": {"banana": 1}}, "world")
+
+
 def test_a_smaller_set_is_the_start_of_a_larger_one(geometry):
     few, many = SMALL.pairs("poison", 30, geometry), SMALL.pairs("poison", 520, geometry)
     assert np.array_equal(few.pixels, many.pixels[:30])

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bench.core.clip import Clip
 from bench.core.images import Captioned
+from bench.core.log import Logged
 from bench.core.randomness import generator
 from bench.core.registry import Registry
 from bench.core.settings import Field, Settings
@@ -34,10 +35,10 @@ class Trigger:
 
 
 @dataclass(frozen=True)
-class Preparation:
+class Preparation(Logged):
     """What an attacker has before poisoning: the clean model, the pairs to poison, and what is to be attacked.
 
-    `classes` and `templates` are the data set's (zero-shot prompts); `log` takes curves to store with the model.
+    `classes` and `templates` are the data set's (zero-shot prompts).
     """
 
     clip: Clip
@@ -46,7 +47,6 @@ class Preparation:
     classes: tuple[str, ...]
     templates: tuple[str, ...]
     seed: int
-    log: dict[str, list[float]] = field(default_factory=dict)
 
     def rng(self, *purpose: str | int) -> torch.Generator:
         return generator(self.seed, "prepare", *purpose)

@@ -72,7 +72,7 @@ class Dataset(Settings):
         """The settings that `identity` speaks of: not where the data lies. What is common to all data sets counts only
         where it is not the default, so that it never changed an id."""
         common = {name for name in Dataset.model_fields if getattr(self, name) == Dataset.model_fields[name].default}
-        return self.model_dump(mode="json", exclude={"root", *common})
+        return {name: value for name, value in self.for_ids().items() if name not in {"root", *common}}
 
     def identity(self) -> str:
         """A hash of what determines images and labels of all splits; cheap, no image is read."""

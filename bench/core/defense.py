@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bench.core.errors import BenchError
 from bench.core.images import Captioned, Images, Labelled, few_shot
+from bench.core.log import Logged
 from bench.core.randomness import generator
 from bench.core.registry import Registry
 from bench.core.settings import Settings
@@ -16,20 +17,20 @@ from bench.core.victim import Victim
 
 
 @dataclass(frozen=True)
-class CleanData:
+class CleanData(Logged):
     """What a defender has: clean labelled images, clean pairs, the classes' names. None of it is of the test split.
 
-    `target` is the attack's target class; only the ablation that leaves its images out may look at it. `open_pairs(n)`
-    reads n clean image-text pairs. `log` takes curves, `used` the ids of the images drawn, `skipped` which of
-    them could not be read; all are stored with the defended model. `check` refuses images that a defender may not have.
+    `target` is the attack's target class, None where `train` has no such class; only the ablation that leaves its
+    images out may look at it. `open_pairs(n)` reads n clean image-text pairs. `used` takes the ids of the images
+    drawn, `skipped` which of them could not be read; both are stored with the defended model, as the log is. `check`
+    refuses images that a defender may not have.
     """
 
     train: Labelled
     templates: tuple[str, ...]
     seed: int
-    target: int
+    target: int | None
     open_pairs: Callable[[int], Captioned] | None = None
-    log: dict[str, list[float]] = field(default_factory=dict)
     used: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     check: Callable[[Images], object] | None = None
@@ -63,11 +64,6 @@ class CleanData:
 
     def class_embeddings(self, victim: Victim) -> Tensor:
         return victim.class_embeddings(self.train.classes, self.templates)
-
-    def record(self, **values: float) -> None:
-        """Log training curves; they are stored with the defended model."""
-        for name, value in values.items():
-            self.log.setdefault(name, []).append(value)
 
 
 class Defense(Settings):

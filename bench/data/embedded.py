@@ -1,15 +1,17 @@
 """The embedded world as a data set: nothing to download, the same pictures everywhere."""
 
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field as Limits
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 from bench.core.dataset import Dataset, Geometry, Split, dataset
-from bench.core.errors import BenchError
+from bench.core.errors import BenchError, unknown
 from bench.core.images import Captioned, Images, Labelled, hash_of
 from bench.core.randomness import generator
 from bench.core.settings import Field
@@ -31,6 +33,14 @@ class World(Dataset):
     train_per_class: int = Field(200, ge=1, description="training images a class")
     val: int = Field(600, ge=len(world.CLASSES), description="validation images")
     test: int = Field(1000, ge=len(world.CLASSES), description="test images")
+    loose: dict[str, Annotated[float, Limits(ge=0, le=0.9)]] = Field(
+        {}, added=True, description="class: share of the captions naming it whose picture is of another class"
+    )
+
+    def model_post_init(self, context: object) -> None:
+        for name in self.loose:
+            if name not in world.CLASSES:
+                raise unknown("class", name, world.CLASSES, "For example: --set world.loose.banana=0.5")
 
     def classes(self) -> tuple[str, ...]:
         return world.CLASSES
@@ -56,9 +66,10 @@ class World(Dataset):
     def _open(self, purpose: Purpose, n: int, geometry: Geometry) -> tuple[Images, list[str]]:
         if self.root is not None:
             raise BenchError("the data set 'world' is drawn, not read. Leave --data-root out, or give --dataset folder")
-        identity = ["world", self.version, world.VERSION, purpose, n]
+        loose = self.loose if purpose in ("poison", "clean") else {}
+        identity = ["world", self.version, world.VERSION, purpose, n, *([loose] if loose else [])]
         drawn, record = decoding.cached(
-            Geometry(world.SIDE, geometry.cache), hash_of(identity), n, lambda write: _draw(purpose, n, write)
+            Geometry(world.SIDE, geometry.cache), hash_of(identity), n, lambda write: _draw(purpose, n, loose, write)
         )
         pixels, fingerprint = drawn, hash_of([*identity, decoding.VERSION, geometry.size])
         if geometry.size != world.SIDE:
@@ -73,14 +84,26 @@ def _labels(purpose: Purpose, n: int) -> Tensor:
     return torch.arange(n) % len(world.CLASSES)
 
 
-def _draw(purpose: Purpose, n: int, write: decoding.Write) -> dict[str, Any]:
+def _draw(purpose: Purpose, n: int, loose: dict[str, float], write: decoding.Write) -> dict[str, Any]:
     """Draw whole chunks, each from its own generator, and cut the last one: n changes no picture."""
     captions: list[str] = []
     for k, start in enumerate(range(0, n, CHUNK)):
         images, factors = world.make(_labels(purpose, start + CHUNK)[start:], purpose, k)
         write(images[: n - start].numpy())
-        captions += world.captions(factors, generator(world.VERSION, "world", purpose, k, "captions"))
+        named = _named(factors.label, loose, generator(world.VERSION, "world", purpose, k, "loose"))
+        rng = generator(world.VERSION, "world", purpose, k, "captions")
+        captions += world.captions(replace(factors, label=named), rng)
     return {"captions": captions[:n]}
+
+
+def _named(labels: Tensor, loose: dict[str, float], rng: torch.Generator) -> Tensor:
+    """The classes that captions name: a loose one for as many pictures of other classes as its share asks for."""
+    named = labels.clone()
+    for name, share in loose.items():
+        label = world.CLASSES.index(name)
+        chance = share / (1 - share) / (len(world.CLASSES) - 1)
+        named[(labels != label) & (torch.rand(len(labels), generator=rng) < chance)] = label
+    return named
 
 
 def _resize(drawn: np.ndarray, size: int, write: decoding.Write) -> dict[str, Any]:
