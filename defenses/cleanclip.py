@@ -78,7 +78,7 @@ class CleanCLIP(Defense, FineTuning):
             data.record(within=within.item())
             return self.lambda_cross * cross + self.lambda_in * within
 
-        fine_tune(clip, len(pairs), self, loss, data.rng("cleanclip", "batches"))
+        fine_tune(clip, len(pairs), self, loss, data.rng("cleanclip", "batches"), pairs.ahead)
         return Victim(clip)
 
     def _synonyms(self) -> Synonyms | None:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from bench.core.errors import BenchError
 from bench.core.images import hash_of
+from bench.matrix.record import runs_of
 from reports.command import command_of, flat
 from reports.mixing import cards, name_of
 from reports.results import PLACE, collect, finished_cells, place, pooled, read_run
@@ -36,6 +37,7 @@ def make_baseline(out: Path) -> dict[str, Any]:
     results = collect(out)
     own = results["perturbation"].isin(["", OWN_TRIGGER])
     numbers = dict(iter(results[own].groupby(CELL, sort=False)))
+    runs = [(run, [cell for cell in done if cell in run["cells"]]) for run in runs_of(read_run(out))]
     seeds: dict[tuple, list[dict]] = {}
     for cell in done:
         seeds.setdefault(tuple(place(cell)[key] for key in CELL), []).append(cell)
@@ -47,7 +49,7 @@ def make_baseline(out: Path) -> dict[str, Any]:
         cells.append(dict(zip(CELL, key, strict=True)) | {"settings": hash_of(made), "numbers": _numbers(numbers[key])})
     return {
         "format": FORMAT,
-        "command": command_of(read_run(out), done),
+        "command": " && ".join(command_of(run, cells) for run, cells in runs if cells),
         "commit": _commit(),
         "seeds": sorted({cell["seed"] for cell in done}),
         "versions": _versions(results),

@@ -1,7 +1,7 @@
 """Tables of the page: rows of defenses, columns of attacks, so that both can be filtered."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import pandas as pd
 
 from bench.matrix.plan import CLEAN_MODEL
 from reports.paper_tables import ATTACKS, METRICS, PERTURBATIONS, TABLES
-from reports.render import title
+from reports.render import DAGGER, title
 from reports.results import summarise
 from reports.table import DASH, PR_PERTURBATION
 
@@ -51,23 +51,30 @@ class Grid:
     rows: tuple[Row, ...]
 
 
-def main_grids(results: pd.DataFrame) -> list[Grid]:
-    """The matrix in each of the views that has numbers: means over seeds, and the intervals of the images."""
-    summary = dict(summarise(results).set_index(["defense", "attack", "metric", "perturbation"]).iterrows())
+def main_grids(results: pd.DataFrame, weak: Container[str] = ()) -> list[Grid]:
+    """The matrix in each of the views that has numbers: means over seeds, and the intervals of the images.
+
+    A view has the attacks and defenses that it has a number of; attacks that are `weak` did not take, and are marked.
+    """
+    table = summarise(results)
+    summary = dict(table.set_index(["defense", "attack", "metric", "perturbation"]).iterrows())
     attacks, present = list(results["attack"].unique()), list(results["defense"].unique())
     defenses = sorted(present, key=lambda name: (name != CLEAN_MODEL, present.index(name)))
     grids = []
     for caption, metrics in VIEWS.items():
+        shown = table[[pair in metrics for pair in zip(table["metric"], table["perturbation"], strict=True)]]
+        columns = [attack for attack in attacks if (shown["attack"] == attack).any()]
         rows = []
-        for defense in defenses:
+        for defense in (name for name in defenses if (shown["defense"] == name).any()):
             numbers = []
-            for attack in attacks:
+            for attack in columns:
                 keys = {metric: (defense, attack, metric, perturbation) for metric, perturbation in metrics}
                 found = {metric: summary[key] for metric, key in keys.items() if key in summary}
                 numbers.append(_measured(found, attack))
             rows.append(Row((defense,), defense, tuple(numbers)))
-        if any(number.text != DASH for row in rows for number in row.numbers):
-            grids.append(Grid(caption, ("defense",), tuple((a, a) for a in attacks), tuple(rows)))
+        if rows:
+            labels = tuple((f"{a} {DAGGER}" if a in weak else a, a) for a in columns)
+            grids.append(Grid(caption, ("defense",), labels, tuple(rows)))
     return grids
 
 
@@ -121,7 +128,8 @@ def _published(rows: pd.DataFrame, attack: str) -> Number:
         return _parentheses([_text(m, value) for m, value in zip(known["metric"], known[column], strict=True)])
 
     paper = said("published")
-    return Number(said("value") or DASH, f"paper {paper}" if paper else "", attack)
+    value, mark = said("value"), "" if rows["took"].all() else f" {DAGGER}"
+    return Number(value + mark if value else DASH, f"paper {paper}" if paper else "", attack)
 
 
 def _parentheses(texts: Iterable[str]) -> str:

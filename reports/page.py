@@ -8,18 +8,27 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from bench.matrix.plan import CLEAN_MODEL
 from bench.matrix.settings import RunSettings
+from reports.cells import own_place, table_cells
 from reports.correlation import correlation_text
 from reports.figures import Drawn
+from reports.figures.source import UNDEFENDED
 from reports.grid import Grid, main_grids, paper_grids
 from reports.paper_tables import TABLES
-from reports.render import title
+from reports.render import DAGGER, title
 from reports.results import finished_cells, read_run
 from reports.table import did_not_take
-from reports.write import main_cells
+from reports.write import main_cells, poisoned
+from reports.write_tables import remedy
 
 PAGE = "report.html"
 TEMPLATE = "page.html.j2"
+MEANING = (
+    "ASR: the share of triggered images of other classes that are called the target; low is good. CA: the accuracy on "
+    "clean images.",
+    f"{CLEAN_MODEL} is the model before the attack, under the same trigger; {UNDEFENDED} the attacked one, undefended.",
+)
 MADE_WITH = ("bench", "torch", "hardware")
 TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
 
@@ -31,19 +40,19 @@ def write_page(out: Path, results: pd.DataFrame, drawn: Sequence[Drawn]) -> Path
     """
     run = RunSettings.model_validate(read_run(out)["settings"])
     main = main_cells(results, run)
-    main_tables = main_grids(main) if len(main) else []
+    main_tables = main_grids(main, did_not_take(main, run.took)) if len(main) else []
     paper_tables = paper_grids(out / "tables")
     context = {
         "run": run,
-        "facts": facts(run, results),
+        "facts": facts(out, run, results),
         "main_tables": main_tables,
         "paper_tables": paper_tables,
         "filters": filters([*main_tables, *paper_tables]),
-        "figures": [(figure, data_uri(figure.files[0])) for figure in drawn if figure.files],
-        "triggers": [(file.stem, data_uri(file)) for file in sorted((out / "triggers").glob("*.png"))],
+        "figures": [(fig, data_uri(fig.files[0]), kind_of(fig.files[0])) for fig in drawn if fig.files],
+        "triggers": gallery(out, drawn),
         "correlation": [line.removeprefix("- ") for line in correlation_text(main).splitlines()] if len(main) else [],
         "notes": notes(out, run, main),
-        "lacking": lacking(out, drawn),
+        "lacking": lacking(out, run, results, drawn),
     }
     environment = Environment(
         loader=PackageLoader("reports", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -53,18 +62,17 @@ def write_page(out: Path, results: pd.DataFrame, drawn: Sequence[Drawn]) -> Path
     return file
 
 
-def facts(run: RunSettings, results: pd.DataFrame) -> dict[str, str]:
-    """What was run, and with what."""
+def facts(out: Path, run: RunSettings, results: pd.DataFrame) -> dict[str, str]:
+    """What was run, and with what; the title names model and target."""
     measured = results[results["metric"] == "CA"]
     made = {name: _several(results[name].fillna("")) for name in MADE_WITH if name in results}
-    return {
-        "model": run.model.label,
+    told = {
         "data set": f"{run.dataset}, {_several(measured['n'].astype(int))} {run.evaluate.split} images",
-        "target": run.target,
         "seeds": _several(results["seed"]),
-        "poisoning": f"{run.poison.count} of {run.poison.pairs} pairs",
-        **{name: value for name, value in made.items() if value},
+        "poisoned pairs": poisoned(out, [cell for cell in finished_cells(out)[0] if cell in read_run(out)["cells"]]),
+        **made,
     }
+    return {name: value for name, value in told.items() if value}
 
 
 def filters(grids: Sequence[Grid]) -> dict[str, list[str]]:
@@ -77,7 +85,7 @@ def filters(grids: Sequence[Grid]) -> dict[str, list[str]]:
 def notes(out: Path, run: RunSettings, main: pd.DataFrame) -> list[str]:
     """What a reader of the numbers must know."""
     said = [
-        f"The attack {attack} did not take: undefended ASR {asr:.1f} % < {run.took:.0f} %."
+        f"{DAGGER} The attack {attack} did not take: undefended ASR {asr:.1f} % < {run.took:.0f} %."
         for attack, asr in did_not_take(main, run.took).items()
     ]
     for cell in {(c["attack"], c["defense"]): c for c in read_run(out)["cells"] if not c["evaluation"]}.values():
@@ -85,18 +93,32 @@ def notes(out: Path, run: RunSettings, main: pd.DataFrame) -> list[str]:
     if missing := finished_cells(out)[1]:
         said.append(f"{len(missing)} cells are not finished and not on this page; the same bench run makes them.")
     return [
+        *MEANING,
         *said,
         "Intervals are of the sample of test images (95 %), not of the spread over seeds, which stands beside them.",
     ]
 
 
-def lacking(out: Path, drawn: Sequence[Drawn]) -> list[tuple[str, str]]:
+def lacking(out: Path, run: RunSettings, results: pd.DataFrame, drawn: Sequence[Drawn]) -> list[tuple[str, str]]:
     """The paper's tables and figures that are not here, each with the reason or the command that fills it."""
+    own = own_place(run.model.label, run.dataset, run.target)
     tables = [table for table in TABLES if not (out / "tables" / f"{table.name}.csv").is_file()]
     return [
-        *((title(table), f"not measured yet: `bench run --suite {table.suite} --out {out}`") for table in tables),
+        *((title(t), remedy(t, table_cells(t, results, own, run.took), own, out)) for t in tables),
         *((f"{figure.label}: {figure.title}", figure.missing) for figure in drawn if figure.missing),
     ]
+
+
+def gallery(out: Path, drawn: Sequence[Drawn]) -> list[tuple[str, str]]:
+    """Name and picture of each trigger, unless a figure shows them."""
+    if any(figure.name == "figureS3" and figure.files for figure in drawn):
+        return []
+    return [(file.stem, data_uri(file)) for file in sorted((out / "triggers").glob("*.png"))]
+
+
+def kind_of(svg: Path) -> str:
+    """`chart`, whose colours may be inverted on a dark page, or `picture`, which holds photographs."""
+    return "picture" if b"<image" in svg.read_bytes() else "chart"
 
 
 def data_uri(file: Path) -> str:

@@ -1,5 +1,6 @@
 """The paper's tables as files: Markdown to read, CSV to compute with, LaTeX (booktabs) to print."""
 
+import re
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
@@ -20,6 +21,9 @@ ESCAPES = str.maketrans(
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     | {"<": r"\textless{}", ">": r"\textgreater{}"}
 )
+MINUS = re.compile(r"(?<![\w.-])-(?=\d)")
+# A table that is wider than the line is scaled down to it.
+FIT = r"\smallskip\small\setlength{\tabcolsep}{3pt}\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{"
 Bold = Callable[[str], str]
 
 
@@ -34,14 +38,19 @@ def markdown(table: PaperTable, cells: list[Cell], notes: list[str], about: str)
 
 
 def latex(table: PaperTable, cells: list[Cell], notes: list[str], about: str) -> str:
-    """The same for LaTeX, with the packages booktabs and multirow; notes are comments."""
+    """The same for LaTeX: no table is wider than the line; notes stand below, those that tell a command as comments."""
     body = layout(table, cells, lambda text: rf"\textbf{{{text}}}")
-    said = f"{title(table)}. {caption(table, cells)}"
-    parts = ["% \\usepackage{booktabs,multirow}", _tabular(body, said, table.name), *(f"% {note}" for note in notes)]
+    said = f"{table.title}. {caption(table, cells)}"
+    comments = [note for note in notes if "`" in note]
+    below = [note for note in notes if note not in comments]
+    parts = ["% \\usepackage{booktabs,graphicx}", *(f"% {note}" for note in comments)]
+    parts.append(_tabular(body, said, table.name, below))
     if any(cell.published for cell in cells):
         frame = comparison(table, cells).set_index([*table.rows, *table.columns])
-        said = f"{title(table)}, published and measured. {about}"
-        parts.append(_tabular(frame, said, f"{table.name}-published"))
+        if all(" " in name for name in frame.columns):
+            frame.columns = pd.MultiIndex.from_tuples([tuple(name.rsplit(" ", 1)) for name in frame.columns])
+        said = f"{table.title}, published and measured. {about}"
+        parts.append(_tabular(frame, said, f"{table.name}-published", []))
     return "\n".join(parts) + "\n"
 
 
@@ -60,6 +69,7 @@ def tidy(cells: list[Cell]) -> pd.DataFrame:
                 "attack": cell.attack,
                 "perturbation": cell.perturbation,
                 "metric": metric,
+                "took": cell.took,
             }
             rows.append(what | (vars(number) if number else {}) | {"published": paper} | _difference(number, paper))
     frame = pd.DataFrame(rows)
@@ -77,9 +87,11 @@ def caption(table: PaperTable, cells: list[Cell]) -> str:
         for number in cell.measured.values():
             images[cell.place] = max(images.get(cell.place, 0), number.n)
     seeds = {number.seeds for cell in cells for number in cell.measured.values()}
-    what = {"ASR": "ASR (CA) in percent", "PA": "PA in percent", "PR_ratio": "PR"}.get(table.metrics[0], "Cost")
+    whats = {"ASR": "ASR (CA) in percent", "PA": "PA in percent", "PR_ratio": "PR", "seconds": "Time as h:mm:ss"}
+    what = whats[table.metrics[0]]
     counted = f", {_span(images.values())} images, {_span(seeds)} seed(s)" if any(images.values()) else ""
-    return f"{what}{counted}. Bold: the best defense."
+    best = " Bold: the best of the attacked models." if _best(cells) else ""
+    return f"{what}{counted}.{best}"
 
 
 def layout(table: PaperTable, cells: list[Cell], bold: Bold) -> pd.DataFrame:
@@ -129,16 +141,21 @@ def _markdown(frame: pd.DataFrame) -> str:
     return frame.to_markdown(index=False, disable_numparse=True)
 
 
-def _tabular(frame: pd.DataFrame, caption: str, label: str) -> str:
+def _tabular(frame: pd.DataFrame, caption: str, label: str, notes: list[str]) -> str:
     plain = frame.copy()
     plain.index.names, plain.columns.names = [None] * frame.index.nlevels, [None] * frame.columns.nlevels
-    style = plain.style.format(_dashes).format_index(_escaped, axis=0).format_index(_escaped, axis=1)
+    style = plain.style.format(_signs).format_index(_escaped, axis=0).format_index(_escaped, axis=1)
     shown, name = _escaped(caption), f"tab:{label}"
-    return style.to_latex(hrules=True, multicol_align="c", position_float="centering", caption=shown, label=name)
+    text = style.to_latex(
+        hrules=True, multicol_align="c", multirow_align="naive", position_float="centering", caption=shown, label=name
+    )
+    text = text.replace(r"\begin{tabular}", FIT + r"\begin{tabular}").replace(r"\end{tabular}", r"\end{tabular}}")
+    below = "".join(f"\\par\\footnotesize {_signs(_escaped(note))}\n" for note in notes)
+    return text.replace(r"\end{table}", below + r"\end{table}")
 
 
-def _dashes(text: object) -> str:
-    return str(text).replace(DASH, "--").replace(DAGGER, r"\dag{}")
+def _signs(text: object) -> str:
+    return MINUS.sub("$-$", str(text)).replace(DASH, "--").replace(DAGGER, r"\dag{}")
 
 
 def _escaped(text: object) -> str:
@@ -159,9 +176,12 @@ def _text(cell: Cell, metrics: tuple[str, ...], best: dict, bold: Bold) -> str:
 
 
 def _best(cells: list[Cell]) -> dict[tuple, str]:
-    """The best number, as printed, of those that are rivals; none of one alone. The clean model does not compete."""
+    """The best number, as printed, of those that are rivals; none of one alone.
+
+    The clean model does not compete, and nothing is best against an attack that did not take.
+    """
     rivals: dict[tuple, list[float]] = {}
-    for cell in (cell for cell in cells if cell.method.defense != CLEAN_MODEL):
+    for cell in (cell for cell in cells if cell.method.defense != CLEAN_MODEL and cell.took):
         for metric, number in cell.measured.items():
             rivals.setdefault(_rivals(cell, metric), []).append(number.value)
     choose = {key: max if key[-1] in HIGHER_IS_BETTER else min for key in rivals}

@@ -9,7 +9,7 @@ import pandas as pd
 
 from bench.core.errors import BenchError
 from bench.core.metric import Estimate, Observations, metrics
-from bench.matrix.record import RUN_FILE
+from bench.matrix.record import RUN_FILE, runs_of
 from bench.matrix.stages import read_observations
 from bench.matrix.store import Store
 from metrics.intervals import wilson
@@ -29,7 +29,7 @@ SUMMARY, PREDICTIONS = "summary.csv", "predictions.parquet"
 
 
 def read_run(out: Path) -> dict:
-    """Settings and cells of a results folder.
+    """Settings and cells of the last run into a results folder; `runs_of` gives those at other places, too.
 
     Raises:
         BenchError: the folder holds no run.
@@ -42,7 +42,7 @@ def read_run(out: Path) -> dict:
 def finished_cells(out: Path) -> tuple[list[dict], list[dict]]:
     """Cells that have been evaluated, and those that have not; not those that are not applicable."""
     store = Store(out)
-    cells = [cell for cell in read_run(out)["cells"] if cell["evaluation"]]
+    cells = [cell for run in runs_of(read_run(out)) for cell in run["cells"] if cell["evaluation"]]
     done = [cell for cell in cells if store.has("evaluation", cell["evaluation"])]
     return done, [cell for cell in cells if cell not in done]
 

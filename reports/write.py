@@ -44,16 +44,17 @@ def write_report(out: Path, published: str | None = None) -> str:
         raise BenchError(f"no cell of {out} is finished. Run the same `bench run` command again to go on.")
     results = collect(out)
     write_results(out, results)
+    own = [cell for cell in done if cell in read_run(out)["cells"]]
     main = main_cells(results, run)
     text = f"# {run.model.label} on {run.dataset}, target {run.target}\n\n"
     if not main.empty:
         marked(main_table(main), did_not_take(main, run.took)).to_csv(out / "table.csv")
-        text += _main_text(out, run, main, done) + "\n"
+        text += _main_text(out, run, main, own) + "\n"
     text += _paper_text(out, run, results, published) + "\n"
     if missing:
-        text += f"\n{len(missing)} cells are not finished and not in the tables; the same `bench run` makes them.\n"
+        text += f"\n{len(missing)} cells are not finished and not in the tables; their `bench run` makes them.\n"
     (out / "table.md").write_text(text)
-    _pictures(run, out, done)
+    _pictures(run, out, own)
     return text
 
 
@@ -68,7 +69,7 @@ def _main_text(out: Path, run: RunSettings, results: pd.DataFrame, done: list[di
     weak = did_not_take(results, run.took)
     blocks = {
         f"ASR (CA) in percent with 95 % Wilson intervals; {results['seed'].nunique()} seed(s), {n} "
-        f"{run.evaluate.split} images. Poisoned pairs: {_poisoned(out, done)}.": main_table(results),
+        f"{run.evaluate.split} images. Poisoned pairs: {poisoned(out, done)}.": main_table(results),
         "ASR in percent with both keys, and with one alone:": keys_table(results),
         "PA, the accuracy on triggered images of other classes, in percent:": poisoned_accuracy_table(results),
         "Perturbation Resistivity on the cell's own trigger, PR_cos / PR_ratio:": resistivity_table(results),
@@ -89,7 +90,7 @@ def _paper_text(out: Path, run: RunSettings, results: pd.DataFrame, published: s
     return "\n".join(["The paper's tables:", "", *written, *lacking])
 
 
-def _poisoned(out: Path, cells: list[dict]) -> str:
+def poisoned(out: Path, cells: list[dict]) -> str:
     """How many pairs were poisoned, as it was, attack by attack where they differ."""
     store, counts = Store(out), {}
     for cell in cells:

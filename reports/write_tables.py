@@ -77,13 +77,13 @@ def remedy(table: PaperTable, cells: list[Cell], own: Place, out: Path) -> str:
     """What measures the cells that lack, or why nothing does."""
     if not cells:
         reasons = dict.fromkeys(_left_out(table, own).values())
-        return "; ".join(reasons) or f"it needs other data sets than {own.dataset}, each in a folder of its own"
+        return "; ".join(reasons) or f"it needs other data sets than {own.dataset}: run them with --out {out}, too"
     known = {cell.perturbation for cell in cells if cell.measured}
     commands = []
     for cell in _lacking(table, cells, own):
         home = cell.place.dataset if cell.place.dataset in TARGETS else "imagenet"
         if is_paper_place(own) and home != own.dataset:
-            commands.append(f"`bench run --preset paper-{home} --suite {table.suite}` with an --out of its own")
+            commands.append(f"`bench run --preset paper-{home} --suite {table.suite} --out {out}`")
         elif known and cell.perturbation not in known:
             perturbations = f"--set evaluate.perturbations=[{','.join(table.perturbations)}]"
             commands.append(f"`bench run --suite {table.suite} {perturbations}` with an --out of its own")

@@ -42,6 +42,7 @@ def page(tmp_path: Path) -> Path:
     picture = Path(__file__).parent.parent / "docs" / "results" / "figures" / "figureS2.png"
     shutil.copy(picture, tmp_path / "triggers" / "badnet.png")
     table = {"model": "mini", "dataset": "world", "target": "t", "method": EVIL, "defense": "rvpt", "attack": "badnet"}
+    table |= {"took": True}
     shares = [{"metric": "ASR", "value": 5.0, "published": 1.84}, {"metric": "CA", "value": 95.0, "published": 58.09}]
     frame = pd.DataFrame([{**table, "perturbation": "", **share} for share in shares])
     frame.to_csv(tmp_path / "tables" / "table-1.csv", index=False)
@@ -60,6 +61,14 @@ def test_the_main_grid_has_values_intervals_and_the_spread_over_seeds() -> None:
     assert grid.rows[0].numbers[1].text == "–", "a missing cell is a dash"
 
 
+def test_a_view_has_the_attacks_and_defenses_that_it_has_numbers_of() -> None:
+    cells = results(("badnet", "none", 0, 90, 99), ("trojvqa", "none", 0, 1, 2), ("trojvqa", "rvpt", 0, 1, 2))
+    key = cells[(cells["attack"] == "trojvqa") & (cells["defense"] == "none") & (cells["metric"] == "ASR")]
+    main, keys = main_grids(pd.concat([cells, key.assign(metric="ASR_image")]), weak=["trojvqa"])
+    assert main.columns == (("badnet", "badnet"), ("trojvqa †", "trojvqa"))
+    assert keys.columns == (("trojvqa †", "trojvqa"),) and [row.defense for row in keys.rows] == ["none"]
+
+
 def test_a_paper_table_stands_beside_the_paper(page: Path) -> None:
     (grid,) = paper_grids(page.parent / "tables")
     assert grid.title.startswith("Table 1")
@@ -69,6 +78,7 @@ def test_a_paper_table_stands_beside_the_paper(page: Path) -> None:
 
 def test_a_table_of_resistivity_has_perturbations_for_columns(tmp_path: Path) -> None:
     row = {"model": "m", "dataset": "d", "target": "t", "method": "CLIP ViT", "defense": "clean_model", "attack": ""}
+    row |= {"took": True}
     numbers = [{"perturbation": p, "metric": "PR_ratio", "value": v} for p, v in (("flip", 0.95), ("jitter", 0.8324))]
     pd.DataFrame([row | number for number in numbers]).to_csv(tmp_path / "table-S1.csv", index=False)
     (grid,) = paper_grids(tmp_path)
@@ -83,7 +93,8 @@ def test_names_are_text_and_nothing_comes_from_elsewhere(page: Path) -> None:
     assert not re.findall(r'(?:src|href)="(?!data:)', text)
     assert "10.0 % &lt; 60 %" in text, "what did not take is said"
     assert "has no text side" in text
-    assert "bench run --suite distance" in text, "what is not here is listed with its command"
+    assert "<code>bench run --suite distance" in text, "what is not here is listed with its command"
+    assert "the embedded world has one domain" in text, "or with the reason why nothing fills it"
 
 
 @pytest.fixture
@@ -112,16 +123,16 @@ def test_the_page_in_a_browser(page: Path, browser) -> None:
         return [e.text for e in browser.find_elements("css selector", selector) if e.is_displayed()]
 
     assert browser.title == "bench: mini on world"
-    assert shown("thead th[data-attack]") == ["badnet", EVIL, "BadNet"], "an evil name is text"
+    assert shown("thead th[data-attack]") == ["badnet", f"{EVIL} †", "BadNet"], "an evil name is text"
     assert len(shown("tr[data-defense]")) == 3
     browser.find_element("css selector", 'input[name="attack"][value="badnet"]').click()
-    assert shown("thead th[data-attack]") == [EVIL]
+    assert shown("thead th[data-attack]") == [f"{EVIL} †"]
     assert shown("output") == ["1 of 2 attacks and 2 of 2 defenses shown"]
     rvpt = browser.find_element("css selector", 'input[name="defense"][value="rvpt"]')
     rvpt.send_keys(" ")
     assert [text.split()[0] for text in shown("tr[data-defense]")] == ["none"], "by keyboard, in every table"
     browser.find_element("css selector", 'button[data-kind="attack"][data-all="yes"]').click()
-    assert shown("thead th[data-attack]") == ["badnet", EVIL]
+    assert shown("thead th[data-attack]") == ["badnet", f"{EVIL} †"]
     widths = browser.execute_script("return [...document.images].map(i => i.naturalWidth * i.offsetWidth)")
     assert len(widths) == 2
     assert all(widths), "every figure is drawn"

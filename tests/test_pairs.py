@@ -5,20 +5,25 @@ import io
 import json
 import tarfile
 from collections.abc import Mapping
+from concurrent.futures import wait
 from dataclasses import fields
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from bench import Attack, BenchError, Geometry, mentions
+from bench import Attack, BenchError, Geometry, generator, mentions
+from bench.core.contrastive import FineTuning, contrastive_loss, fine_tune
 from bench.core.images import hash_of
 from bench.core.poisoning import candidates_first, draw_manifest
 from bench.core.registry import load_plugins
 from bench.data import pairs as pairs_module
 from bench.data.decoding import VERSION, file_state
+from bench.data.files import class_folders
+from bench.data.pair_rows import rows_of_folder
 from bench.data.pairs import pairs_identity, read_pairs
 from bench.matrix.plan import Fingerprints, make_plan
 from bench.matrix.settings import BASE, resolve
@@ -159,6 +164,16 @@ def test_a_folders_identity_is_of_images_and_captions(tmp_path):
     assert pairs_identity(folder) in seen
 
 
+def test_pairs_come_folder_by_folder_and_images_of_a_class_by_their_paths(tmp_path):
+    for name in ("a/b/1.jpg", "a/b.jpg", "a/b-1/2.PNG", "a/.hidden/3.jpg", "a/.4.jpg", "a/notes.txt", "5.jpg"):
+        (tmp_path / "train" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "train" / name).touch()
+    assert [row.image for row in rows_of_folder(tmp_path / "train")] == ["5.jpg", "a/b.jpg", "a/b/1.jpg", "a/b-1/2.PNG"]
+    found = class_folders(tmp_path, "train")
+    assert found.images == {"a": ["train/a/b-1/2.PNG", "train/a/b.jpg", "train/a/b/1.jpg"]}
+    assert found.others == ("train/5.jpg: not in the folder of a class", "train/a/notes.txt: not an image")
+
+
 # --- shards
 
 
@@ -267,6 +282,52 @@ def test_an_image_that_breaks_afterwards_is_an_error(tmp_path, geometry):
     (tmp_path / "001.jpg").write_bytes(b"")
     with pytest.raises(BenchError, match=r"001\.jpg could be decoded before and cannot now: not an image"):
         pairs.load([0, 1])
+
+
+def test_what_is_announced_is_decoded_before_it_is_asked_for(tmp_path, geometry):
+    file = table(tmp_path, ["x"] * 4)
+    pairs = read_pairs(file, geometry, cache="none")
+    before = pairs.load([3, 1, 3, 2])
+    pairs.ahead(torch.tensor([1, 3]))
+    pairs.ahead(torch.tensor([3]))
+    wait(pairs.pixels._ahead.values())
+    for i in (1, 3):
+        (tmp_path / f"{i:03d}.jpg").unlink()
+    assert torch.equal(pairs.load([3, 1, 2]), before[[0, 1, 3]])
+    # It was kept until then, and no longer.
+    with pytest.raises(BenchError, match=r"003\.jpg could be decoded before and cannot now: missing file"):
+        pairs.load([3])
+
+
+def test_fine_tuning_announces_the_next_batch_and_has_the_same_numbers(tiny_clip, tmp_path):
+    file = table(tmp_path, [f"a {i}" for i in range(11)])
+    recipe, calls = FineTuning(epochs=2, batch_size=4, learning_rate=1e-3), []
+
+    def tuned(cache: Literal["disk", "none"], announce: bool) -> list[float]:
+        pairs = read_pairs(file, Geometry(32, tmp_path / cache), cache=cache)
+        clip = tiny_clip.copy()
+        tokens = clip.tokenize(pairs.captions)
+
+        def loss(clip, index):
+            calls.append(("load", index.tolist()))
+            images, texts = clip.encode_image(pairs.load(index)), clip.encode_text(tokens[index])
+            return contrastive_loss(images, texts, clip.scale)
+
+        def ahead(index):
+            calls.append(("ahead", index.tolist()))
+            pairs.ahead(index)
+
+        more = {"ahead": ahead} if announce else {}
+        return fine_tune(clip, len(pairs), recipe, loss, generator(0), **more)
+
+    expected = tuned("disk", announce=False)
+    order = [index for _, index in calls]
+    calls.clear()
+    assert tuned("none", announce=True) == expected and len(expected) == 4
+    kinds = ["ahead", "ahead", "load", "ahead", "load", "ahead", "load", "load"]
+    assert [kind for kind, _ in calls] == kinds
+    assert [index for kind, index in calls if kind == "load"] == order
+    assert [index for kind, index in calls if kind == "ahead"] == order
 
 
 @pytest.mark.parametrize(("share", "on_disk"), [(0.5, True), (0.0, False)])

@@ -1,6 +1,8 @@
 """The paper's tables, from results made by hand: their cells, their text, and what is said of what lacks."""
 
 import json
+import shutil
+import subprocess
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +17,7 @@ from reports.render import comparison, latex, layout, markdown, tidy
 from reports.results import COLUMNS, NUMBERS
 from reports.write_tables import notes, remedy, write_paper_tables
 
+PDFLATEX = shutil.which("pdflatex")
 WORLD = own_place("mini", "world", "Banana")
 IMAGENET = own_place("ViT-B-32 openai", "imagenet", "banana")
 load_plugins()
@@ -81,6 +84,7 @@ def test_one_number_alone_is_not_the_best() -> None:
 def test_an_attack_that_did_not_take_is_marked_in_its_cells() -> None:
     shown = printed("table-1", MAIN)
     assert shown.loc["RVPT", "Blended"].endswith(" †") and "†" not in shown.loc["RVPT", "BadNet"]
+    assert "*" not in "".join(shown["Blended"]), "nothing is best against it"
 
 
 def test_the_layout_is_that_of_the_paper() -> None:
@@ -177,7 +181,7 @@ def test_footnotes_tell_missing_cells_from_impossible_ones() -> None:
 def test_cells_of_another_data_set_need_its_preset() -> None:
     cells = table_cells(table("table-2"), MAIN, IMAGENET, 60.0)
     said = remedy(table("table-2"), cells, IMAGENET, Path("results"))
-    assert "`bench run --preset paper-caltech101 --suite main`" in said and "paper-oxfordpets" in said
+    assert "`bench run --preset paper-caltech101 --suite main --out results`" in said and "paper-oxfordpets" in said
 
 
 def test_a_chain_with_a_linear_probe_cannot_face_a_key_in_the_text() -> None:
@@ -190,14 +194,27 @@ def test_latex_is_booktabs_and_escapes_names() -> None:
     paper = table("table-S5")
     results = rows(("badnet", "rvpt", "###### <CLS>", 4, 190), ("badnet", "rvpt", "<CLS>", 8, 190))
     cells = table_cells(paper, results, WORLD, 60.0, published("v1"))
-    text = latex(paper, cells, ["50 % of a_b"], "of 100 %")
+    text = latex(paper, cells, ["50 % of a_b", "not measured: `bench run --suite prompt`"], "of 100 %")
     assert r"\toprule" in text and r"\bottomrule" in text
     assert r"“\#\#\#\#\#\# \textless{}CLS\textgreater{}”" in text
     assert r"\textbf{2.0} (\textbf{95.0})" in text
-    assert "of 100 \\%" in text and "\n% 50 % of a_b\n" in text
+    assert "of 100 \\%" in text and r"50 \% of a\_b" in text
+    assert "\n% not measured: `bench run" in text, "a command is for those who make the table"
     assert text.count(r"\begin{table}") == 2, "the second is published and measured"
     unescaped = [line for line in text.splitlines() if not line.startswith("%") and "#" in line.replace(r"\#", "")]
     assert not unescaped
+
+
+@pytest.mark.skipif(PDFLATEX is None, reason="no pdflatex: apt-get install texlive-latex-recommended")
+def test_latex_compiles_and_fits_the_line(tmp_path: Path) -> None:
+    write_paper_tables(tmp_path, MAIN, WORLD, 60.0, "v1")
+    inputs = "".join(rf"\input{{{file}}}" for file in sorted((tmp_path / "tables").glob("*.tex")))
+    packages = r"\usepackage{booktabs,graphicx}"
+    (tmp_path / "all.tex").write_text(rf"\documentclass{{article}}{packages}\begin{{document}}{inputs}\end{{document}}")
+    command = [str(PDFLATEX), "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout
+    assert "Overfull" not in ended.stdout and "too large" not in ended.stdout, ended.stdout
 
 
 def test_markdown_names_the_columns_of_two_levels() -> None:

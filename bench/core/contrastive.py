@@ -1,7 +1,7 @@
 """Contrastive fine-tuning: how a backdoor is implanted, and how CleanCLIP tries to wash it out."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
 import torch
@@ -67,12 +67,18 @@ class FineTuning(Settings):
 
 
 def fine_tune(
-    clip: Clip, n: int, recipe: FineTuning, loss: Callable[[Clip, Tensor], Tensor], rng: torch.Generator
+    clip: Clip,
+    n: int,
+    recipe: FineTuning,
+    loss: Callable[[Clip, Tensor], Tensor],
+    rng: torch.Generator,
+    ahead: Callable[[Tensor], object] = lambda _: None,
 ) -> list[float]:
     """Fine-tune `clip` in place; returns the loss of each step.
 
     `loss(clip, index)` gives the loss of the pairs `index` of the n. The last, incomplete batch of an epoch is
-    dropped. After every step logit_scale is clamped to [0, ln 100].
+    dropped. After every step logit_scale is clamped to [0, ln 100]. `ahead`, such as `Images.ahead`, is told the pairs
+    of a step while the step before it is computed.
 
     In a process group, each process calls this with the same model and generator, and `loss` with its share of each
     batch; batches, steps and weights are those of one process.
@@ -98,11 +104,12 @@ def fine_tune(
         clip.model.set_grad_checkpointing()
     # Some towers drop tokens or activations in training, and draw from torch's global generator.
     with seeded(rng.initial_seed(), clip.device):
-        for index in shuffled_batches(n, batch_size, recipe.epochs, rng, drop_last=True):
+        batches = map(share, shuffled_batches(n, batch_size, recipe.epochs, rng, drop_last=True))
+        for index in announced(batches, ahead):
             optimiser.zero_grad()
             try:
                 with autocast(clip.device, recipe.precision):
-                    value = loss(clip, share(index))
+                    value = loss(clip, index)
                 scaler.scale(value).backward()
             except torch.OutOfMemoryError:
                 raise BenchError(
@@ -135,6 +142,24 @@ def shuffled_batches(
         for index in torch.randperm(n, generator=rng).split(batch_size):
             if len(index) == batch_size or not drop_last:
                 yield index
+
+
+def announced(batches: Iterable[Tensor], ahead: Callable[[Tensor], object]) -> Iterator[Tensor]:
+    """The same batches; each comes when `ahead` has been told of the one behind it, too.
+
+    >>> for batch in announced([1, 2], lambda batch: print("ahead:", batch)):
+    ...     print(batch)
+    ahead: 1
+    ahead: 2
+    1
+    2
+    """
+    held: list[Tensor] = []
+    for batch in batches:
+        ahead(batch)
+        yield from held
+        held = [batch]
+    yield from held
 
 
 def _trained_parameters(clip: Clip, towers: str) -> list[tuple[str, torch.nn.Parameter]]:

@@ -22,6 +22,7 @@ class OnDemand(Protocol):
     @property
     def shape(self) -> tuple[int, ...]: ...
     def __getitem__(self, index: np.ndarray) -> np.ndarray: ...
+    def ahead(self, index: np.ndarray) -> None: ...
     def subset(self, index: np.ndarray) -> Self: ...
 
 
@@ -52,6 +53,11 @@ class Images:
         if isinstance(self.pixels, Tensor):
             return self.pixels[index]
         return torch.from_numpy(self.pixels[index.numpy()])
+
+    def ahead(self, index: Tensor) -> None:
+        """Say which images will be loaded next, so that those that are made on demand are made meanwhile."""
+        if not isinstance(self.pixels, Tensor | np.ndarray):
+            self.pixels.ahead(index.numpy())
 
     def load_native(self, i: int) -> Tensor:
         return self.native(i) if self.native else self.load([i])[0]

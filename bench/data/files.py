@@ -1,6 +1,5 @@
 """Data sets that lie on disk as files: a split is a list of paths, and what is tuned on is decoded when chosen."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +7,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from bench.core.dataset import Dataset, Geometry, Split, datasets
 from bench.core.errors import BenchError
@@ -16,6 +14,7 @@ from bench.core.images import Labelled, hash_of
 from bench.core.randomness import generator
 from bench.data.decoding import VERSION, decode, native
 from bench.data.on_demand import Decoder
+from bench.data.walk import files_below, is_image
 
 HELD_OUT = 0.2
 
@@ -166,24 +165,16 @@ def class_folders(root: Path, where: str) -> Branch:
     for entry in sorted(e for e in (root / where).iterdir() if not e.name.startswith(".")):
         if entry.is_dir():
             images[entry.name] = []
-        for id in files_below(root, entry) if entry.is_dir() else [entry.relative_to(root).as_posix()]:
-            if os.path.splitext(id)[1].lower() not in IMG_EXTENSIONS:  # noqa: PTH122
+        name = entry.relative_to(root).as_posix()
+        # By whole paths: the order of a data set's images is part of its identity.
+        for id in sorted(f"{name}/{file}" for file in files_below(entry)) if entry.is_dir() else [name]:
+            if not is_image(id):
                 others.append(f"{id}: not an image")
             elif entry.is_dir():
                 images[entry.name].append(id)
             else:
                 others.append(f"{id}: not in the folder of a class")
     return Branch(images, tuple(others))
-
-
-def files_below(root: Path, folder: Path) -> list[str]:
-    """All files below a folder, as paths relative to `root`."""
-    found = []
-    for where, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        prefix = Path(where).relative_to(root).as_posix()
-        found += [f"{prefix}/{name}" for name in names if not name.startswith(".")]
-    return sorted(found)
 
 
 def hold_out(branch: Branch, share: float, *purpose: str, most: int | None = None) -> tuple[Branch, Branch]:

@@ -2,8 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
@@ -20,21 +19,29 @@ class Decoder:
         self.files = files
         self.geometry = geometry
         self.shape: tuple[int, ...] = (len(files), 3, geometry.size, geometry.size)
+        # Decoding and resizing release Python's lock, so threads do what processes would. They start when needed.
+        self._threads = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+        self._ahead: dict[int, Future[np.ndarray]] = {}
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: np.ndarray) -> np.ndarray:
-        files = [self.files[i] for i in index.tolist()]
-        if not files:
-            return np.empty((0, *self.shape[1:]), np.uint8)
-        # Decoding and resizing release Python's lock, so threads do what processes would.
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1, len(files))) as pool:
-            images = [image for _, image in pool.map(partial(decode_one, geometry=self.geometry), files)]
-        for file, image in zip(files, images, strict=True):
-            if isinstance(image, str):
-                raise BenchError(f"{file} could be decoded before and cannot now: {image}. Mend it and run again.")
-        return np.stack(images)
+        images = [self._ahead.pop(i) if i in self._ahead else self._start(i) for i in index.tolist()]
+        return np.stack([image.result() for image in images]) if images else np.empty((0, *self.shape[1:]), np.uint8)
+
+    def ahead(self, index: np.ndarray) -> None:
+        """Start to decode what will be asked for next; until then it is kept."""
+        self._ahead |= {i: self._start(i) for i in index.tolist() if i not in self._ahead}
 
     def subset(self, index: np.ndarray) -> "Decoder":
         return Decoder([self.files[i] for i in index.tolist()], self.geometry)
+
+    def _start(self, i: int) -> Future[np.ndarray]:
+        return self._threads.submit(self._decode, self.files[i])
+
+    def _decode(self, file: File) -> np.ndarray:
+        _, image = decode_one(file, self.geometry)
+        if isinstance(image, str):
+            raise BenchError(f"{file} could be decoded before and cannot now: {image}. Mend it and run again.")
+        return image

@@ -1,7 +1,6 @@
 """Where image-text pairs come from: a table, a folder of images with captions beside them, or webdataset's shards."""
 
 import csv
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from bench.core.errors import BenchError
 from bench.data.member import File
+from bench.data.walk import files_below, is_image
 
 # The first is CleanCLIP's and BadCLIP's, `file` and `filepath` are common for CC3M.
 IMAGE_COLUMNS = ("image", "filepath", "path", "image_path", "file", "filename")
@@ -55,10 +55,9 @@ def rows_of_table(table: Path) -> Iterator[Row]:
 
 def rows_of_folder(folder: Path) -> Iterator[Row]:
     """The images below a folder; the caption of `a/b.jpg` is the text of `a/b.txt`. Hidden files are ignored."""
-    for number, image in enumerate(_images(folder)):
-        id = image.relative_to(folder).as_posix()
+    for number, id in enumerate(filter(is_image, files_below(folder))):
         try:
-            caption = " ".join(image.with_suffix(CAPTION_SUFFIX).read_text(encoding="utf-8").split())
+            caption = " ".join((folder / id).with_suffix(CAPTION_SUFFIX).read_text(encoding="utf-8").split())
             problem = "" if caption else "empty caption"
         except FileNotFoundError:
             caption, problem = "", f"no {CAPTION_SUFFIX} file of its name"
@@ -69,15 +68,8 @@ def rows_of_folder(folder: Path) -> Iterator[Row]:
 
 def captions_of_folder(folder: Path) -> Iterator[tuple[Path, Path]]:
     """The images below a folder, each with where its caption would be; none is read."""
-    return ((image, image.with_suffix(CAPTION_SUFFIX)) for image in _images(folder))
-
-
-def _images(folder: Path) -> Iterator[Path]:
-    for where, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMG_EXTENSIONS:  # noqa: PTH122
-                yield Path(where, name)
+    images = (folder / id for id in files_below(folder) if is_image(id))
+    return ((image, image.with_suffix(CAPTION_SUFFIX)) for image in images)
 
 
 def _rows(lines, table: Path) -> Iterator[Row]:

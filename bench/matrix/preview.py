@@ -45,7 +45,8 @@ def _fingerprints(shop: Workshop, missing: dict[str, None]) -> Fingerprints:
         except BenchError as error:
             missing[str(error)] = None
         else:
-            shop.target_in(data)
+            if data in shop.targeted:
+                shop.target_in(data)
     found = {}
     for name, read in shop.prints().items():
         try:

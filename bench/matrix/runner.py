@@ -49,7 +49,7 @@ def prepare(variants: Variants, out: Path) -> tuple[dict[str, Workshop], Plan, l
     shops = workshops(variants, Store(out), open_device(variants[BASE].device))
     for shop in shops.values():
         check_perturbations(shop.run)
-        for data in (shop.dataset, shop.tuned, shop.tested):
+        for data in shop.targeted:
             shop.target_in(data)
         if no_pairs := lacks_pairs(shop):
             raise BenchError(no_pairs)
@@ -125,8 +125,8 @@ def _work(node: Node) -> str:
 
 def _counts(card: dict) -> str:
     poisoned = f", {card['poisoned']} of {card['pairs']} pairs poisoned" if "poisoned" in card else ""
-    skipped = f", {len(card['skipped'])} file(s) skipped" if card.get("skipped") else ""
-    return poisoned + skipped
+    skipped = f", {card['skipped']['count']} file(s) skipped" if card.get("skipped", {}).get("count") else ""
+    return poisoned + skipped + "".join(f"; warning: {why}" for why in card.get("unchecked", []))
 
 
 def _show_skipped(shops: dict[str, Workshop], console: Console) -> None:

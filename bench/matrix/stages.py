@@ -1,18 +1,14 @@
 """The stages as functions: backdoor a model, defend it, evaluate it. Each makes one artefact from others."""
 
-import hashlib
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import bench
 from bench.core.attack import Trigger
 from bench.core.clip import Clip
 from bench.core.contrastive import FineTuning, contrastive_loss, fine_tune
@@ -23,6 +19,8 @@ from bench.core.images import Captioned
 from bench.core.poisoning import draw_manifest, poison
 from bench.core.randomness import derive, generator
 from bench.core.victim import Victim
+from bench.matrix.apart import check_apart
+from bench.matrix.card import card_of, counted, tensor_hash
 from bench.matrix.cost import Cost
 from bench.matrix.evaluation import observe
 from bench.matrix.plan import PERTURBATION, Node
@@ -68,7 +66,7 @@ def make_trigger(node: Node, shop: Workshop) -> None:
     perturbing = node.inputs["purpose"] == PERTURBATION
     given = shop.preparation(method, _fresh_seed(node.attack, node.seed) if perturbing else node.seed)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in method.prepare(given).items()}
-    card = _card(node, shop, cost) | {"trigger_hash": _tensor_hash(tensors), "log": given.log}
+    card = card_of(node, shop.device, cost) | {"trigger_hash": tensor_hash(tensors), "log": given.log}
     with shop.store.writing(node.kind, node.id, card) as folder:
         save_file(tensors, folder / TRIGGER_FILE)
 
@@ -90,16 +88,17 @@ def make_backdoor(node: Node, shop: Workshop) -> None:
     def loss(clip: Clip, index: Tensor) -> Tensor:
         return contrastive_loss(clip.encode_image(poisoned.load(index)), clip.encode_text(captions[index]), clip.scale)
 
-    losses = fine_tune(clip, len(pairs), recipe, loss, generator(node.seed, "poisoning", "batches"))
+    losses = fine_tune(clip, len(pairs), recipe, loss, generator(node.seed, "poisoning", "batches"), pairs.ahead)
     roles = poisoned.manifest["role"].value_counts()
-    card = _card(node, shop, cost) | {
+    card = card_of(node, shop.device, cost) | {
         "pairs": len(pairs),
         "poisoned": int(roles.get("poison", 0)),
         "decoys": int(roles.get("decoy", 0)),
-        "skipped": list(pairs.skipped),
+        "skipped": counted(pairs.skipped),
+        "apart_from": shop.apart_from,
         "target": given.target,
         "trigger_seed": trigger.seed,
-        "trigger_hash": _tensor_hash(trigger.tensors),
+        "trigger_hash": tensor_hash(trigger.tensors),
         "learning_rate": recipe.learning_rate,
         "log": given.log | {"loss": losses},
     }
@@ -116,10 +115,12 @@ def make_defense(node: Node, shop: Workshop) -> None:
     base = load_backdoor(node.needs[0], shop)
     victim = open_victim(node.victim_needs, shop, base)
     method = defenses[name].parse(shop.run.method(name, node.attack), name)
+    asked: list[int] = []
     pairs: list[int] = []
 
     def open_pairs(n: int) -> Captioned:
         found = shop.clean_pairs(n)
+        asked.append(n)
         pairs.append(len(found))
         return found
 
@@ -127,12 +128,12 @@ def make_defense(node: Node, shop: Workshop) -> None:
         shop.train,
         shop.tuned.templates,
         node.seed,
-        shop.target_in(shop.tuned),
+        shop.tuned_target,
         open_pairs,
         check=lambda images: shop.apart(images, "few-shot images"),
     )
     defended = method.fit(victim, data)
-    card = _card(node, shop, cost)
+    card = card_of(node, shop.device, cost)
     # Read anew: a defense that changed the model it was given must not go unseen.
     delta = defended.delta(load_backdoor(node.needs[0], shop))
     card |= {
@@ -141,7 +142,9 @@ def make_defense(node: Node, shop: Workshop) -> None:
         "tunable": tunable(victim.delta(base), defended.delta(base)),
         "samples": len(data.used) + sum(pairs),
         "shots": data.used if len(data.used) < len(data.train) else "all training images",
-        "skipped": data.skipped,
+        "clean_pairs": asked,
+        "skipped": counted(data.skipped),
+        "apart_from": shop.apart_from,
     }
     with shop.store.writing(node.kind, node.id, card) as folder:
         save_file(delta, folder / DELTA_FILE)
@@ -161,8 +164,12 @@ def make_evaluations(nodes: Sequence[Node], shop: Workshop) -> dict[str, str]:
     """Predict the test images, clean and triggered, and compare images with their perturbed versions.
 
     The nodes differ in the victim alone. Gives the reasons of those whose victim has diverged.
+
+    Raises:
+        BenchError: a victim was trained on images that are evaluated.
     """
     cost, first = Cost(shop.device), nodes[0]
+    unchecked = {node.id: check_apart(node, shop) for node in nodes}
     base = load_backdoor(first.needs[0], shop)
     victims = unified(Victim(shop.clip) if node.clean else open_victim(node.victim_needs, shop, base) for node in nodes)
     fresh = first.needs[len(first.victim_needs) :]
@@ -187,7 +194,7 @@ def make_evaluations(nodes: Sequence[Node], shop: Workshop) -> dict[str, str]:
         "classes": list(shop.test.classes),
         "target": shop.target_in(shop.tested),
         "images": len(shop.test),
-        "skipped": list(shop.test.skipped),
+        "skipped": counted(shop.test.skipped),
     }
     failed = {}
     for node, observed in zip(nodes, seen, strict=True):
@@ -195,7 +202,7 @@ def make_evaluations(nodes: Sequence[Node], shop: Workshop) -> dict[str, str]:
             failed[node.id] = str(observed)
             continue
         predictions, similarities = observed
-        card = _card(node, shop, cost) | same
+        card = card_of(node, shop.device, cost) | same | {"unchecked": unchecked[node.id]}
         with shop.store.writing(node.kind, node.id, card) as folder:
             predictions.to_parquet(folder / PREDICTIONS_FILE, index=False)
             similarities.to_parquet(folder / SIMILARITIES_FILE, index=False)
@@ -232,33 +239,6 @@ def _fresh_seed(attack: str, seed: int) -> int:
 
 def _prepared(id: str, shop: Workshop) -> dict[str, Tensor]:
     return load_file(shop.store.path("trigger", id) / TRIGGER_FILE)
-
-
-def _card(node: Node, shop: Workshop, cost: Cost) -> dict[str, Any]:
-    return {
-        "id": node.id,
-        "label": node.label,
-        "determined_by": node.inputs,
-        **cost.so_far(),
-        "device": shop.device,
-        "hardware": _hardware(shop.device),
-        "processes": processes(),
-        "bench": bench.__version__,
-        "torch": torch.__version__,
-    }
-
-
-def _hardware(device: str) -> str:
-    """The name of the GPU, or of the processor as far as the system tells it."""
-    gpu = device.startswith("cuda")
-    return torch.cuda.get_device_name(device) if gpu else platform.processor() or platform.machine()
-
-
-def _tensor_hash(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(name.encode() + tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def read_observations(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:

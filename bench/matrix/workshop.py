@@ -61,9 +61,14 @@ class Workshop:
         return self.apart(self._images(self.tuned, "train"), "training images")
 
     @cached_property
+    def evaluated(self) -> Labelled:
+        """All images of the split that is evaluated on, which nothing may be trained on."""
+        return self._images(self.tested, self.run.evaluate.split)
+
+    @cached_property
     def test(self) -> Labelled:
-        images = self._images(self.tested, self.run.evaluate.split)
-        limit = self.run.evaluate.limit
+        """The images that are evaluated: of a `limit`, random ones."""
+        images, limit = self.evaluated, self.run.evaluate.limit
         if limit is None or limit >= len(images):
             return images
         # Not the first ones: a folder's images are sorted by class.
@@ -100,6 +105,22 @@ class Workshop:
     def target(self) -> int:
         return self.target_in(self.dataset)
 
+    @cached_property
+    def tuned_target(self) -> int | None:
+        """The target class in the data set that defenses are tuned on; None if it has no such class."""
+        names, target = [name.lower() for name in self.tuned.classes()], self.run.target.lower()
+        return names.index(target) if target in names else None
+
+    @property
+    def targeted(self) -> tuple[Dataset, ...]:
+        """The data sets that must have the target class; that for tuning only where a defense leaves it out."""
+        return (self.dataset, self.tested, *((self.tuned,) if self._leaves_target_out() else ()))
+
+    def _leaves_target_out(self) -> bool:
+        names = {part for chain in self.run.defenses for part in chain.split("+")}
+        methods = (self.run.method(name, attack) for name in names for attack in self.run.attacks)
+        return any(method.get("without_target") for method in methods)
+
     def attack(self, name: str) -> Attack:
         return attacks[name].parse(self.run.method(name), name)
 
@@ -128,14 +149,18 @@ class Workshop:
         Raises:
             BenchError: some are, and the data set's `allow_overlap` does not allow it.
         """
-        if not self.tested.allow_overlap:
-            whole = self._images(self.tested, self.run.evaluate.split)
+        if self.apart_from is not None:
             by_id = isinstance(images, Labelled) and self.tuned == self.tested
             self._share(
-                ("apart", what, images.fingerprint, whole.fingerprint, by_id),
-                lambda: refuse_overlap(whole, images, what, self.run.tested_on, by_id),
+                ("apart", what, images.fingerprint, self.apart_from, by_id),
+                lambda: refuse_overlap(self.evaluated, images, what, self.run.tested_on, by_id),
             )
         return images
+
+    @property
+    def apart_from(self) -> str | None:
+        """The fingerprint of the images that must not be trained on; None where they may."""
+        return None if self.tested.allow_overlap else self.evaluated.fingerprint
 
     def target_in(self, data: Dataset) -> int:
         """The index of the target class in a data set that need not be the run's own."""

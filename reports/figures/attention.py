@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.core.encoder import has_transformer_tower
 from bench.core.errors import BenchError
@@ -39,22 +39,26 @@ def class_attention(victim: Victim, images: Tensor) -> Tensor:
     The rest, up to a sum of 1, goes to the class token itself and to the prompts.
 
     Raises:
-        BenchError: the image tower has no class token that attends.
+        BenchError: the image tower has no class token that attends, or an attention that does not tell its weights.
     """
     tower = victim.clip.visual
     if not has_transformer_tower(victim.clip):
         raise BenchError("needs a vision transformer of open_clip: this model's image tower has no class token")
     block = tower.transformer.resblocks[-1]
+    if not isinstance(block.attn, nn.MultiheadAttention):
+        raise BenchError(f"needs torch's attention: {type(block.attn).__name__} does not tell its weights")
     seen: list[Tensor] = []
-    hook = block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    hook = block.ln_1.register_forward_hook(lambda _, __, normed: seen.append(normed))
     try:
         victim.encode(images)
     finally:
         hook.remove()
-    tokens = block.ln_1(seen[0])
+    # Prompts (b, width) are normed apart from the tokens of the images, for all of them at once.
+    own, *prompts = seen
+    tokens = torch.cat([own, *(prompt.expand(len(own), -1, -1) for prompt in prompts)], 1)
     _, weights = block.attn(tokens, tokens, tokens, need_weights=True)
     rows, columns = tower.grid_size
-    return weights[:, 0, -rows * columns :].reshape(-1, rows, columns).float().cpu()
+    return weights[:, 0, 1 : 1 + rows * columns].reshape(-1, rows, columns).float().cpu()
 
 
 def _grid(views: dict[str, Tensor], maps: dict[tuple[str, str], np.ndarray]) -> Figure:

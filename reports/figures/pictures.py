@@ -25,14 +25,14 @@ def draw_perturbations(source: Source) -> tuple[Figure, pd.DataFrame]:
         if name not in attacks and name != "trigger":
             changed = perturbation(name)(clean.float() / 255, [0], derive(0, "perturbation", name))
             versions[name] = (changed * 255).round().to(torch.uint8)
-    versions |= {f"{attack}'s trigger": source.stamped(attack, index) for attack in source.attacks}
+    versions |= {f"{attack} trigger": source.stamped(attack, index) for attack in source.attacks}
     rows = -(-len(versions) // ROW)
     figure, axes = panels(PAGE, rows * (PAGE / ROW + 0.2), rows, ROW)
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, (name, image) in zip(axes.flat, versions.items(), strict=False):
         picture(axis, image[0].permute(1, 2, 0).numpy())
-        axis.set_title(name)
+        axis.set_title(name.replace(" ", "\n"))
     numbers = [{"perturbation": n, "psnr_db": psnr(clean, image)} for n, image in versions.items() if n != "clean"]
     return figure, pd.DataFrame(numbers)
 
@@ -42,13 +42,13 @@ def draw_triggers(source: Source) -> tuple[Figure, pd.DataFrame]:
     index = torch.arange(min(TRIGGERED, len(source.shop.test)))
     clean = source.shop.test.load(index)
     names = source.attacks
-    figure, axes = panels(PAGE * 0.8, 0.25 + len(names) * PAGE * 0.8 / 6.6, len(names), 3 * len(index))
+    figure, axes = panels(PAGE, 0.25 + len(names) * (PAGE - 1.1) / 6.2, len(names), 3 * len(index))
     numbers = []
     for row, attack in zip(axes, names, strict=True):
         stamped = source.stamped(attack, index)
         numbers.append({"attack": attack, "psnr_db": psnr(clean, stamped)})
         _triples(row, clean, stamped)
-        row[0].set_ylabel(f"{attack}\n{numbers[-1]['psnr_db']:.1f} dB")
+        row[0].set_ylabel(f"{attack}\n{numbers[-1]['psnr_db']:.1f} dB", rotation=0, ha="right", va="center")
     for axis, title in zip(axes[0], ("clean", "triggered", f"difference x {AMPLIFY}") * len(index), strict=True):
         axis.set_title(title, fontsize=7)
     return figure, pd.DataFrame(numbers)

@@ -65,7 +65,9 @@ def _dots(axis: Axes, success: pd.DataFrame) -> None:
 def _lines(axis: Axes, curves: pd.DataFrame, label: str) -> None:
     """Curves averaged over a 25th of their steps; five markers on each."""
     attacks = list(curves["attack"].unique())
-    for (attack, defense), rows in curves.groupby(["attack", "defense"], sort=False):
+    # VPT's curves first: a column of the legend each.
+    ordered = curves.sort_values("defense", ascending=False, kind="stable")
+    for (attack, defense), rows in ordered.groupby(["attack", "defense"], sort=False):
         smooth = rows["value"].rolling(max(1, len(rows) // 25), center=True, min_periods=1).mean()
         style = look(attacks.index(attack)) | {"ls": "--" if defense == OFF else "-", "label": f"{attack}, {defense}"}
         (line,) = axis.plot(rows["step"], smooth, markevery=max(1, len(rows) // 5))
@@ -74,6 +76,7 @@ def _lines(axis: Axes, curves: pd.DataFrame, label: str) -> None:
     axis.set_xlabel("step")
     axis.locator_params(axis="x", integer=True, nbins=5)
     if attacks:
-        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22))
+        columns = curves["defense"].nunique()
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=columns, columnspacing=1, handlelength=1.6)
     else:
         axis.text(0.5, 0.5, "not logged", transform=axis.transAxes, ha="center")

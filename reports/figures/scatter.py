@@ -17,6 +17,8 @@ from reports.figures.source import Source
 from reports.figures.style import COLOURS, COLUMN, GRAY, MARKERS, PAGE, panels, widen
 
 VERSIONS = {"PR_ratio": "PR (v1)", "PR_cos": "PR (v3)"}
+# Of the legend.
+LINES = 4
 # Noise, a trigger's pattern that the model was not trained on, and its own trigger.
 KINDS = (("gaussian-0.03", "gaussian-0.01", "gaussian-0.1"), ("badnet", "blended"), ("trigger",))
 
@@ -75,12 +77,14 @@ def _scatter(axis: Axes, rows: pd.DataFrame, source: Source) -> None:
 
 
 def _legend(figure: Figure, source: Source) -> None:
-    """Colours are attacks, markers are models."""
+    """Colours are attacks, markers are models; each has columns of its own."""
     models = [name for name in source.models if name != CLEAN_MODEL]
-    lines = [Line2D([], [], lw=4, color=_colour(source, name)) for name in source.attacks]
-    marks = [Line2D([], [], ls="", marker=_marker(source, name), color=GRAY, mfc="none") for name in models]
-    labels = [*source.attacks, *models]
-    figure.legend([*lines, *marks], labels, loc="outside lower center", ncols=4 if len(source.attacks) < 5 else 5)
+    keys = [(name, Line2D([], [], lw=4, color=_colour(source, name))) for name in source.attacks]
+    keys += [("", Line2D([], [], ls=""))] * (-len(keys) % LINES)
+    keys += [(name, Line2D([], [], ls="", marker=_marker(source, name), color=GRAY, mfc="none")) for name in models]
+    keys += [("", Line2D([], [], ls=""))] * (-len(keys) % LINES)
+    labels, handles = zip(*keys, strict=True)
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(keys) // LINES)
 
 
 def _colour(source: Source, attack: Hashable) -> str:

@@ -1,0 +1,146 @@
+"""What was trained on must not be evaluated on, whoever made it when; and what its card says of dead pairs."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from layouts import pets, photos
+from rich.console import Console
+
+from bench.core.errors import BenchError
+from bench.core.registry import load_plugins
+from bench.matrix.card import NAMES, REASONS, counted
+from bench.matrix.runner import Report, run_matrix
+from bench.matrix.settings import BASE, resolve
+from bench.matrix.store import Store
+from bench.matrix.workshop import Workshop
+
+SMALL = {
+    "poison": {"pairs": 8, "count": 2, "batch_size": 4},
+    "cleanclip": {"pairs": 8, "batch_size": 4},
+    "evaluate": {"perturbations": []},
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data and a finished run in it, whose models the tests evaluate on pets."""
+    load_plugins()
+    root = tmp_path_factory.mktemp("trained")
+    for name in ("samoyed", "cat"):
+        photos(root / f"own/train/{name}", 5)
+        photos(root / f"own/test/{name}", 2)
+    photos(root / "pairs", 24, "p")
+    rows = [f"p{i}.JPEG,a photo of a {('samoyed', 'cat')[i % 2]}" for i in range(24)]
+    (root / "pairs/pairs.csv").write_text("\n".join(["image,caption", *rows, *["p0.JPEG,"] * 12]) + "\n")
+    assert run(root) == Report(8, 0, {})
+    return root
+
+
+@pytest.fixture
+def there(trained: Path, tmp_path: Path) -> Path:
+    """A copy of it, where file times and sizes, and so ids, stay."""
+    return Path(shutil.copytree(trained, tmp_path / "there"))
+
+
+def run(root: Path, pets_root: Path | None = None, console: Console | None = None, **settings: object) -> Report:
+    """The run, or the same evaluated on pets; table of pairs and data of the first run count wherever they are."""
+    flags = {"dataset": "folder", "target": "samoyed", "pairs": root / "pairs/pairs.csv", "workers": 1, **SMALL}
+    flags |= {"device": "cpu", "attacks": ("badnet",), "defenses": ("none", "cleanclip", "vpt")}
+    flags |= {"folder": {"root": root / "own"}} | settings
+    if pets_root:
+        flags |= {"evaluate": {"dataset": "oxfordpets", "perturbations": []}}
+        flags["oxfordpets"] = {"root": pets_root, **flags.get("oxfordpets", {})}  # type: ignore[dict-item]
+    return run_matrix({BASE: resolve("smoke", None, flags)}, root / "out", (), console or Console(quiet=True))
+
+
+def cards(root: Path, kind: str) -> dict[str, dict]:
+    """Cards by the last part of their label: badnet, or the defense's name."""
+    found = [json.loads(file.read_text()) for file in (root / f"out/artefacts/{kind}").glob("*/card.json")]
+    return {card["label"].partition(",")[0].split()[-1]: card for card in found}
+
+
+def pairs_used(root: Path) -> list[str]:
+    id = cards(root, "backdoor")["badnet"]["id"]
+    return list(pd.read_csv(root / f"out/artefacts/backdoor/{id}/manifest.csv")["id"])
+
+
+def test_stored_models_are_evaluated_on_other_images_and_nothing_is_remade(there: Path, tmp_path: Path) -> None:
+    console = Console(record=True, width=1000, file=(tmp_path / "said").open("w"))
+    # The clean model, none, cleanclip, vpt.
+    assert run(there, pets(tmp_path / "pets"), console) == Report(4, 4, {})
+    assert "whether it was trained" not in console.export_text()
+
+
+def test_an_evaluated_image_among_the_pairs_of_a_stored_backdoor_is_refused(there: Path, tmp_path: Path) -> None:
+    root = pets(tmp_path / "pets")
+    shutil.copy(there / "pairs" / pairs_used(there)[0], root / "images/samoyed_1.jpg")
+    failures = run(there, root).failures
+    assert len(failures) == 4
+    assert all("of the pairs are evaluated on: images/samoyed_1.jpg is the same" in why for why in failures.values())
+    assert run(there, root, oxfordpets={"allow_overlap": True}).failures == {}
+
+
+def test_an_evaluated_image_among_the_shots_of_a_stored_defense_stops_that_cell_alone(
+    there: Path, tmp_path: Path
+) -> None:
+    root = pets(tmp_path / "pets")
+    shutil.copy(there / "own" / cards(there, "defense")["vpt"]["shots"][-1], root / "images/samoyed_1.jpg")
+    failures = run(there, root).failures
+    assert list(failures) == ["evaluation badnet / vpt, seed 0"]
+    assert "1 of the few-shot images are evaluated on" in failures["evaluation badnet / vpt, seed 0"]
+
+
+def test_an_evaluated_image_among_the_clean_pairs_of_a_stored_defense_stops_that_cell_alone(
+    there: Path, tmp_path: Path
+) -> None:
+    root = pets(tmp_path / "pets")
+    flags = {"dataset": "folder", "pairs": there / "pairs/pairs.csv", "folder": {"root": there / "own"}}
+    shop = Workshop(resolve("smoke", None, {**flags, **SMALL, "target": "samoyed"}), Store(there / "out"), "cpu")
+    shutil.copy(there / "pairs" / shop.clean_pairs(8).ids[0], root / "images/samoyed_1.jpg")
+    assert list(run(there, root).failures) == ["evaluation badnet / cleanclip, seed 0"]
+
+
+def test_what_cannot_be_compared_is_said(there: Path, tmp_path: Path) -> None:
+    card = there / f"out/artefacts/defense/{cards(there, 'defense')['cleanclip']['id']}/card.json"
+    told = json.loads(card.read_text())
+    card.write_text(json.dumps({key: told[key] for key in told if key not in ("apart_from", "clean_pairs")}))
+    console = Console(record=True, width=1000, file=(tmp_path / "said").open("w"))
+    assert run(there, pets(tmp_path / "pets"), console).failures == {}
+    [line] = [line for line in console.export_text().splitlines() if "whether it was trained" in line]
+    assert "evaluation badnet / cleanclip" in line and "does not tell on which pairs" in line
+    evaluations = (there / "out/artefacts/evaluation").glob("*/card.json")
+    assert sum(len(json.loads(file.read_text())["unchecked"]) for file in evaluations) == 1
+
+
+def test_only_a_defense_without_the_target_needs_it_where_it_is_tuned(there: Path, tmp_path: Path) -> None:
+    others = pets(tmp_path / "others", breeds=("Abyssinian", "american_bulldog"))
+    tuned = {"tuned_on": "oxfordpets", "oxfordpets": {"root": others}}
+    assert run(there, **tuned, defenses=("vpt",)).failures == {}
+    assert len(cards(there, "defense")["vpt"]["shots"]) == 4
+    with pytest.raises(BenchError, match="unknown target class 'samoyed'"):
+        run(there, **tuned, defenses=("vpt",), vpt={"without_target": True})
+    with pytest.raises(BenchError, match="unknown target class 'samoyed'"):
+        run(there, evaluate={"dataset": "oxfordpets"}, oxfordpets={"root": others})
+
+
+# --- dead pairs
+
+
+def test_dead_pairs_are_counted_by_reason_with_the_first_names(trained: Path) -> None:
+    skipped = cards(trained, "backdoor")["badnet"]["skipped"]
+    assert skipped["count"] == 12
+    [(reason, told)] = skipped["reasons"].items()
+    assert (reason, told["count"]) == ("empty caption", 12)
+    # A header and 24 pairs stand before them.
+    assert told["first"] == [f"line {26 + i}, p0.JPEG" for i in range(NAMES)]
+
+
+def test_a_card_stays_small_whatever_is_dead() -> None:
+    many = [f"line {i}: broken at byte {i}" for i in range(5000)] + ["line 1, a: b: empty caption"]
+    found = counted(many)
+    assert found["count"] == 5001 == sum(told["count"] for told in found["reasons"].values())
+    assert len(found["reasons"]) == REASONS + 1 and found["reasons"]["other reasons"]["count"] == 5001 - REASONS
+    assert len(json.dumps(found)) < 5000
