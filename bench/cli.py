@@ -11,12 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import cli_data, cli_gate
-from bench.core.attack import Trigger, attacks, stamp
+from bench.core.attack import attacks, stamp
 from bench.core.dataset import datasets
 from bench.core.defense import defenses
 from bench.core.errors import BenchError, unknown
 from bench.core.metric import metrics
-from bench.core.randomness import derive
 from bench.core.registry import load_plugins, origin
 from bench.core.settings import Settings
 
@@ -239,24 +238,26 @@ def triggers(
     out: Out = Path("results"),
     images: Annotated[int, typer.Option(min=1, help="Test images to show.")] = 3,
 ) -> None:
-    """Draw triggers on test images: clean, triggered, difference x 10. Nothing is trained but the triggers."""
-    from bench.matrix.stages import test_trigger
+    """Draw triggers on test images: clean, triggered, difference x 10. Triggers that a run left in OUT are taken."""
+    from bench.matrix.plan import make_plan
+    from bench.matrix.settings import BASE
+    from bench.matrix.stages import test_trigger, training_triggers
     from bench.matrix.store import Store
-    from bench.matrix.workshop import Workshop
+    from bench.matrix.workshop import workshops
     from reports.triggers import draw_triggers
 
     settings = _settings(
         preset, config, set, plugin, model, pretrained, checkpoint, dataset, data_root,
         attacks=_names(attacks), target=target, pairs=pairs,
     )  # fmt: skip
-    shop = Workshop(settings, Store(out), "cpu")
+    shop = workshops({BASE: settings}, Store(out), "cpu")[BASE]
     index = torch.arange(min(images, len(shop.test)))
-    clean, seed = shop.test.load(index), settings.seeds[0]
-    stamped = {}
-    for attack in settings.attacks:
-        method = shop.attack(attack)
-        trigger = Trigger(derive(seed, "training"), method.prepare(shop.preparation(method, seed)))
-        stamped[attack] = stamp(method, test_trigger(trigger), clean, index)
+    clean = shop.test.load(index)
+    plan = make_plan({BASE: settings}, {BASE: shop.fingerprints()})
+    stamped = {
+        attack: stamp(shop.attack(attack), test_trigger(trigger), clean, index)
+        for attack, trigger in training_triggers(plan, settings.seeds[0], shop)
+    }
     draw_triggers(clean, stamped, out / "triggers" / "gallery.png")
     screen.print(f"wrote {out / 'triggers' / 'gallery.png'}")
 

@@ -1,6 +1,6 @@
 """The stages as functions: backdoor a model, defend it, evaluate it. Each makes one artefact from others."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from bench.matrix.apart import check_apart
 from bench.matrix.card import card_of, counted, tensor_hash
 from bench.matrix.cost import Cost
 from bench.matrix.evaluation import observe
-from bench.matrix.plan import PERTURBATION, Node
+from bench.matrix.plan import PERTURBATION, Node, Plan
 from bench.matrix.sharing import unified
 from bench.matrix.store import DELTA_FILE
 from bench.matrix.together import make_together
@@ -217,6 +217,15 @@ def load_trigger(id: str, shop: Workshop) -> Trigger:
     """The trigger as it was in training."""
     folder = shop.store.path("backdoor", id)
     return Trigger(shop.store.card("backdoor", id)["trigger_seed"], load_file(folder / TRIGGER_FILE))
+
+
+def training_triggers(plan: Plan, seed: int, shop: Workshop) -> Iterator[tuple[str, Trigger]]:
+    """The triggers to poison with, by attack, of one seed: from the store, or made."""
+    for node in plan.nodes.values():
+        if node.kind == "trigger" and node.seed == seed and node.inputs["purpose"] != PERTURBATION:
+            if not shop.store.has(node.kind, node.id):
+                make_trigger(node, shop)
+            yield node.attack, Trigger(derive(seed, "training"), _prepared(node.id, shop))
 
 
 def test_trigger(trained: Trigger) -> Trigger:
