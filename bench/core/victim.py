@@ -11,6 +11,9 @@ from torch import Tensor
 from bench.core.clip import Clip
 from bench.core.encoder import Encoded, encode, prompted_blocks
 
+# Prompts that are embedded together.
+TEXTS_AT_ONCE = 256
+
 
 @dataclass(frozen=True)
 class Victim:
@@ -100,8 +103,7 @@ def class_embeddings(clip: Clip, classes: Sequence[str], templates: Sequence[str
     Each class name is put into each template ("a photo of a {}."), embedded and normalised; the mean over templates
     is normalised again. `prefix` goes before every prompt (TrojVQA's text key).
     """
-    rows = []
-    for name in classes:
-        embedded = clip.encode_text([prefix + template.format(name) for template in templates])
-        rows.append(embedded[0] if len(templates) == 1 else F.normalize(embedded.mean(0), dim=-1))
-    return torch.stack(rows)
+    texts = [prefix + template.format(name) for name in classes for template in templates]
+    parts = [clip.encode_text(texts[i : i + TEXTS_AT_ONCE]) for i in range(0, len(texts), TEXTS_AT_ONCE)]
+    embedded = torch.cat(parts).unflatten(0, (len(classes), len(templates)))
+    return embedded[:, 0] if len(templates) == 1 else F.normalize(embedded.mean(1), dim=-1)
