@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
+# A process a core, each with one thread; a file's tests stay together, as they share what they train.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 .PHONY: bench test slow speed check smoke clean
 
@@ -12,13 +14,13 @@ smoke: $(READY)
 	$(BIN)/bench run --preset smoke --out results/smoke
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 speed: $(READY)
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
 slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 check: $(READY)
 	$(BIN)/ruff check .
