@@ -106,6 +106,8 @@ class PromptTuning(Defense):
     def fit(self, victim: Victim, data: CleanData) -> Victim:
         if victim.prompts is not None or victim.head is not None:
             raise BenchError("prompt tuning needs a CLIP without prompts or a head; it can follow cleanclip only")
+        if self.without_target and data.target is None:
+            raise BenchError("without_target = true, and no class of the training images is called as the target")
         total = layers(victim.clip)
         prompted, repelled = self.arrangement(total)
         tower = Tower(victim.clip, prompted, repelled if self.repels else [], self.all_tokens, self.precision)

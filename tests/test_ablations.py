@@ -1,6 +1,7 @@
 """RVPT's ablations against a second implementation: where prompts go, what is repelled, how, and with which texts."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -184,6 +185,11 @@ def test_without_the_target_s_images(method: type[PromptTuning], tiny_clip: Clip
     other = make_images()
     other.pixels[other.labels == 1] = 0
     assert torch.equal(prompts_of(method(**WHOLE, without_target=True), tiny_clip, make_data(other)), victim.prompts)
+
+
+def test_a_target_class_that_is_not_there_cannot_be_left_out(tiny_clip: Clip) -> None:
+    with pytest.raises(BenchError, match="no class of the training images is called as the target"):
+        fit(RVPT(**WHOLE, without_target=True), tiny_clip, replace(make_data(), target=None))
 
 
 @pytest.mark.parametrize("setting", ["split", "overlap", "intertwine", "mix"])

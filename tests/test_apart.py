@@ -74,6 +74,11 @@ def test_stored_models_are_evaluated_on_other_images_and_nothing_is_remade(there
     assert "whether it was trained" not in console.export_text()
 
 
+def test_a_probe_is_not_evaluated_on_other_classes(there: Path, tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match="linear_probe learns the classes of folder, and oxfordpets has others"):
+        run(there, pets(tmp_path / "pets"), defenses=("none", "cleanclip+linear_probe"))
+
+
 def test_an_evaluated_image_among_the_pairs_of_a_stored_backdoor_is_refused(there: Path, tmp_path: Path) -> None:
     root = pets(tmp_path / "pets")
     shutil.copy(there / "pairs" / pairs_used(there)[0], root / "images/samoyed_1.jpg")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bench import BenchError, Clip, Victim, generator
 from bench.core.contrastive import FineTuning, contrastive_loss, fine_tune
+from bench.matrix.cost import Cost
 from defenses.rvpt import RVPT
 from defenses.tower import Tower, within_memory
 from defenses.vpt import VPT
@@ -164,3 +165,11 @@ def test_a_contrastive_batch_that_does_not_fit_is_an_error(tiny_clip: Clip) -> N
     message = r"out of memory with batch_size = 4\. Set gradient_checkpointing=true, .* or a smaller batch_size"
     with pytest.raises(BenchError, match=message):
         fine_tune(tiny_clip, 8, FineTuning(batch_size=4), loss, generator(0))
+
+
+def test_a_worker_may_measure_a_gpu_before_it_has_used_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(torch.cuda, "init", lambda: calls.append("init"))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: calls.append(str(device)))
+    Cost("cuda:1")
+    assert calls == ["init", "cuda:1"]

@@ -17,7 +17,7 @@ from attacks.blended import Blended
 from attacks.wanet import WaNet
 from bench import Attack, BenchError, Captioned, Clip, Preparation, Trigger, generator, mentions, stamp
 from bench.core.poisoning import PoisonedPairs, draw_manifest, poison
-from bench.core.randomness import derive
+from bench.core.randomness import derive, seeded
 
 TEMPLATES = ("a photo of a {}.", "a drawing of a {}.", "the {} in a video game.")
 FILLED = {template.format("banana") for template in TEMPLATES}
@@ -239,6 +239,15 @@ def test_the_seed_determines_the_set(attack: Attack) -> None:
 def test_derived_seeds_are_pinned(purpose: tuple, expected: int) -> None:
     """A change here changes every number of the suite: raise the versions of methods instead."""
     assert derive(*purpose) == expected
+
+
+def test_seeding_torchs_own_generator_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, before = torch.rand(4, generator=torch.Generator().manual_seed(5)), torch.get_rng_state()
+    # The generators of GPUs would stay as they are seeded, in the middle of a training.
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("seeds all GPUs"))
+    with seeded(5):
+        assert torch.equal(torch.rand(4), expected)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_seeds_of_neighbours_have_nothing_in_common() -> None:

@@ -98,6 +98,11 @@ def test_flags_narrow_a_suite_and_variants_win_over_set() -> None:
     assert left_out == {"tuned_on_cc3m": "none of its defenses is asked for"}
 
 
+def test_a_probe_of_the_whole_training_set_asks_for_no_shots() -> None:
+    variants, left_out = declared("margin", "mini", "linear_probe.shots=null", defenses=("linear_probe", "rvpt"))
+    assert len(variants) == 6 and not left_out
+
+
 def test_a_variant_that_is_the_base_shares_its_nodes_and_has_cells_of_its_own() -> None:
     plan = plan_of(declared("alpha", "paper-imagenet", attacks=("badnet",))[0])
     nodes = {(cell.variant, cell.defense): cell.node for cell in plan.cells}

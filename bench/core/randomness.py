@@ -28,7 +28,12 @@ def generator(seed: int, *purpose: str | int) -> torch.Generator:
 
 @contextmanager
 def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
-    """Torch's global generators, of the CPU and of a GPU, seeded for what takes no other; then as they were."""
-    with torch.random.fork_rng([device] if device is not None and device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    """Torch's global generators, of the CPU and of one GPU if it is named, seeded for what takes no other; then as
+    they were. Those of other devices are left alone: `torch.manual_seed` would seed them for good."""
+    gpus = [device] if device is not None and device.type == "cuda" else []
+    with torch.random.fork_rng(gpus):
+        torch.default_generator.manual_seed(seed)
+        for gpu in gpus:
+            with torch.cuda.device(gpu):
+                torch.cuda.manual_seed(seed)
         yield

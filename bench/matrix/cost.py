@@ -14,6 +14,8 @@ class Cost:
         self._gpu = torch.device(device) if device.startswith("cuda") else None
         self._start = time.perf_counter()
         if self._gpu:
+            # In a new process, torch knows no device yet that it could reset.
+            torch.cuda.init()
             torch.cuda.reset_peak_memory_stats(self._gpu)
 
     def so_far(self) -> dict[str, Any]:

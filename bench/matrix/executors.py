@@ -2,43 +2,19 @@
 
 import multiprocessing
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import torch
-
-from bench.core.errors import BenchError
-from bench.core.registry import load_plugins
+from bench.matrix.job import Errors, Job, attempt
 from bench.matrix.plan import Node
+from bench.matrix.ray_executor import RayWorkers
 from bench.matrix.schedule import Outcome, Schedule, Task
 from bench.matrix.settings import BASE, Variants
-from bench.matrix.stages import make
-from bench.matrix.store import Store
-from bench.matrix.workshop import Workshop, workshops
-
-# Why nodes of a task failed, by id.
-Errors = Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a worker must know before its first task."""
-
-    variants: Variants
-    out: Path
-    device: str
-    plugins: tuple[Path, ...]
-
-    def open(self) -> dict[str, Workshop]:
-        """Make this process ready: methods, threads, a workshop per variant."""
-        load_plugins(self.plugins)
-        torch.set_num_threads(self.variants[BASE].threads)
-        return workshops(self.variants, Store(self.out), self.device)
+from bench.matrix.workshop import Workshop
 
 
 class Workers(Protocol):
@@ -78,24 +54,8 @@ def execute(
                 yield from schedule.died(task) if errors is None else schedule.ended(task, errors)
 
 
-def attempt(nodes: Sequence[Node], shops: Mapping[str, Workshop]) -> Errors:
-    """Make the nodes of a task; where that stops altogether, one by one, so that only the guilty fail."""
-    try:
-        return make(nodes, shops[nodes[0].variant])
-    except BenchError as error:
-        reason = str(error)
-    except Exception as error:
-        # One node's failure must not lose the others'; it is shown and counted at the end.
-        reason = f"{type(error).__name__}: {error}"
-    if len(nodes) > 1:
-        return {id: why for node in nodes for id, why in attempt((node,), shops).items()}
-    return {nodes[0].id: reason}
-
-
 def _workers(job: Job, workers: int) -> Workers:
     if job.variants[BASE].executor == "ray":
-        from bench.matrix.ray_executor import RayWorkers
-
         return RayWorkers(job)
     return Here(job) if workers == 1 else Processes(job, workers)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bench.core.errors import BenchError
-from bench.matrix.executors import Errors, Job, attempt
+from bench.matrix.job import Errors, Job, attempt
 from bench.matrix.plan import Node
 from bench.matrix.schedule import Task
 from bench.matrix.settings import BASE

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from bench.core.attack import attacks
 from bench.core.dataset import Dataset
+from bench.core.defense import defenses
 from bench.core.errors import BenchError
 from bench.matrix.executors import execute
 from bench.matrix.plan import Node, Plan, make_plan
@@ -49,6 +50,7 @@ def prepare(variants: Variants, out: Path) -> tuple[dict[str, Workshop], Plan, l
     shops = workshops(variants, Store(out), open_device(variants[BASE].device))
     for shop in shops.values():
         check_perturbations(shop.run)
+        check_heads(shop)
         for data in shop.targeted:
             shop.target_in(data)
         if no_pairs := lacks_pairs(shop):
@@ -67,6 +69,22 @@ def check_perturbations(run: RunSettings) -> None:
     for name in run.evaluate.perturbations:
         if name not in attacks and name != "trigger":
             perturbation(name)
+
+
+def check_heads(shop: Workshop) -> None:
+    """Check that no classifier of its own classes is evaluated on others.
+
+    Raises:
+        BenchError: one would be, and its numbers would mean nothing.
+    """
+    names = dict.fromkeys(part for chain in shop.run.defenses for part in chain.split("+"))
+    bound = [name for name in names if not defenses[name].zero_shot]
+    if bound and shop.tuned.classes() != shop.tested.classes():
+        tuned = shop.run.tuned_on or shop.run.dataset
+        raise BenchError(
+            f"{', '.join(bound)} learns the classes of {tuned}, and {shop.run.tested_on} has others. Leave it out of "
+            "--defenses"
+        )
 
 
 def unmade(plan: Plan, store: Store) -> list[Node]:

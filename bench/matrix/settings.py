@@ -49,7 +49,7 @@ class Evaluation(Settings):
     """What is measured, on what."""
 
     split: Literal["test", "val"] = Field("test", description="settings are chosen on val, numbers reported on test")
-    limit: int | None = Field(None, ge=1, description="evaluate the first images only; null is all")
+    limit: int | None = Field(None, ge=1, description="evaluate so many random images, always the same; null is all")
     batch_size: int = Field(256, ge=1, description="images at once")
     perturbations: tuple[str, ...] = Field(
         ("gaussian-0.01", "gaussian-0.03", "blur-3", "blur-5", "jitter", "flip", "badnet", "blended", "trigger"),

@@ -49,7 +49,7 @@ def make(nodes: Sequence[Node], shop: Workshop) -> dict[str, str]:
     }
     for node in nodes:
         if shop.run.gpus > 1 and processes() == 1 and _fine_tunes(node):
-            make_together(node, shop.run, shop.store.out, shop.device)
+            make_together(make, node, shop.run, shop.store.out, shop.device)
         else:
             stages[node.kind](node, shop)
     return {}

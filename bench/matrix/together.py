@@ -2,6 +2,7 @@
 
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,14 @@ from bench.core.errors import BenchError
 from bench.core.registry import PLUGIN_MODULE, load_plugins
 from bench.matrix.plan import Node
 from bench.matrix.settings import RunSettings
+from bench.matrix.store import Store
+from bench.matrix.workshop import Workshop
+
+Make = Callable[[tuple[Node], Workshop], object]
 
 
-def make_together(node: Node, run: RunSettings, out: Path, device: str) -> None:
-    """Make a node in `run.gpus` processes, process i on GPU i; on the CPU, all of them there.
+def make_together(make: Make, node: Node, run: RunSettings, out: Path, device: str) -> None:
+    """`make` a node in `run.gpus` processes, process i on GPU i; on the CPU, all of them there.
 
     Raises:
         BenchError: there are fewer GPUs, or a process raised it.
@@ -29,7 +34,7 @@ def make_together(node: Node, run: RunSettings, out: Path, device: str) -> None:
     said = processes_of.get_context("spawn").SimpleQueue()
     with tempfile.TemporaryDirectory() as meeting:
         try:
-            processes_of.spawn(_work, (f"file://{meeting}/here", node, run, out, device, plugins, said), run.gpus)
+            processes_of.spawn(_work, (f"file://{meeting}/here", make, node, run, out, device, plugins, said), run.gpus)
         except (ProcessRaisedException, ProcessExitedException):
             if said.empty():
                 raise
@@ -39,6 +44,7 @@ def make_together(node: Node, run: RunSettings, out: Path, device: str) -> None:
 def _work(
     rank: int,
     meeting: str,
+    make: Make,
     node: Node,
     run: RunSettings,
     out: Path,
@@ -46,11 +52,6 @@ def _work(
     plugins: tuple[Path, ...],
     said: Any,
 ) -> None:
-    # What makes a node also imports this file.
-    from bench.matrix.stages import make
-    from bench.matrix.store import Store
-    from bench.matrix.workshop import Workshop
-
     load_plugins(plugins)
     torch.set_num_threads(run.threads)
     gpu = device.startswith("cuda")

@@ -50,7 +50,7 @@ def _impossible(run: RunSettings, base: RunSettings) -> Iterator[str]:
         asked = max(getattr(method, key, None) or 0 for key in ("depth", "last_blocks", "first_blocks"))
         if size is not None and asked > size.blocks:
             yield f"{name} asks for {asked} blocks, and the image tower has {size.blocks}"
-        shots = getattr(method, "shots", 0)
+        shots = getattr(method, "shots", None) or 0
         if available is not None and shots > available:
             yield f"{name} asks for {shots} images a class, and there are {available}"
 
