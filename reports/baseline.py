@@ -12,6 +12,7 @@ import pandas as pd
 from bench.core.errors import BenchError
 from bench.core.images import hash_of
 from bench.matrix.record import runs_of
+from bench.matrix.settings import OWN_TRIGGER
 from reports.command import command_of, flat
 from reports.mixing import cards, name_of
 from reports.results import PLACE, collect, finished_cells, place, pooled, read_run
@@ -19,7 +20,6 @@ from reports.results import PLACE, collect, finished_cells, place, pooled, read_
 # Raise it when the file's contents change their meaning.
 FORMAT = 1
 CELL = [key for key in PLACE if key != "seed"]
-OWN_TRIGGER = "trigger"
 LIBRARIES = ("numpy", "open_clip_torch", "torchvision")
 # Ids of other artefacts, and what says which code and seed it was: not part of what makes two numbers comparable.
 NOT_SETTINGS = {"kind", "version", "subject", "backdoor", "seed"}

@@ -5,10 +5,10 @@ import pandas as pd
 
 from bench.core.metric import Estimate
 from bench.matrix.plan import CLEAN_MODEL
-from metrics.correlation import pr_asr_correlation
+from bench.matrix.settings import OWN_TRIGGER
+from metrics.correlation import Correlation, pr_asr_correlation
 from reports.results import PLACE
 
-TRIGGER = "trigger"
 RESISTIVITIES = ("PR_cos", "PR_ratio")
 BACKDOOR = ["model", "attack", "target", "seed"]
 FEWEST = 3
@@ -22,7 +22,7 @@ def correlation_points(results: pd.DataFrame, resistivity: str) -> pd.DataFrame:
     """
     backdoored = results[results["defense"] != CLEAN_MODEL].fillna({"variant": ""})
     asr = backdoored[backdoored["metric"] == "ASR"].set_index(PLACE)["value"]
-    own = (backdoored["metric"] == resistivity) & (backdoored["perturbation"] == TRIGGER)
+    own = (backdoored["metric"] == resistivity) & (backdoored["perturbation"] == OWN_TRIGGER)
     pr = backdoored[own].set_index(PLACE)["value"]
     joined = pd.DataFrame({"pr": pr, "asr": asr})
     kept = joined[np.isfinite(joined).all(axis=1)].reset_index()
@@ -42,9 +42,14 @@ def correlation_text(results: pd.DataFrame) -> str:
             lines.append(f"- {resistivity}: {len(points)} cells have both, and a correlation needs {FEWEST}{left_out}.")
             continue
         found = pr_asr_correlation(points["pr"], points["asr"])
-        said = f"Pearson {_said(found.pearson)}, Spearman {_said(found.spearman)}"
-        lines.append(f"- {resistivity}: {said}, {found.n} cells{left_out}. {_caution(points)}".rstrip())
+        said = f"{correlation_words(found)}, {found.n} cells{left_out}"
+        lines.append(f"- {resistivity}: {said}. {_caution(points)}".rstrip())
     return "\n".join(lines)
+
+
+def correlation_words(found: Correlation, between: str = ", ") -> str:
+    """Both coefficients with their intervals."""
+    return f"Pearson {_said(found.pearson)}{between}Spearman {_said(found.spearman)}"
 
 
 def _caution(points: pd.DataFrame) -> str:

@@ -8,17 +8,18 @@ from pathlib import Path
 import pandas as pd
 
 from bench.matrix.plan import CLEAN_MODEL
+from bench.matrix.settings import OWN_TRIGGER
 from reports.paper_tables import ATTACKS, METRICS, PERTURBATIONS, TABLES
 from reports.render import DAGGER, title
 from reports.results import summarise
-from reports.table import DASH, PR_PERTURBATION
+from reports.table import DASH
 
 UNITS = {"seconds": " s", "peak_memory_mb": " MB"}
 # What one number of a table is, and the metrics in it: the first, and the one in parentheses.
 VIEWS = {
     "ASR (CA) in percent, and 95 % intervals": (("ASR", ""), ("CA", "")),
     "PA, the accuracy on triggered images of other classes, in percent": (("PA", ""),),
-    "PR on the cell's own trigger: v3 (v1)": (("PR_cos", PR_PERTURBATION), ("PR_ratio", PR_PERTURBATION)),
+    "PR on the cell's own trigger: v3 (v1)": (("PR_cos", OWN_TRIGGER), ("PR_ratio", OWN_TRIGGER)),
     "ASR with one key of two, in percent: the image's (the text's)": (("ASR_image", ""), ("ASR_text", "")),
 }
 PLACE = ["model", "dataset", "target"]

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 import pandas as pd
 
 from bench.matrix.plan import CLEAN_MODEL
+from bench.matrix.settings import OWN_TRIGGER
 from reports.results import pooled
 
-PR_PERTURBATION = "trigger"
 DASH = "–"
 
 
@@ -79,5 +79,5 @@ def _share(cell: pd.DataFrame, metric: str) -> str:
 
 
 def _mean(cell: pd.DataFrame, metric: str) -> str:
-    rows = cell[(cell["metric"] == metric) & (cell["perturbation"] == PR_PERTURBATION)]
+    rows = cell[(cell["metric"] == metric) & (cell["perturbation"] == OWN_TRIGGER)]
     return DASH if rows.empty else f"{rows['value'].mean():.3f}"

@@ -16,11 +16,12 @@ from bench.core.encoder import tokens
 from bench.core.victim import Victim
 from bench.matrix.settings import RunSettings
 from metrics.correlation import pr_asr_correlation
+from reports.correlation import correlation_words
 from reports.figures import draw_all
 from reports.figures.attention import class_attention
 from reports.figures.embedding import project
 from reports.figures.resistivity import intra_class_similarity
-from reports.figures.scatter import correlation_text, resistivity_and_success
+from reports.figures.scatter import resistivity_and_success
 from reports.figures.style import STYLE
 
 
@@ -98,7 +99,7 @@ def test_resistivity_stands_beside_the_success_of_its_own_cell() -> None:
     points = resistivity_and_success(main.assign(label=main["defense"]))
     ratio = points[(points["metric"] == "PR_ratio") & (points["perturbation"] == "trigger")]
     assert dict(zip(ratio["PR"], ratio["ASR"], strict=True)) == {0.6: 90, 0.7: 50, 0.95: 5}, "no clean model"
-    said = correlation_text(pr_asr_correlation(ratio["PR"], ratio["ASR"]))
+    said = correlation_words(pr_asr_correlation(ratio["PR"], ratio["ASR"]), "\n")
     assert said.startswith(f"Pearson {stats.pearsonr(ratio['PR'], ratio['ASR']).statistic:.2f}")
     assert "Spearman -1.00" in said
 

@@ -13,7 +13,7 @@ from bench.core.errors import BenchError
 from bench.core.images import Labelled
 from bench.core.randomness import derive, generator
 from bench.core.victim import Victim
-from bench.matrix.settings import Evaluation
+from bench.matrix.settings import OWN_TRIGGER, Evaluation
 from bench.matrix.sharing import encode_each, joined, rows
 from metrics.perturbations import perturbation
 
@@ -46,7 +46,7 @@ def observe(
         index = chosen[place]
         clean = images.load(index)
         for name in settings.perturbations:
-            if name == "trigger":
+            if name == OWN_TRIGGER:
                 after = [rows(encoded, place) for encoded in triggered]
             else:
                 after = encode_each(victims, _perturbed(name, clean, index, perturbing, seed))

@@ -14,7 +14,7 @@ from bench.core.errors import BenchError
 from bench.matrix.executors import execute
 from bench.matrix.plan import Node, Plan, make_plan
 from bench.matrix.record import write_run
-from bench.matrix.settings import BASE, RunSettings, Variants, worker_count
+from bench.matrix.settings import BASE, OWN_TRIGGER, RunSettings, Variants, worker_count
 from bench.matrix.store import Store
 from bench.matrix.workshop import Workshop, workshops
 from bench.models import probe
@@ -67,7 +67,7 @@ def lacks_pairs(shop: Workshop) -> str:
 
 def check_perturbations(run: RunSettings) -> None:
     for name in run.evaluate.perturbations:
-        if name not in attacks and name != "trigger":
+        if name not in attacks and name != OWN_TRIGGER:
             perturbation(name)
 
 

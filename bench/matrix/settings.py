@@ -33,6 +33,8 @@ PAPERS: dict[str, dict[str, Any]] = {
 }
 # The name of the variant that a run without a suite has.
 BASE = ""
+# The perturbation that is the cell's own trigger.
+OWN_TRIGGER = "trigger"
 
 
 class Poisoning(FineTuning):
@@ -52,7 +54,7 @@ class Evaluation(Settings):
     limit: int | None = Field(None, ge=1, description="evaluate so many random images, always the same; null is all")
     batch_size: int = Field(256, ge=1, description="images at once")
     perturbations: tuple[str, ...] = Field(
-        ("gaussian-0.01", "gaussian-0.03", "blur-3", "blur-5", "jitter", "flip", "badnet", "blended", "trigger"),
+        ("gaussian-0.01", "gaussian-0.03", "blur-3", "blur-5", "jitter", "flip", "badnet", "blended", OWN_TRIGGER),
         description="for Perturbation Resistivity; `trigger` is the cell's own, an attack's name a fresh one of its",
     )
     perturbation_images: int = Field(5000, ge=2, description="random test images for Perturbation Resistivity")

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from bench.core.attack import attacks
 from bench.core.randomness import derive
+from bench.matrix.settings import OWN_TRIGGER
 from metrics.perturbations import perturbation
 from reports.figures.source import Source
 from reports.figures.style import PAGE, panels, picture
@@ -22,7 +23,7 @@ def draw_perturbations(source: Source) -> tuple[Figure, pd.DataFrame]:
     clean = source.shop.test.load(index)
     versions = {"clean": clean}
     for name in source.shop.run.evaluate.perturbations:
-        if name not in attacks and name != "trigger":
+        if name not in attacks and name != OWN_TRIGGER:
             changed = perturbation(name)(clean.float() / 255, [0], derive(0, "perturbation", name))
             versions[name] = (changed * 255).round().to(torch.uint8)
     versions |= {f"{attack} trigger": source.stamped(attack, index) for attack in source.attacks}

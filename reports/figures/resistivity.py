@@ -5,13 +5,14 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from bench.matrix.settings import OWN_TRIGGER
 from metrics.intervals import mean_interval
 from reports.figures.source import Source, embed
 from reports.figures.style import PAGE, dodge, legend_below, look, panels, points, widen
 from reports.results import pooled
 
 # The paper's is noise on 16 x 16 px, which is BadNet's patch.
-PREFERRED = ("badnet", "gaussian-0.01", "gaussian-0.03", "trigger")
+PREFERRED = ("badnet", "gaussian-0.01", "gaussian-0.03", OWN_TRIGGER)
 INTRA_CLASS = "intra-class similarity"
 # Of an axis of cosines.
 LEAST = 0.02

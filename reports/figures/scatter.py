@@ -1,6 +1,5 @@
 """Figure S2: do models that resist perturbations resist the backdoor?"""
 
-import math
 from collections.abc import Hashable
 
 import numpy as np
@@ -11,7 +10,9 @@ from matplotlib.lines import Line2D
 
 from bench.core.errors import BenchError
 from bench.matrix.plan import CLEAN_MODEL
-from metrics.correlation import Correlation, pr_asr_correlation
+from bench.matrix.settings import OWN_TRIGGER
+from metrics.correlation import pr_asr_correlation
+from reports.correlation import correlation_words
 from reports.figures.resistivity import LEAST
 from reports.figures.source import Source
 from reports.figures.style import COLOURS, COLUMN, GRAY, MARKERS, PAGE, panels, widen
@@ -20,7 +21,7 @@ VERSIONS = {"PR_ratio": "PR (v1)", "PR_cos": "PR (v3)"}
 # Of the legend.
 LINES = 4
 # Noise, a trigger's pattern that the model was not trained on, and its own trigger.
-KINDS = (("gaussian-0.03", "gaussian-0.01", "gaussian-0.1"), ("badnet", "blended"), ("trigger",))
+KINDS = (("gaussian-0.03", "gaussian-0.01", "gaussian-0.1"), ("badnet", "blended"), (OWN_TRIGGER,))
 
 
 def draw(source: Source) -> tuple[Figure, pd.DataFrame]:
@@ -34,7 +35,7 @@ def draw(source: Source) -> tuple[Figure, pd.DataFrame]:
     for row, (version, label) in zip(axes, VERSIONS.items(), strict=True):
         for axis, perturbation in zip(row, columns, strict=True):
             _scatter(axis, numbers[(numbers["metric"] == version) & (numbers["perturbation"] == perturbation)], source)
-            axis.set_xlabel(f"{label}, {'own trigger' if perturbation == 'trigger' else perturbation}")
+            axis.set_xlabel(f"{label}, {'own trigger' if perturbation == OWN_TRIGGER else perturbation}")
         row[0].set_ylabel("ASR (%)")
         row[0].set_ylim(-4, 104)
     _legend(figure, source)
@@ -51,21 +52,13 @@ def resistivity_and_success(main: pd.DataFrame) -> pd.DataFrame:
     return joined[np.isfinite(joined["PR"]) & np.isfinite(joined["ASR"])].reset_index(drop=True)
 
 
-def correlation_text(found: Correlation) -> str:
-    lines = []
-    for name, estimate in (("Pearson", found.pearson), ("Spearman", found.spearman)):
-        ends = "" if math.isnan(estimate.low) else f" [{estimate.low:.2f}, {estimate.high:.2f}]"
-        lines.append(f"{name} {estimate.value:.2f}{ends}")
-    return "\n".join(lines)
-
-
 def _scatter(axis: Axes, rows: pd.DataFrame, source: Source) -> None:
     for (attack, model), cells in rows.groupby(["attack", "model"], sort=False):
         colour, marker = _colour(source, attack), _marker(source, model)
         axis.plot(cells["PR"], cells["ASR"], ls="", color=colour, marker=marker, mfc="none", mew=1.1)
     pr, asr = rows["PR"].to_numpy(), rows["ASR"].to_numpy()
     try:
-        said = correlation_text(pr_asr_correlation(pr, asr))
+        said = correlation_words(pr_asr_correlation(pr, asr), "\n")
     except BenchError:
         said = f"{len(rows)} points"
     axis.set_title(said, fontsize=7, loc="left")
