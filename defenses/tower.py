@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from bench import BenchError, Clip
-from bench.core.contrastive import autocast
 from bench.core.encoder import Encoded, encode_tokens, tokens
+from bench.core.precision import autocast
 
 T = TypeVar("T")
 

@@ -17,13 +17,13 @@ from bench import Clip, generator
 from bench.core.contrastive import (
     MAX_LOG_SCALE,
     FineTuning,
-    autocast,
     contrastive_loss,
     cosine_with_warmup,
     fine_tune,
     matching_loss,
     shuffled_batches,
 )
+from bench.core.precision import autocast
 
 TEXTS = [f"a photo of a {name}" for name in ("cat", "dog", "banana", "house", "tree", "fish", "ring", "key")]
 
@@ -261,3 +261,24 @@ def test_autocast_leaves_weights_in_fp32_and_comes_near(tiny_clip: Clip, precisi
     assert {p.dtype for p in half.model.parameters()} == {torch.float32}
     assert rough == pytest.approx(exact, rel=0.05)
     assert rough != exact
+
+
+def test_logits_are_not_rounded_to_half_precision() -> None:
+    """With a scale of 100, cosines in bf16 would come in steps of half a logit."""
+    images, texts = unit(64, 32, "images"), unit(64, 32, "texts")
+    expected = matching_loss(images, texts, 100.0)
+    with autocast(torch.device("cpu"), "bf16"):
+        assert (images @ texts.T).dtype == torch.bfloat16
+        torch.testing.assert_close(matching_loss(images, texts, 100.0), expected)
+        halves = matching_loss(images.bfloat16(), texts.bfloat16(), 100.0)
+    assert halves.dtype == torch.float32
+
+
+def test_steps_that_overflow_in_fp16_are_counted(tiny_clip: Clip) -> None:
+    recipe = FineTuning(precision="fp16", batch_size=4, epochs=2, warmup_steps=0)
+
+    def explode(clip: Clip, index: Tensor) -> Tensor:
+        return pair_loss(clip, index) * 1e36
+
+    with pytest.warns(UserWarning, match="4 of 4 steps overflowed in fp16 and changed nothing"):
+        fine_tune(tiny_clip, 8, recipe, explode, generator(0, "batches"))

@@ -244,7 +244,7 @@ def test_derived_seeds_are_pinned(purpose: tuple, expected: int) -> None:
 def test_seeding_torchs_own_generator_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     expected, before = torch.rand(4, generator=torch.Generator().manual_seed(5)), torch.get_rng_state()
     # The generators of GPUs would stay as they are seeded, in the middle of a training.
-    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("seeds all GPUs"))
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda _: pytest.fail("seeds all GPUs"))
     with seeded(5):
         assert torch.equal(torch.rand(4), expected)
     assert torch.equal(torch.get_rng_state(), before)

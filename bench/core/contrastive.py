@@ -1,6 +1,7 @@
 """Contrastive fine-tuning: how a backdoor is implanted, and how CleanCLIP tries to wash it out."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from bench.core.clip import Clip
 from bench.core.distributed import average, average_gradients, gathered, rank, share
 from bench.core.errors import BenchError
+from bench.core.precision import autocast, product
 from bench.core.randomness import seeded
 from bench.core.settings import Field, Settings
 
@@ -35,7 +37,7 @@ def matching_loss(queries: Tensor, keys: Tensor, scale: Tensor | float) -> Tenso
     open_clip's `ClipLoss(local_loss=True, gather_with_grad=True)`.
     """
     own = torch.arange(len(queries), device=queries.device) + rank() * len(queries)
-    return F.cross_entropy(scale * queries @ gathered(keys).T, own)
+    return F.cross_entropy(scale * product(queries, gathered(keys)), own)
 
 
 def cosine_with_warmup(step: int, warmup: int, total: int) -> float:
@@ -98,7 +100,7 @@ def fine_tune(
     warmup = min(recipe.warmup_steps, total // 10)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: cosine_with_warmup(s, warmup, total))
     scaler = torch.amp.GradScaler(clip.device.type, enabled=recipe.precision == "fp16")
-    losses = []
+    losses, overflows = [], 0
     clip.model.train()
     if recipe.gradient_checkpointing:
         clip.model.set_grad_checkpointing()
@@ -117,8 +119,10 @@ def fine_tune(
                     "number, precision=bf16, or a smaller batch_size: the loss is of a whole batch, and cannot be split"
                 ) from None
             average_gradients(p for _, p in trained)
+            before = scaler.get_scale()
             scaler.step(optimiser)
             scaler.update()
+            overflows += scaler.get_scale() < before
             schedule.step()
             with torch.no_grad():
                 clip.model.logit_scale.clamp_(0, MAX_LOG_SCALE)
@@ -126,12 +130,10 @@ def fine_tune(
     if recipe.gradient_checkpointing:
         clip.model.set_grad_checkpointing(False)
     clip.model.eval().requires_grad_(True)
+    if overflows:
+        told = f"{overflows} of {total} steps overflowed in fp16 and changed nothing"
+        warnings.warn(f"{told}; precision=bf16 does not overflow", stacklevel=2)
     return losses
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
-    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
 
 
 def shuffled_batches(

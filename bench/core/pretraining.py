@@ -14,6 +14,7 @@ from torch import Tensor
 from bench.core.clip import Clip
 from bench.core.contrastive import contrastive_loss
 from bench.core.errors import BenchError
+from bench.core.precision import product
 from bench.core.settings import Field, Settings
 
 
@@ -82,7 +83,7 @@ def pretrain(
             labels = labels.to(clip.device)
             text = clip.encode_text(torch.cat([tokens.to(clip.device), class_tokens]))
             loss = contrastive_loss(vision, text[: len(tokens)], clip.scale)
-            loss = loss + recipe.class_loss * F.cross_entropy(clip.scale * vision @ text[len(tokens) :].T, labels)
+            loss = loss + recipe.class_loss * F.cross_entropy(clip.scale * product(vision, text[len(tokens) :]), labels)
             if progress < 0.5:
                 loss = loss + F.cross_entropy(helper(raw), labels)
         for optimiser in optimisers:

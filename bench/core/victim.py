@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bench.core.clip import Clip
 from bench.core.encoder import Encoded, encode, prompted_blocks
+from bench.core.precision import product
 
 # Prompts that are embedded together.
 TEXTS_AT_ONCE = 256
@@ -49,7 +50,7 @@ class Victim:
         """Logits (n, classes) of encoded images; a head ignores the class embeddings."""
         if self.head is not None:
             return self.head(self.features(encoded))
-        return self.clip.scale * F.normalize(encoded.embedding, dim=-1) @ class_embeddings.T
+        return self.clip.scale * product(F.normalize(encoded.embedding, dim=-1), class_embeddings)
 
     def class_embeddings(self, classes: Sequence[str], templates: Sequence[str], prefix: str = "") -> Tensor:
         """The zero-shot classifier of `class_embeddings`, with the victim's own template if it has one."""

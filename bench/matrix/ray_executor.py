@@ -35,7 +35,7 @@ class RayWorkers:
         if self._ours:
             self._ray.init(log_to_driver=False)
         share = run.gpu_share
-        gpus = share if share is not None else float(job.device.startswith("cuda"))
+        gpus = share if share is not None else float(job.device.startswith("cuda")) * run.gpus
         asked = {"CPU": float(run.threads), "GPU": gpus, "memory": (run.memory_gb or 0) * 2**30}
         self._check(asked)
         # Ray shows each task the GPU that is its own.

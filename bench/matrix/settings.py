@@ -85,7 +85,7 @@ class RunSettings(Settings):
     threads: int = Field(1, ge=1, description="threads of each process on the CPU; part of the numbers' last bits")
     executor: Literal["local", "ray"] = Field("local", description="local processes, or tasks on a Ray cluster")
     gpu_share: float | None = Field(
-        None, ge=0, description="ray: GPUs, or a part of one, for a task; null: 1 if the device is a GPU, else 0"
+        None, ge=0, description="ray: GPUs, or a part of one, for a task; null: `gpus` if the device is a GPU, else 0"
     )
     memory_gb: float | None = Field(None, gt=0, description="ray: memory that a task asks for; null: none", unit="GB")
     methods: dict[str, dict[str, Any]] = Field({}, description="settings of attacks, defenses, data sets, by name")
