@@ -77,8 +77,7 @@ def check_heads(shop: Workshop) -> None:
     Raises:
         BenchError: one would be, and its numbers would mean nothing.
     """
-    names = dict.fromkeys(part for chain in shop.run.defenses for part in chain.split("+"))
-    bound = [name for name in names if not defenses[name].zero_shot]
+    bound = [name for name in shop.run.single_defenses if not defenses[name].zero_shot]
     if bound and shop.tuned.classes() != shop.tested.classes():
         tuned = shop.run.tuned_on or shop.run.dataset
         raise BenchError(

@@ -94,6 +94,11 @@ class RunSettings(Settings):
     )
 
     @property
+    def single_defenses(self) -> tuple[str, ...]:
+        """The defenses, with chains taken apart, each once."""
+        return tuple(dict.fromkeys(name for chain in self.defenses for name in chain.split("+")))
+
+    @property
     def tested_on(self) -> str:
         """The data set that is evaluated on."""
         return self.evaluate.dataset or self.dataset
@@ -168,7 +173,7 @@ def _checked(values: dict[str, Any]) -> RunSettings:
         attacks[attack]
         for name in particular:
             defenses[name].parse(names.method(name, attack), f"against.{attack}.{name}")
-    for name in {*names.attacks, *(part for chain in names.defenses for part in chain.split("+")), *methods}:
+    for name in {*names.attacks, *names.single_defenses, *methods}:
         registry = next((r for r in (attacks, defenses, datasets) if name in r), None)
         if registry is not None:
             registry[name].parse(names.method(name), name)

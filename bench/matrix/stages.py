@@ -224,7 +224,8 @@ def training_triggers(plan: Plan, seed: int, shop: Workshop) -> Iterator[tuple[s
     for node in plan.nodes.values():
         if node.kind == "trigger" and node.seed == seed and node.inputs["purpose"] != PERTURBATION:
             if not shop.store.has(node.kind, node.id):
-                make_trigger(node, shop)
+                with shop.store.locked():
+                    make_trigger(node, shop)
             yield node.attack, Trigger(derive(seed, "training"), _prepared(node.id, shop))
 
 

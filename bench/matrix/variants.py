@@ -45,7 +45,7 @@ def _impossible(run: RunSettings, base: RunSettings) -> Iterator[str]:
     if run.tuned_on == base.dataset:
         yield f"{base.dataset} is the run's own data set; take --preset paper-caltech101 or paper-oxfordpets"
     size, available = sizes(run.model), _images_a_class(run)
-    for name in {part for chain in run.defenses for part in chain.split("+")}:
+    for name in run.single_defenses:
         method = defenses[name].parse(run.method(name), name)
         asked = max(getattr(method, key, None) or 0 for key in ("depth", "last_blocks", "first_blocks"))
         if size is not None and asked > size.blocks:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import product
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -117,9 +118,8 @@ class Workshop:
         return (self.dataset, self.tested, *((self.tuned,) if self._leaves_target_out() else ()))
 
     def _leaves_target_out(self) -> bool:
-        names = {part for chain in self.run.defenses for part in chain.split("+")}
-        methods = (self.run.method(name, attack) for name in names for attack in self.run.attacks)
-        return any(method.get("without_target") for method in methods)
+        pairs = product(self.run.single_defenses, self.run.attacks)
+        return any(self.run.method(name, attack).get("without_target") for name, attack in pairs)
 
     def attack(self, name: str) -> Attack:
         return attacks[name].parse(self.run.method(name), name)
