@@ -2,6 +2,7 @@
 
 import inspect
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -122,6 +123,7 @@ def run(
     from bench.matrix.preview import dry_run as show_dry_run
     from bench.matrix.runner import run_matrix
     from bench.matrix.variants import variants_of
+    from reports.results import plugins_of
 
     settings = _settings(
         preset, config, set, plugin, model, pretrained, checkpoint, dataset, data_root,
@@ -139,6 +141,8 @@ def run(
     except KeyboardInterrupt:
         screen.print("interrupted. Finished work is kept: the same command goes on from there.")
         raise typer.Exit(130) from None
+    # Its tables have the attacks of earlier runs, too.
+    load_plugins(tuple(file for file in plugins_of(out) if file.is_file()))
     _write_report(out)
     if ended.failures:
         screen.print(f"{len(ended.failures)} of the run's artefacts failed; the same command tries them again:")
@@ -155,9 +159,9 @@ def report(
 ) -> None:
     """Write tables, figures, tidy results, predictions and trigger pictures of a results folder anew."""
     from reports.figures import draw_all
-    from reports.results import NUMBERS, RESULTS, read_run, read_table
+    from reports.results import NUMBERS, RESULTS, plugins_of, read_table
 
-    load_plugins(tuple(map(Path, read_run(out)["plugins"])))
+    load_plugins(plugins_of(out))
     _write_report(out, published)
     results = read_table(out / RESULTS, NUMBERS)
     drawn = draw_all(out, results)
@@ -326,6 +330,7 @@ def _row(field: Any) -> tuple[str, str, str, str]:
 
 def main() -> None:
     """The `bench` command: errors of the user are a message and exit code 2."""
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         app(standalone_mode=True)
     except BenchError as error:

@@ -92,9 +92,9 @@ def check(
 
 
 def _load(out: Path) -> None:
-    from reports.results import read_run
+    from reports.results import plugins_of
 
-    load_plugins(tuple(map(Path, read_run(out)["plugins"])))
+    load_plugins(plugins_of(out))
 
 
 def _write(file: Path, text: str) -> None:

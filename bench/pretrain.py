@@ -22,6 +22,7 @@ from bench.core.randomness import generator
 from bench.core.victim import Victim, class_embeddings
 from bench.data import world
 from bench.data.pairs import read_pairs
+from bench.models.load import read_config
 
 TEMPLATES = ("a photo of a {}.",)
 Batches = Callable[[], tuple[Tensor, Tensor, Tensor | None]]
@@ -33,7 +34,7 @@ def architecture(file: Path | None) -> dict:
         return json.loads((files("bench.models") / "mini" / CONFIG_FILE).read_text())
     if not file.is_file():
         raise BenchError(f"--architecture {file}: no such file. Give an open_clip_config.json")
-    return json.loads(file.read_text())
+    return read_config(file)
 
 
 def train_from_scratch(
@@ -41,8 +42,10 @@ def train_from_scratch(
 ) -> dict:
     """Train a CLIP and write it, in half precision, with its card, as open_clip's `local-dir:` reads it.
 
-    Returns the card. Raises `BenchError` if `out` already holds a model.
+    Returns the card. Raises `BenchError` if `out` is a file, or already holds a model.
     """
+    if out.is_file():
+        raise BenchError(f"--out {out} is a file, not a folder. Give another --out")
     if (out / CONFIG_FILE).exists():
         raise BenchError(f"{out} already holds a model. Give another --out, or remove it.")
     # Initial weights come from torch's global generator.

@@ -33,7 +33,7 @@ def make_baseline(out: Path) -> dict[str, Any]:
     """
     done, _ = finished_cells(out)
     if not done:
-        raise BenchError(f"no cell of {out} is finished. Run the same `bench run` command again to go on.")
+        raise BenchError(f"no cell of {out} is finished. Mend what failed, if so, and run its `bench run` again.")
     results = collect(out)
     own = results["perturbation"].isin(["", OWN_TRIGGER])
     numbers = dict(iter(results[own].groupby(CELL, sort=False)))
@@ -77,7 +77,7 @@ def read_baseline(file: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         pass
     raise BenchError(
-        f"--baseline {file} is not a baseline of format {FORMAT}. `bench baseline RESULTS --out {file}` writes one."
+        f"--baseline {file} is not a baseline of format {FORMAT}. `bench baseline RESULTS --out NEW.json` writes one."
     )
 
 

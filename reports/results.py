@@ -1,6 +1,5 @@
 """Finished cells of a results folder as one tidy table, a row per cell and metric."""
 
-import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import pandas as pd
 
 from bench.core.errors import BenchError
 from bench.core.metric import Estimate, Observations, metrics
-from bench.matrix.record import RUN_FILE, runs_of
+from bench.matrix.record import RUN_FILE, read_record, runs_of
 from bench.matrix.stages import read_observations
 from bench.matrix.store import Store
 from metrics.intervals import wilson
@@ -32,11 +31,16 @@ def read_run(out: Path) -> dict:
     """Settings and cells of the last run into a results folder; `runs_of` gives those at other places, too.
 
     Raises:
-        BenchError: the folder holds no run.
+        BenchError: the folder holds no run, or its record is damaged.
     """
     if not (out / RUN_FILE).is_file():
         raise BenchError(f"{out} holds no results. `bench run --out {out}` makes some.")
-    return json.loads((out / RUN_FILE).read_text())
+    return read_record(out)
+
+
+def plugins_of(out: Path) -> tuple[Path, ...]:
+    """The `--plugin` files of all runs into a results folder."""
+    return tuple(map(Path, read_run(out)["plugins"]))
 
 
 def finished_cells(out: Path) -> tuple[list[dict], list[dict]]:

@@ -60,7 +60,7 @@ def verify(out: Path) -> Verified:
     """
     done, _ = finished_cells(out)
     if not done:
-        raise BenchError(f"no cell of {out} is finished. Run the same `bench run` command again to go on.")
+        raise BenchError(f"no cell of {out} is finished. Mend what failed, if so, and run its `bench run` again.")
     refuse_mixture(out, done)
     result = Verified()
     _artefacts(out, result)

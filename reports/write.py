@@ -41,7 +41,7 @@ def write_report(out: Path, published: str | None = None) -> str:
     run = RunSettings.model_validate(read_run(out)["settings"])
     done, missing = finished_cells(out)
     if not done:
-        raise BenchError(f"no cell of {out} is finished. Run the same `bench run` command again to go on.")
+        raise BenchError(f"no cell of {out} is finished. Mend what failed, if so, and run its `bench run` again.")
     results = collect(out)
     write_results(out, results)
     own = [cell for cell in done if cell in read_run(out)["cells"]]

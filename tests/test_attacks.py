@@ -110,6 +110,26 @@ def test_noise_is_redrawn_for_each_image(attack: Attack) -> None:
     assert not torch.equal(one, two)
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda images: images[:, :, :5], "images of shape (2, 3, 5, 32) for (2, 3, 32, 32)"),
+        # Torch would repeat it for every image.
+        (lambda images: images[:1], "images of shape (1, 3, 32, 32) for (2, 3, 32, 32)"),
+        # 8 bits would make it black.
+        (lambda images: images * torch.nan, "values that are not finite"),
+    ],
+)
+def test_an_attack_that_gives_other_images_than_it_should_is_told_so(change: Any, told: str) -> None:
+    class Careless(Attack):
+        def apply(self, images: Tensor, index: Any, trigger: Trigger) -> Tensor:
+            return change(images)
+
+    with pytest.raises(BenchError) as error:
+        stamp(Careless(), Trigger(0, {}), noise_images(2, 32), range(2))
+    assert str(error.value) == f"Careless.apply gives {told}. Return images of the same shape, in [0, 1]."
+
+
 def test_registered_under_the_names_of_the_field() -> None:
     assert (attacks["badnet"], attacks["blended"], attacks["wanet"]) == (BadNet, Blended, WaNet)
 

@@ -40,6 +40,14 @@ def bench(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, *words
         ("run --data-root somewhere", "--data-root needs --dataset NAME"),
         ("run --device cuda:77", "--device cuda:77"),
         ("run --config nowhere.yaml", "--config nowhere.yaml: no such file"),
+        ("run --set rvpt=3", "setting rvpt = 3: write rvpt.KEY=VALUE. `bench show rvpt`"),
+        ("run --attacks ,", "--attacks names none. `bench list attacks` lists them; `--attacks all` takes all."),
+        ("run --defenses ,", "--defenses names none. `bench list defenses` lists them"),
+        ("run --seeds -1", "setting seeds.0 = -1: Input should be greater than or equal to 0"),
+        ("run --seeds 9223372036854775808", "setting seeds.0 = 9223372036854775808: Input should be less than"),
+        ("run --set model.std=[0,0,0]", "setting model.std.0 = 0: Input should be greater than 0"),
+        ("run --model ViT-B-33", "unknown model 'ViT-B-33'. Did you mean 'ViT-B-32'?"),
+        ("run --device gpu", "--device gpu is not here. Use --device auto. (Expected one of cpu,"),
         ("run --plugin nowhere.py", "--plugin nowhere.py: no such Python file"),
         ("run --model ViT-B-32", "add --pretrained openai, or --checkpoint FILE"),
         ("run --checkpoint nowhere.pt", "nowhere.pt"),
@@ -78,3 +86,15 @@ def test_dry_run_prints_cells_and_makes_nothing(
     assert code == 0
     assert "30 cells" in out and "backdoors: 6, of which 6 to make" in out
     assert not (tmp_path / "out").exists()
+
+
+def test_a_config_that_is_no_text_is_an_error(capsys, monkeypatch, tmp_path):
+    (tmp_path / "settings.yaml").write_bytes(b"\xff\xfe\x00")
+    code, _, err = bench(capsys, monkeypatch, "run", "--config", str(tmp_path / "settings.yaml"), "--dry-run")
+    assert code == 2 and "settings.yaml cannot be read as text: 'utf-8' codec can't decode byte 0xff" in err
+
+
+def test_all_beside_other_names_is_all_and_these(capsys, monkeypatch):
+    names = "--attacks", "all,badnet", "--defenses", "vpt+rvpt,all"
+    code, out, _ = bench(capsys, monkeypatch, "run", *names, "--dry-run")
+    assert code == 0 and "70 cells" in out, "7 attacks x (5 defenses, 3 chains, vpt+rvpt, clean_model)"

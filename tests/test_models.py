@@ -576,6 +576,15 @@ def test_contents_that_are_no_state_dict(content, text, tmp_path):
     assert text in error_of("mini", tmp_path / "file.pt")
 
 
+def test_weights_that_are_not_finite_are_refused(arch, tiny_clip, tmp_path):
+    state = tiny_clip.model.state_dict()
+    state["visual.proj"] = torch.full_like(state["visual.proj"], torch.nan)
+    torch.save(state, tmp_path / "file.pt")
+    assert "file.pt has values that are not finite, NaN or infinite, in visual.proj:" in error_of(
+        arch, tmp_path / "file.pt"
+    )
+
+
 def test_weights_of_another_architecture(arch, tiny_clip, tiny_config, tmp_path):
     tiny_config["model_cfg"]["vision_cfg"] |= {"patch_size": 16, "layers": 5}
     other = Clip.from_config(tiny_config)

@@ -27,6 +27,16 @@ def test_an_attack_in_a_file_of_ones_own(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "stripe" in (tmp_path / "results" / "table.csv").read_text()
     assert (tmp_path / "results" / "triggers" / "stripe.png").is_file()
+    # The tables of the next plug-in's run have this one's cells, too.
+    source = (tmp_path / "my_attack.py").read_text()
+    (tmp_path / "second.py").write_text(source.replace('"stripe"', '"second"'))
+    words = [{"my_attack.py": "second.py", "stripe": "second"}.get(word, word) for word in words]
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.cli", *words], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    table = (tmp_path / "results" / "table.csv").read_text()
+    assert "stripe" in table and "second" in table
 
 
 def test_an_installed_package_is_found_by_its_entry_point(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from bench.core.clip import WEIGHTS_FILE, Clip
 from bench.core.errors import BenchError
 from bench.core.pretraining import Pretraining
-from bench.pretrain import train_from_scratch
+from bench.pretrain import architecture, train_from_scratch
 
 QUICK = Pretraining(steps=2, batch_size=4, images=20, warmup_steps=1)
 
@@ -25,6 +25,15 @@ def muon() -> None:
 
 def train(out: Path, config: dict, seed: int = 0, pairs: Path | None = None, recipe: Pretraining = QUICK) -> dict:
     return train_from_scratch(out, config, recipe, seed, pairs, "cpu", lambda _: None)
+
+
+def test_wrong_paths_are_told_before_the_work(tmp_path: Path, tiny_config: dict) -> None:
+    file = tmp_path / "file.json"
+    file.write_text("{}")
+    with pytest.raises(BenchError, match=r"file\.json is a file, not a folder\. Give another --out"):
+        train(file, tiny_config)
+    with pytest.raises(BenchError, match=r"file.json is no configuration of an open_clip model \(KeyError"):
+        architecture(file)
 
 
 @pytest.mark.usefixtures("muon")

@@ -227,3 +227,19 @@ def test_a_defense_of_another_version_than_its_backdoor_is_a_mixture(tmp_path: P
 def test_variants_may_have_checkpoints_of_their_own(tmp_path: Path) -> None:
     out = results_folder(tmp_path, Made(), Made(checkpoint="another", variant="model another"))
     assert set(collect(out)["variant"]) == {"", "model another"}
+
+
+@pytest.mark.parametrize(
+    ("file", "mend"),
+    [
+        ("run.json", "Remove it; the same `bench run` makes it again."),
+        ("artefacts/evaluation/*/card.json", "Remove its folder; the same"),
+        ("artefacts/evaluation/*/predictions.parquet", "Remove the folder; the same"),
+    ],
+)
+def test_a_damaged_file_is_an_error_that_names_it_and_the_mend(folder: Path, file: str, mend: str) -> None:
+    for damaged in folder.glob(file):
+        damaged.write_text("{")
+    with pytest.raises(BenchError) as error:
+        verify(folder)
+    assert " is damaged: " in str(error.value) and mend in str(error.value)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bench.core.clip import Clip
+from bench.core.errors import BenchError
 from bench.core.images import Captioned
 from bench.core.log import Logged
 from bench.core.randomness import generator
@@ -123,14 +124,29 @@ def stamp(method: Attack, trigger: Trigger, images: Tensor, index: Sequence[int]
 
     The one place where a trigger meets an image, for training and for test: apply, clip to [0, 1], round (never
     truncate) to 8 bits.
+
+    Raises:
+        BenchError: `apply` gave images of another shape, or values that are not finite.
     """
     numbers = index.tolist() if isinstance(index, Tensor) else list(index)
     stamped = torch.empty_like(images)
     # Floats of a few images stay in the processor's cache: three times as fast as a whole batch.
     for part in (slice(i, i + AT_ONCE) for i in range(0, len(images), AT_ONCE)):
         floats = method.apply(images[part].float() / 255, numbers[part], trigger)
+        _check_stamped(method, floats, images[part])
         stamped[part] = (floats.clamp(0, 1) * 255).round()
     return stamped
+
+
+def _check_stamped(method: Attack, floats: Tensor, images: Tensor) -> None:
+    # Neither shows later: torch repeats one image for all, and NaN becomes a black pixel.
+    if floats.shape != images.shape:
+        told = f"images of shape {tuple(floats.shape)} for {tuple(images.shape)}"
+    elif not floats.isfinite().all():
+        told = "values that are not finite"
+    else:
+        return
+    raise BenchError(f"{type(method).__name__}.apply gives {told}. Return images of the same shape, in [0, 1].")
 
 
 def mentions(caption: str, word: str) -> bool:

@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import inspect
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
@@ -95,8 +96,19 @@ def _import_file(file: Path) -> None:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         if isinstance(error, BenchError):
             raise
-        raise BenchError(f"--plugin {file} cannot be imported: {error!r}") from error
+        told = f"{type(error).__name__}: {error}{in_plugin(error)}"
+        raise BenchError(f"--plugin {file} cannot be imported: {told}") from error
+
+
+def in_plugin(error: BaseException) -> str:
+    """Where in a `--plugin` file an error arose, to be put behind its text; empty where in none."""
+    lines = [
+        f" ({Path(frame.f_code.co_filename).name}, line {line})"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if str(frame.f_globals.get("__name__")).startswith(PLUGIN_MODULE)
+    ]
+    return lines[-1] if lines else ""

@@ -76,7 +76,7 @@ def read_pairs(
     if not there:
         half = f" in its half for '{part}'" if part else ""
         first = f" The first problem: {told[0]}." if told else ""
-        raise BenchError(f"{place} has no usable pair{half}.{first} Image paths start at {root}. Mend the file.")
+        raise BenchError(f"{place} has no usable pair{half}.{first} Image paths start at {root.resolve()}")
     files = [_file(row, root) for row in there]
     decoded = decode(files, [row.name for row in there], geometry, _stored(cache, len(files), geometry))
     kept = [there[i] for i in decoded.kept]

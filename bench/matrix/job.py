@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from bench.core.errors import BenchError
-from bench.core.registry import load_plugins
+from bench.core.registry import in_plugin, load_plugins
 from bench.matrix.plan import Node
 from bench.matrix.settings import BASE, Variants
 from bench.matrix.stages import make
@@ -42,7 +42,7 @@ def attempt(nodes: Sequence[Node], shops: Mapping[str, Workshop]) -> Errors:
         reason = str(error)
     except Exception as error:
         # One node's failure must not lose the others'; it is shown and counted at the end.
-        reason = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {error}{in_plugin(error)}"
     if len(nodes) > 1:
         return {id: why for node in nodes for id, why in attempt((node,), shops).items()}
     return {nodes[0].id: reason}

@@ -10,6 +10,7 @@ from rich.console import Console
 from bench.core.dataset import datasets
 from bench.matrix.plan import Cell, Plan
 from bench.matrix.settings import BASE, RunSettings, Variants
+from bench.matrix.store import readable
 
 RUN_FILE = "run.json"
 # Where a cell is measured; a variant that differs in nothing else needs no name beside it.
@@ -27,7 +28,7 @@ def write_run(variants: Variants, plan: Plan, out: Path, plugins: tuple[Path, ..
     they would be mixed with numbers of other settings, so they leave the tables; what was made for them stays.
     """
     file = out / RUN_FILE
-    old: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {"plugins": []}
+    old: dict[str, Any] = read_record(out) if file.is_file() else {"plugins": []}
     settings = {name: run.model_dump(mode="json") for name, run in variants.items()}
     cells = [_row(cell, variants, plan) for cell in plan.cells]
     places = {_place(cell) for cell in cells}
@@ -56,6 +57,12 @@ def write_run(variants: Variants, plan: Plan, out: Path, plugins: tuple[Path, ..
     aside = file.with_suffix(".tmp")
     aside.write_text(json.dumps(now | {"elsewhere": elsewhere}, indent=2) + "\n")
     aside.replace(file)
+
+
+def read_record(out: Path) -> dict[str, Any]:
+    """The contents of a folder's run.json; a `BenchError` if it is damaged."""
+    with readable(out / RUN_FILE, "Remove it"):
+        return json.loads((out / RUN_FILE).read_text())
 
 
 def runs_of(record: dict[str, Any]) -> list[dict[str, Any]]:

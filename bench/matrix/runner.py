@@ -41,7 +41,7 @@ def open_device(name: str) -> str:
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise BenchError(f"--device {name}: {str(error).splitlines()[0]} Use --device auto") from None
+        raise BenchError(f"--device {name} is not here. Use --device auto. ({str(error).splitlines()[0]})") from None
     return name
 
 

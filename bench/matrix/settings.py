@@ -4,8 +4,9 @@ import os
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import pydantic
 import yaml
 
 from bench.core.attack import attacks
@@ -74,7 +75,9 @@ class RunSettings(Settings):
     target: str = Field("banana", description="the target class, by its name in the data set")
     attacks: tuple[str, ...] = Field(("badnet", "blended", "wanet"), description="names, or all")
     defenses: tuple[str, ...] = Field(("none", "linear_probe", "vpt", "rvpt"), description="names and chains, or all")
-    seeds: tuple[int, ...] = Field((0,), min_length=1, description="one backdoored model per attack and seed")
+    seeds: tuple[Annotated[int, pydantic.Field(ge=0, lt=2**63)], ...] = Field(
+        (0,), min_length=1, description="one backdoored model per attack and seed"
+    )
     poison: Poisoning = Field(Poisoning(), description="the poisoning recipe")
     evaluate: Evaluation = Field(Evaluation(), description="what is measured")
     pretrain: Pretraining = Field(Pretraining(), description="how `bench pretrain` trains a CLIP from scratch")
@@ -148,7 +151,7 @@ def resolve(
     if config is not None:
         if not config.is_file():
             raise BenchError(f"--config {config}: no such file")
-        values = merge(values, _read(config.read_text(), str(config)))
+        values = merge(values, _read(_text(config), str(config)))
     values = merge(merge(values, suite or {}), flags or {})
     for assignment in assignments:
         values = merge(values, _assignment(assignment))
@@ -167,6 +170,8 @@ def _checked(values: dict[str, Any]) -> RunSettings:
     for name in methods:
         if name not in attacks and name not in defenses and name not in datasets:
             raise unknown("setting", name, [*known, *attacks, *defenses, *datasets], "`bench show run` lists them.")
+        if not isinstance(methods[name], dict):
+            raise BenchError(f"setting {name} = {methods[name]!r}: write {name}.KEY=VALUE. `bench show {name}`")
     run = RunSettings.parse({k: v for k, v in values.items() if k in known} | {"methods": methods}, "")
     names = _expand(run)
     for attack, particular in names.against.items():
@@ -182,9 +187,12 @@ def _checked(values: dict[str, Any]) -> RunSettings:
 
 def _expand(run: RunSettings) -> RunSettings:
     """`all` becomes every registered method; unknown names become errors."""
-    chosen = tuple(attacks) if run.attacks == ("all",) else run.attacks
     everything = tuple(sorted(defenses, key=lambda name: name != "none")) + PAPER_CHAINS
-    chains = everything if run.defenses == ("all",) else run.defenses
+    chosen = [name for given in run.attacks for name in (tuple(attacks) if given == "all" else (given,))]
+    chains = [name for given in run.defenses for name in (everything if given == "all" else (given,))]
+    for what, names in (("attacks", chosen), ("defenses", chains)):
+        if not names:
+            raise BenchError(f"--{what} names none. `bench list {what}` lists them; `--{what} all` takes all.")
     for name in chosen:
         attacks[name]
     for chain in chains:
@@ -202,6 +210,13 @@ def _read(text: str, where: str) -> dict[str, Any]:
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise BenchError(f"{where} must be a mapping of settings, such as `rvpt: {{alpha: 3}}`")
     return values
+
+
+def _text(config: Path) -> str:
+    try:
+        return config.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BenchError(f"--config {config} cannot be read as text: {error}") from None
 
 
 def _yaml(text: str, where: str) -> Any:

@@ -25,7 +25,7 @@ from bench.matrix.cost import Cost
 from bench.matrix.evaluation import observe
 from bench.matrix.plan import PERTURBATION, Node, Plan
 from bench.matrix.sharing import unified
-from bench.matrix.store import DELTA_FILE
+from bench.matrix.store import DELTA_FILE, readable
 from bench.matrix.together import make_together
 from bench.matrix.workshop import Workshop
 
@@ -253,4 +253,5 @@ def _prepared(id: str, shop: Workshop) -> dict[str, Tensor]:
 
 def read_observations(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """What an evaluation saw: predictions and similarities."""
-    return pd.read_parquet(folder / PREDICTIONS_FILE), pd.read_parquet(folder / SIMILARITIES_FILE)
+    with readable(folder, "Remove the folder"):
+        return pd.read_parquet(folder / PREDICTIONS_FILE), pd.read_parquet(folder / SIMILARITIES_FILE)

@@ -20,6 +20,20 @@ CARD = "card.json"
 DELTA_FILE = "delta.safetensors"
 
 
+@contextlib.contextmanager
+def readable(file: Path, mend: str) -> Iterator[None]:
+    """Read a JSON or Parquet file of a results folder.
+
+    Raises:
+        BenchError: it is damaged, which `mend` and another run mend.
+    """
+    try:
+        yield
+    except ValueError as error:
+        # The errors of JSON and of Arrow are such.
+        raise BenchError(f"{file} is damaged: {error}. {mend}; the same `bench run` makes it again.") from error
+
+
 class Store:
     """The artefacts of a results folder, `artefacts/KIND/ID/`; an artefact is there when its card is."""
 
@@ -34,7 +48,13 @@ class Store:
         return (self.path(kind, id) / CARD).is_file()
 
     def card(self, kind: str, id: str) -> dict[str, Any]:
-        return json.loads((self.path(kind, id) / CARD).read_text())
+        """What a finished artefact's card says.
+
+        Raises:
+            BenchError: it is damaged.
+        """
+        with readable(self.path(kind, id) / CARD, "Remove its folder"):
+            return json.loads((self.path(kind, id) / CARD).read_text())
 
     @contextlib.contextmanager
     def writing(self, kind: str, id: str, card: dict[str, Any]) -> Iterator[Path]:

@@ -54,7 +54,7 @@ def read_checkpoint(file: Path) -> Checkpoint:
     CleanCLIP's trainings write it, with or without `module.` before each key; OpenAI's.
 
     Raises:
-        BenchError: the file is missing, no checkpoint, damaged, or would have to run code of its own.
+        BenchError: the file is missing, no checkpoint, damaged, not finite, or would have to run code of its own.
     """
     _refuse_impostors(file)
     state = _strip_prefixes(_state_dict(_read(file), file))
@@ -67,6 +67,11 @@ def read_checkpoint(file: Path) -> Checkpoint:
         raise BenchError(
             f"{file} is no state dict: {_some(others) or 'nothing'} in it instead of tensors. "
             "Write one with torch.save(model.state_dict(), FILE), or safetensors.torch.save_file."
+        )
+    if broken := [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]:
+        raise BenchError(
+            f"{file} has values that are not finite, NaN or infinite, in {_some(broken)}: its training diverged, or it "
+            "is damaged. Take an earlier checkpoint."
         )
     return Checkpoint(file, state, openai)
 

@@ -14,6 +14,7 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+from pydantic import PositiveFloat
 
 from bench.core.clip import CONFIG_FILE, WEIGHTS_FILE, Clip
 from bench.core.dataset import Resize
@@ -47,7 +48,9 @@ class ModelSettings(Settings):
         None, description="how images are made square; null: as the weights' preprocessing says; CleanCLIP's is squash"
     )
     mean: tuple[float, float, float] | None = Field(None, description="of the normalisation, RGB; null: the model's")
-    std: tuple[float, float, float] | None = Field(None, description="likewise; 0,0,0 and 1,1,1 are none")
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = Field(
+        None, description="likewise; mean 0,0,0 and std 1,1,1 are none"
+    )
 
     @property
     def label(self) -> str:
@@ -115,6 +118,7 @@ def _check_weights_named(settings: ModelSettings) -> None:
     if settings.architecture is None and tag not in (None, RANDOM):
         raise BenchError(f"--model {name} brings its own weights: leave out --pretrained {tag}")
     if settings.architecture is not None and tag is None and settings.checkpoint is None:
+        _open_clip_config(settings)
         raise BenchError(f"--model {name} names no weights: add --pretrained openai, or --checkpoint FILE")
 
 
@@ -123,9 +127,9 @@ def configuration(settings: ModelSettings) -> dict[str, Any]:
     if settings.name == MINI:
         config = json.loads((EMBEDDED / CONFIG_FILE).read_text())
     elif settings.name.startswith(FOLDER):
-        config = _read_config(_folder(settings) / CONFIG_FILE)
+        config = read_config(_folder(settings) / CONFIG_FILE)
     elif settings.name.startswith(HUB):
-        config = _read_config(_hub_config(settings))
+        config = read_config(_hub_config(settings))
     else:
         config = _open_clip_config(settings)
     preprocess = merge_preprocess_dict(PreprocessCfg(), config.get("preprocess_cfg", {}))
@@ -171,7 +175,8 @@ def _unknown_model(name: str) -> BenchError:
     return BenchError(f"unknown model '{name}'.{guess}{path}\n`bench list models` lists what there is.")
 
 
-def _read_config(file: Path) -> dict[str, Any]:
+def read_config(file: Path) -> dict[str, Any]:
+    """The contents of an `open_clip_config.json`; a `BenchError` if the file is none."""
     try:
         config = json.loads(file.read_text())
         config["model_cfg"]["vision_cfg"], config["model_cfg"]["text_cfg"]
