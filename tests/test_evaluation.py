@@ -143,7 +143,8 @@ def test_a_block_is_run_once_for_all_whom_it_gives_the_same(victims: dict[str, V
     shared = unified(victims[name] for name in names)
     runs: Counter[int] = Counter()
     for number, block in enumerate(shared[0].clip.visual.transformer.resblocks):
-        block.register_forward_hook(lambda *_, number=number: runs.update([number]))
+        # Prompted or not, a block brings its class and patch tokens through one MLP.
+        block.mlp.register_forward_hook(lambda *_, number=number: runs.update([number]))
     encode_each(shared, images.load(range(4)))
     # Block 0 is frozen for all; from block 1 on one of three is prompted, from block 2 on two of three.
     assert runs == {0: 1, 1: 2, 2: 3, 3: 3}

@@ -170,10 +170,10 @@ def test_mistakes_are_told(
 def test_a_dry_run_needs_neither_weights_nor_data(
     capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "400")
     words = ["run", "--preset", "paper-imagenet", "--suite", "main", "--dry-run", "--out"]
     code, out, _ = bench(capsys, monkeypatch, *words, str(tmp_path / "out"))
     assert code == 0
+    out = " ".join(out.split())
     assert "35 cells" in out and "backdoors: 7, of which 7 to make" in out and "h of one GPU" in out
     assert "not at hand: weights of ViT-B-32 openai are not on this machine" in out
     assert "no image-text pairs of its own. Give --pairs FILE" in out

@@ -125,7 +125,7 @@ def test_images_do_not_show_the_target_and_their_number_is_logged(given: Prepara
     assert len(set(given.log["rows"])) == 20
     assert all("banana" not in given.pairs.captions[int(i)] for i in given.log["rows"])
     Watched(**QUICK, images=10_000).prepare(given)
-    assert given.log["patch_images"] == [36]
+    assert given.log["patch_images"] == [20, 36]
     assert sorted(given.log["rows"]) == [i for i in range(48) if i % 4]
 
 
