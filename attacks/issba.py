@@ -36,9 +36,9 @@ class ISSBA(Attack):
     Encoder and decoder are trained on most of the pairs' images with random messages, until images held out give the
     bits back. Loss, after StegaStamp's code: a ramp times `image_weight` times the squared error in YUV (weights 1,
     100, 100), plus 1.5 times the cross-entropy of the bits that the decoder reads from the image after mild noise
-    and JPEG, plus, ours, `clipping_weight` times the squared error of clipping. StegaStamp's critic, perspective and LPIPS are left
-    out (LPIPS needs weights that the suite does not have): such triggers are less hidden from the eye than
-    StegaStamp's at the same PSNR.
+    and JPEG, plus, ours, `clipping_weight` times the squared error of clipping. StegaStamp's critic, perspective and
+    LPIPS are left out (LPIPS needs weights that the suite does not have): such triggers are less hidden from the eye
+    than StegaStamp's at the same PSNR.
     """
 
     # 2: the error of clipping is in the loss.
