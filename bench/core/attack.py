@@ -142,7 +142,8 @@ def _check_stamped(method: Attack, floats: Tensor, images: Tensor) -> None:
     # Neither shows later: torch repeats one image for all, and NaN becomes a black pixel.
     if floats.shape != images.shape:
         told = f"images of shape {tuple(floats.shape)} for {tuple(images.shape)}"
-    elif not floats.isfinite().all():
+    # Of the sum: to look at every value halves the speed.
+    elif not floats.sum().isfinite():
         told = "values that are not finite"
     else:
         return
