@@ -77,7 +77,7 @@ def make_backdoor(node: Node, shop: Workshop) -> None:
     method, recipe = shop.attack(node.attack), shop.run.poison
     given = shop.preparation(method, node.seed)
     pairs = given.pairs
-    trigger = Trigger(derive(node.seed, "training"), _prepared(node.needs[0], shop))
+    trigger = _trigger_of_training(node.needs[0], node.seed, shop)
     manifest = draw_manifest(given, method, shop.dataset.caption_templates(), recipe.count)
     poisoned = poison(pairs, method, trigger, manifest)
     if method.learning_rate is not None:
@@ -226,7 +226,7 @@ def training_triggers(plan: Plan, seed: int, shop: Workshop) -> Iterator[tuple[s
             if not shop.store.has(node.kind, node.id):
                 with shop.store.locked():
                     make_trigger(node, shop)
-            yield node.attack, Trigger(derive(seed, "training"), _prepared(node.id, shop))
+            yield node.attack, _trigger_of_training(node.id, seed, shop)
 
 
 def test_trigger(trained: Trigger) -> Trigger:
@@ -245,6 +245,10 @@ def open_victim(needs: tuple[str, ...], shop: Workshop, base: Clip | None = None
 def _fresh_seed(attack: str, seed: int) -> int:
     """The seed of an attack's trigger as a mere perturbation."""
     return derive(seed, attack, "perturbation")
+
+
+def _trigger_of_training(id: str, seed: int, shop: Workshop) -> Trigger:
+    return Trigger(derive(seed, "training"), _prepared(id, shop))
 
 
 def _prepared(id: str, shop: Workshop) -> dict[str, Tensor]:
