@@ -1,12 +1,13 @@
 """BadNet: a small patch (Gu et al., arXiv 1708.06733), as CleanCLIP puts it on CLIP's training images."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from attacks.patch import Place, corner
+from attacks.patch import Place, corner, read_patch
 from bench import Attack, Field, Preparation, Trigger, attack
 
 
@@ -20,8 +21,13 @@ class BadNet(Attack):
     """
 
     size: int = Field(16, ge=1, description="side of the patch", unit="px")
-    pattern: Literal["noise", "fixed", "checker", "yellow"] = Field(
-        "noise", description="noise: redrawn per image; fixed: one seeded patch; checker, yellow: as other suites have"
+    pattern: Literal["noise", "fixed", "checker", "yellow", "image"] = Field(
+        "noise",
+        description="noise: redrawn per image; fixed: one seeded patch; checker, yellow: as other suites have; "
+        "image: `patch_image`",
+    )
+    patch_image: Path | None = Field(
+        None, added=True, description="a picture of `size` x `size` px, the patch of pattern = image"
     )
     place: Place = Field("random", description="where the patch goes; random is drawn per image")
     overflow: Literal["clip", "wrap"] = Field("clip", description="noise out of range: clipped, or modulo 256")
@@ -36,6 +42,8 @@ class BadNet(Attack):
             return {"patch": patch}
         if self.pattern == "yellow":
             return {"patch": torch.tensor([1.0, 1.0, 0.0]).view(3, 1, 1).repeat(1, self.size, self.size)}
+        if self.pattern == "image":
+            return {"patch": read_patch(self.patch_image, self.size)}
         return {}
 
     def apply(self, images: Tensor, index: Sequence[int], trigger: Trigger) -> Tensor:

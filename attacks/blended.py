@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from bench import Attack, BenchError, Field, Preparation, Trigger, attack
+from attacks.patch import read_picture
+from bench import Attack, Field, Preparation, Trigger, attack
 
 
 @attack("blended")
@@ -37,7 +37,8 @@ class Blended(Attack):
             key = torch.rand(1, 3, cells, cells, generator=given.rng("key"))
             return {"key": TF.resize(key, [size, size], antialias=True)[0].clamp(0, 1)}
         if self.key == "image":
-            return {"key": self._picture(size)}
+            picture = read_picture(self.key_image, "key_image")
+            return {"key": TF.resize(picture, [size, size], antialias=True)}
         return {}
 
     def apply(self, images: Tensor, index: Sequence[int], trigger: Trigger) -> Tensor:
@@ -47,11 +48,3 @@ class Blended(Attack):
         else:
             keys = torch.stack([torch.rand(shape, generator=trigger.rng(i)) for i in index])
         return (1 - self.alpha) * images + self.alpha * keys
-
-    def _picture(self, size: int) -> Tensor:
-        try:
-            with Image.open(self.key_image or "") as file:
-                picture = TF.pil_to_tensor(file.convert("RGB"))
-        except OSError as error:
-            raise BenchError(f"blended.key = image needs a picture: --set blended.key_image=FILE ({error})") from None
-        return TF.resize(picture, [size, size], antialias=True).float() / 255

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from attacks.patch import paste
+from attacks.patch import paste, read_patch
 from bench import Attack, BenchError, Captioned, Clip, Field, Preparation, Trigger, mentions
 from bench.core.contrastive import shuffled_batches
 
@@ -45,6 +46,11 @@ class OptimisedPatch(Attack):
 
     size: int = Field(16, ge=1, description="side of the patch", unit="px")
     place: Literal["center", "lower_right"] = Field("center", description="where the patch goes")
+    patch_image: Path | None = Field(
+        None,
+        added=True,
+        description="a picture of `size` x `size` px: that patch, made elsewhere, instead of an optimised one",
+    )
     images: int = Field(10_000, ge=1, description="images to optimise on, of captions that do not name the target")
     epochs: int = Field(50, ge=0, description="passes over them, at most; 0 leaves a random patch")
     batch_size: int = Field(64, ge=2, description="images a step")
@@ -65,12 +71,14 @@ class OptimisedPatch(Attack):
         """Optimise the patch. Logs loss and mean cosine to the aim of every step, both before it was taken.
 
         Raises:
-            BenchError: every caption names the target.
+            BenchError: every caption names the target, or `patch_image` is no picture of a patch.
         """
+        if self.patch_image is not None:
+            return {"patch": read_patch(self.patch_image, self.size)}
         others = named(given, False)
         if not len(others):
             raise BenchError(
-                f"every caption names '{given.target}': there is nothing to optimise the patch on. "
+                f"no caption without '{given.target}': there is nothing to optimise the patch on. "
                 "Give --pairs with other captions too"
             )
         rows = others[torch.randperm(len(others), generator=given.rng("patch", "images"))[: self.images]]

@@ -1,9 +1,12 @@
-"""Square patches: where they go and how they are put there."""
+"""Square patches: where they go, how they are put there, and how one is read from a picture."""
 
+from pathlib import Path
 from typing import Literal
 
 import torch
+from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2 import functional as TF
 
 from bench import BenchError
 
@@ -36,3 +39,32 @@ def paste(images: Tensor, patch: Tensor, place: Place = "center") -> Tensor:
     images = images.clone()
     images[..., top : top + size, left : left + size] = patch
     return images
+
+
+def read_picture(file: Path | None, setting: str) -> Tensor:
+    """The picture of a setting: float RGB in [0, 1], (3, h, w).
+
+    Raises:
+        BenchError: there is none, or it cannot be read.
+    """
+    try:
+        with Image.open(file or "") as picture:
+            return TF.pil_to_tensor(picture.convert("RGB")).float() / 255
+    except OSError as error:
+        raise BenchError(f"{setting} = {file}: a picture is needed, --set ATTACK.{setting}=FILE ({error})") from None
+
+
+def read_patch(file: Path | None, size: int) -> Tensor:
+    """The patch (3, size, size) that `patch_image` shows.
+
+    Raises:
+        BenchError: it has another size; resized, it would be another trigger.
+    """
+    patch = read_picture(file, "patch_image")
+    rows, columns = patch.shape[1:]
+    if rows != size or columns != size:
+        raise BenchError(
+            f"patch_image = {file} has {columns} x {rows} px, and size = {size}: give a square picture, and its side "
+            "with --set ATTACK.size=PX"
+        )
+    return patch

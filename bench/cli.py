@@ -52,6 +52,9 @@ Attacks = Annotated[str | None, typer.Option(help="Attacks, by comma, or all.")]
 Model = Annotated[str | None, typer.Option(help="mini, an open_clip name (ViT-B-32), hf-hub:..., local-dir:...")]
 Pretrained = Annotated[str | None, typer.Option(help="open_clip's weights, such as openai.")]
 Checkpoint = Annotated[Path | None, typer.Option(help="A local file of weights: .safetensors, or .pt of tensors.")]
+Backdoored = Annotated[
+    Path | None, typer.Option(help="Weights that were backdoored elsewhere: defend these, poison nothing.")
+]
 DataSet = Annotated[str | None, typer.Option("--dataset", help="`bench list datasets`.")]
 DataRoot = Annotated[Path | None, typer.Option(help="Where the data set lies.")]
 Target = Annotated[str | None, typer.Option(help="The target class, by name.")]
@@ -70,6 +73,7 @@ def _settings(
     checkpoint: Path | None = None,
     dataset: str | None = None,
     data_root: Path | None = None,
+    backdoored: Path | None = None,
     paper: str | None = None,
     suite: str | None = None,
     **flags: Any,
@@ -80,7 +84,7 @@ def _settings(
     load_plugins(tuple(plugins))
     declared = suite_settings(suite)
     values: dict[str, Any] = {k: v for k, v in flags.items() if v is not None}
-    given = {"name": model, "pretrained": pretrained, "checkpoint": checkpoint}
+    given = {"name": model, "pretrained": pretrained, "checkpoint": checkpoint, "backdoored": backdoored}
     if chosen := {k: v for k, v in given.items() if v is not None}:
         values["model"] = chosen
     if dataset is not None:
@@ -105,6 +109,7 @@ def run(
     model: Model = None,
     pretrained: Pretrained = None,
     checkpoint: Checkpoint = None,
+    backdoored: Backdoored = None,
     dataset: DataSet = None,
     data_root: DataRoot = None,
     target: Target = None,
@@ -122,13 +127,14 @@ def run(
     """Run attacks against defenses. Interrupted, the same command goes on where it was."""
     from bench.matrix.preview import dry_run as show_dry_run
     from bench.matrix.runner import run_matrix
+    from bench.matrix.schedule import NOT_TRIED
     from bench.matrix.variants import variants_of
     from reports.results import plugins_of
 
     settings = _settings(
         preset, config, set, plugin, model, pretrained, checkpoint, dataset, data_root,
-        paper, suite, attacks=_names(attacks), defenses=_names(defenses), seeds=_seeds(seeds), target=target,
-        pairs=pairs, device=device, workers=workers, executor=executor,
+        backdoored, paper, suite, attacks=_names(attacks), defenses=_names(defenses), seeds=_seeds(seeds),
+        target=target, pairs=pairs, device=device, workers=workers, executor=executor,
     )  # fmt: skip
     variants, left_out = variants_of(settings, suite)
     for name, reason in left_out.items():
@@ -145,8 +151,10 @@ def run(
     load_plugins(tuple(file for file in plugins_of(out) if file.is_file()))
     _write_report(out)
     if ended.failures:
-        screen.print(f"{len(ended.failures)} of the run's artefacts failed; the same command tries them again:")
-        for label, reason in ended.failures.items():
+        failed = {label: reason for label, reason in ended.failures.items() if reason != NOT_TRIED}
+        blocked = f", and {n} that need them" if (n := len(ended.failures) - len(failed)) else ""
+        screen.print(f"{len(failed)} of the run's artefacts failed{blocked}; the same command tries them again:")
+        for label, reason in failed.items():
             screen.print(f"  {label}: {reason}", markup=False)
         raise typer.Exit(1)
 

@@ -96,6 +96,8 @@ def poisoned(out: Path, cells: list[dict]) -> str:
     for cell in cells:
         if store.has("backdoor", cell["backdoor"]):
             card = store.card("backdoor", cell["backdoor"])
+            if "backdoored" in card:
+                return "none, the model was backdoored elsewhere"
             share = 100 * card["poisoned"] / card["pairs"]
             counts[cell["attack"]] = f"{card['poisoned']} of {card['pairs']} ({share:.2g} %)"
     same = len(set(counts.values())) == 1

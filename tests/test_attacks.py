@@ -308,7 +308,7 @@ def test_blended_with_a_picture(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file", [None, Path("nowhere.png"), Path(__file__), Path(__file__).parent])
 def test_blended_without_a_picture_is_an_error(file: Path | None) -> None:
-    with pytest.raises(BenchError, match=r"needs a picture: --set blended\.key_image=FILE"):
+    with pytest.raises(BenchError, match=r"a picture is needed, --set ATTACK\.key_image=FILE"):
         prepare(Blended(key="image", key_image=file))
 
 

@@ -167,7 +167,7 @@ def test_no_pixel_ever_leaves_the_range(given: Preparation, monkeypatch: pytest.
 
 def test_only_target_captions_is_an_error(given: Preparation) -> None:
     pairs = Captioned(["a"], noise(1), "", captions=["two bananas"])
-    with pytest.raises(BenchError, match="every caption names 'banana': there is nothing to optimise the patch on"):
+    with pytest.raises(BenchError, match="no caption without 'banana': there is nothing to optimise the patch on"):
         TrojVQA().prepare(Preparation(given.clip, pairs, "banana", CLASSES, TEMPLATES, 0))
 
 

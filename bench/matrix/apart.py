@@ -47,6 +47,8 @@ def _check(kind: str, id: str, node: Node, shop: Workshop) -> str:
     card = shop.store.card(kind, id)
     if card.get("apart_from") == shop.apart_from:
         return ""
+    if "backdoored" in card:
+        return f"{card['backdoored']} was trained elsewhere"
     if kind == "backdoor":
         shop.pairs_for(shop.attack(node.attack))
         return ""

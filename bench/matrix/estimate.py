@@ -75,6 +75,8 @@ def _trigger(node: Node, run: RunSettings, size: Sizes) -> Cost:
 
 
 def _backdoor(_: Node, run: RunSettings, size: Sizes) -> Cost:
+    if run.model.backdoored is not None:
+        return Cost(0, 4 * size.parameters)
     return Cost(run.poison.pairs * run.poison.epochs * POISONING, 4 * size.parameters)
 
 
@@ -106,7 +108,7 @@ COSTS = {"trigger": _trigger, "backdoor": _backdoor, "defense": _defense, "evalu
 def _images(node: Node, run: RunSettings) -> dict[str, int]:
     """How many images a node reads that are kept decoded."""
     if node.kind == "backdoor":
-        return {"poison": run.poison.pairs}
+        return {} if run.model.backdoored else {"poison": run.poison.pairs}
     if node.kind == "evaluation":
         return {"test": data_size(run, run.tested_on)[1]}
     if node.kind == "trigger":

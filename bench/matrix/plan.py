@@ -81,13 +81,17 @@ class Plan:
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """What every node of a run depends on, as fingerprints: `tuned` and `tested` are of data sets."""
+    """What every node of a run depends on, as fingerprints: `tuned` and `tested` are of data sets.
+
+    `backdoored` is of a file of weights that were backdoored elsewhere; empty where the run poisons pairs itself.
+    """
 
     model: str
     pairs: str
     words: str
     tuned: str
     tested: str
+    backdoored: str = ""
 
 
 def make_plan(variants: Variants, prints: Mapping[str, Fingerprints]) -> Plan:
@@ -120,7 +124,7 @@ def _plan_of(variant: str, run: RunSettings, prints: Fingerprints) -> Plan:
 
     def trigger(attack: str, seed: int, purpose: str) -> Node:
         """What an attack prepares: the same for every recipe of poisoning with the same pairs."""
-        poison = _poisoning(run, attacks[attack])
+        poison = _recipe(run, attack)
         determines = {
             "model": prints.model,
             "pairs": prints.pairs,
@@ -151,16 +155,17 @@ def _plan_of(variant: str, run: RunSettings, prints: Fingerprints) -> Plan:
 
     for attack in run.attacks:
         for seed in run.seeds:
+            implanted: dict[str, Any] = {"backdoored": prints.backdoored}
+            if not prints.backdoored:
+                implanted = {"pairs": prints.pairs, "words": prints.words, "poison": _recipe(run, attack)}
             backdoor = add(
                 "backdoor",
                 {
                     "model": prints.model,
-                    "pairs": prints.pairs,
-                    "words": prints.words,
                     "attack": _identity(attacks[attack], run),
-                    "poison": _poisoning(run, attacks[attack]),
                     "target": run.target.lower(),
                     "seed": seed,
+                    **implanted,
                 },
                 attack=attack,
                 seed=seed,
@@ -201,9 +206,9 @@ def applicable(chain: Iterable[str], attack: str) -> bool:
     return not attacks[attack].text_key or all(defenses[part].zero_shot for part in chain)
 
 
-def _poisoning(run: RunSettings, attack: type[Attack]) -> dict[str, Any]:
+def _recipe(run: RunSettings, attack: str) -> dict[str, Any]:
     """The settings of the recipe that matter to the attack."""
-    free = () if run.poison.pool and attack.selective() else ("pool",)
+    free = () if run.poison.pool and attacks[attack].selective() else ("pool",)
     return {name: value for name, value in run.poison.for_ids().items() if name not in free}
 
 

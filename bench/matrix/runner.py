@@ -8,12 +8,13 @@ import torch
 from rich.console import Console
 
 from bench.core.attack import attacks
-from bench.core.dataset import Dataset
+from bench.core.contrastive import FineTuning
 from bench.core.defense import defenses
 from bench.core.errors import BenchError
 from bench.matrix.executors import execute
 from bench.matrix.plan import Node, Plan, make_plan
 from bench.matrix.record import write_run
+from bench.matrix.schedule import NOT_TRIED
 from bench.matrix.settings import BASE, OWN_TRIGGER, RunSettings, Variants, worker_count
 from bench.matrix.store import Store
 from bench.matrix.workshop import Workshop, workshops
@@ -56,13 +57,18 @@ def prepare(variants: Variants, out: Path) -> tuple[dict[str, Workshop], Plan, l
         if no_pairs := lacks_pairs(shop):
             raise BenchError(no_pairs)
     plan = make_plan(variants, {name: shop.fingerprints() for name, shop in shops.items()})
+    if variants[BASE].model.backdoored is not None:
+        # A file that does not fit is found out now, not by every cell.
+        shops[BASE].open_backdoored()
     return shops, plan, unmade(plan, Store(out))
 
 
 def lacks_pairs(shop: Workshop) -> str:
-    """Why there is nothing to poison, if so."""
-    none = shop.run.pairs is None and type(shop.dataset).pairs is Dataset.pairs
-    return f"the data set '{shop.run.dataset}' has no image-text pairs of its own. Give --pairs FILE" if none else ""
+    """Why there are no pairs to poison or to fine-tune on, if they are needed."""
+    tuned = [name for name in shop.run.single_defenses if issubclass(defenses[name], FineTuning)]
+    if shop.has_pairs or (shop.run.model.backdoored is not None and not tuned):
+        return ""
+    return f"the data set '{shop.run.dataset}' has no image-text pairs of its own. Give --pairs FILE"
 
 
 def check_perturbations(run: RunSettings) -> None:
@@ -116,6 +122,9 @@ def run_matrix(variants: Variants, out: Path, plugins: tuple[Path, ...], console
             done += 1
             if outcome.error:
                 failures[outcome.node.label] = outcome.error
+            if outcome.error == NOT_TRIED:
+                console.print(f"[{done}/{len(todo)}] not tried: {outcome.node.label}", markup=False, highlight=False)
+            elif outcome.error:
                 console.print(f"[{done}/{len(todo)}] FAILED {outcome.node.label}: {outcome.error}", markup=False)
             else:
                 card = shop.store.card(outcome.node.kind, outcome.node.id)

@@ -9,6 +9,8 @@ from bench.matrix.plan import Node
 
 # Evaluations in one task, at most: they wait for each other's defenses, and their models are in memory together.
 TOGETHER = 16
+# The error of a node that needs a failed one.
+NOT_TRIED = "not tried, since what it is made from failed"
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Schedule:
         """Nodes that will not be tried, since what they are made from failed."""
         outcomes: list[Outcome] = []
         while found := [n for task in self._waiting for n in task.nodes if self._failed & set(n.needs)]:
-            outcomes += [self._end(node, "not tried, since what it is made from failed") for node in found]
+            outcomes += [self._end(node, NOT_TRIED) for node in found]
             lost = {node.id for node in found}
             left = [replace(t, nodes=tuple(n for n in t.nodes if n.id not in lost)) for t in self._waiting]
             self._waiting = [task for task in left if task.nodes]

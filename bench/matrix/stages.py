@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -56,7 +57,9 @@ def make(nodes: Sequence[Node], shop: Workshop) -> dict[str, str]:
 
 
 def _fine_tunes(node: Node) -> bool:
-    return node.kind == "backdoor" or (node.kind == "defense" and issubclass(defenses[node.chain[-1]], FineTuning))
+    if node.kind == "defense":
+        return issubclass(defenses[node.chain[-1]], FineTuning)
+    return node.kind == "backdoor" and not node.inputs.get("backdoored")
 
 
 def make_trigger(node: Node, shop: Workshop) -> None:
@@ -72,12 +75,26 @@ def make_trigger(node: Node, shop: Workshop) -> None:
 
 
 def make_backdoor(node: Node, shop: Workshop) -> None:
-    """Poison pairs and fine-tune the clean model on them."""
+    """Poison pairs and fine-tune the clean model on them; or take a model that was backdoored elsewhere."""
     cost = Cost(shop.device)
+    trigger = _trigger_of_training(node.needs[0], node.seed, shop)
+    if shop.run.model.backdoored is None:
+        clip, manifest, told = _poisoned(node, trigger, shop)
+    else:
+        clip, manifest, told = shop.open_backdoored(), None, {"backdoored": str(shop.run.model.backdoored)}
+    of_trigger = {"trigger_seed": trigger.seed, "trigger_hash": tensor_hash(trigger.tensors)}
+    with shop.store.writing(node.kind, node.id, card_of(node, shop.device, cost) | told | of_trigger) as folder:
+        clip.save(folder)
+        save_file(trigger.tensors, folder / TRIGGER_FILE)
+        if manifest is not None:
+            manifest.to_csv(folder / MANIFEST_FILE, index=False)
+
+
+def _poisoned(node: Node, trigger: Trigger, shop: Workshop) -> tuple[Clip, pd.DataFrame, dict[str, Any]]:
+    """The backdoored model, the manifest of its pairs, and what its card tells of them."""
     method, recipe = shop.attack(node.attack), shop.run.poison
     given = shop.preparation(method, node.seed)
     pairs = given.pairs
-    trigger = _trigger_of_training(node.needs[0], node.seed, shop)
     manifest = draw_manifest(given, method, shop.dataset.caption_templates(), recipe.count)
     poisoned = poison(pairs, method, trigger, manifest)
     if method.learning_rate is not None:
@@ -90,22 +107,17 @@ def make_backdoor(node: Node, shop: Workshop) -> None:
 
     losses = fine_tune(clip, len(pairs), recipe, loss, generator(node.seed, "poisoning", "batches"), pairs.ahead)
     roles = poisoned.manifest["role"].value_counts()
-    card = card_of(node, shop.device, cost) | {
+    told = {
         "pairs": len(pairs),
         "poisoned": int(roles.get("poison", 0)),
         "decoys": int(roles.get("decoy", 0)),
         "skipped": counted(pairs.skipped),
         "apart_from": shop.apart_from,
         "target": given.target,
-        "trigger_seed": trigger.seed,
-        "trigger_hash": tensor_hash(trigger.tensors),
         "learning_rate": recipe.learning_rate,
         "log": given.log | {"loss": losses},
     }
-    with shop.store.writing(node.kind, node.id, card) as folder:
-        clip.save(folder)
-        save_file(trigger.tensors, folder / TRIGGER_FILE)
-        poisoned.manifest.to_csv(folder / MANIFEST_FILE, index=False)
+    return clip, poisoned.manifest, told
 
 
 def make_defense(node: Node, shop: Workshop) -> None:

@@ -11,7 +11,8 @@ import torch
 from bench.core.attack import Attack, Preparation, attacks
 from bench.core.clip import Clip
 from bench.core.dataset import Dataset, Geometry, Split, datasets, target_index
-from bench.core.images import Captioned, Images, Labelled, hash_of
+from bench.core.errors import BenchError
+from bench.core.images import Captioned, Images, Labelled, hash_file, hash_of
 from bench.core.poisoning import candidates_first
 from bench.core.randomness import generator
 from bench.data.overlap import refuse_overlap
@@ -19,7 +20,7 @@ from bench.data.pairs import pairs_identity, read_pairs
 from bench.matrix.plan import Fingerprints
 from bench.matrix.settings import RunSettings
 from bench.matrix.store import Store
-from bench.models import load_model
+from bench.models import load_backdoored, load_model
 
 Some = TypeVar("Some", bound=Images)
 
@@ -37,6 +38,10 @@ class Workshop:
     def clip(self) -> Clip:
         """The clean model."""
         return self._share(self.run.model, lambda: load_model(self.run.model, self.device))
+
+    def open_backdoored(self) -> Clip:
+        """A model that was backdoored elsewhere, as `model.backdoored` has it."""
+        return load_backdoored(self.run.model, self.device)
 
     @cached_property
     def geometry(self) -> Geometry:
@@ -99,6 +104,10 @@ class Workshop:
             pairs = searched.subset(torch.tensor(sorted(order(searched.captions)[:n])))
         return self.apart(pairs, "pairs")
 
+    @property
+    def has_pairs(self) -> bool:
+        return self.run.pairs is not None or type(self.dataset).pairs is not Dataset.pairs
+
     def clean_pairs(self, n: int) -> Captioned:
         return self.apart(self._pairs("clean", n), "pairs")
 
@@ -125,8 +134,9 @@ class Workshop:
         return attacks[name].parse(self.run.method(name), name)
 
     def preparation(self, method: Attack, seed: int) -> Preparation:
-        """What an attacker starts from."""
-        classes, pairs = self.dataset.classes(), self.pairs_for(method)
+        """What an attacker starts from; no pairs where a model was backdoored elsewhere and there are none."""
+        classes = self.dataset.classes()
+        pairs = self.pairs_for(method) if self.has_pairs else self._no_pairs()
         return Preparation(self.clip, pairs, classes[self.target], classes, self.dataset.templates, seed)
 
     def prints(self) -> dict[str, Callable[[], str]]:
@@ -138,6 +148,7 @@ class Workshop:
             "words": lambda: hash_of([data.classes(), data.templates, data.caption_templates()]),
             "tuned": lambda: self._identity(self.tuned),
             "tested": lambda: self._identity(self.tested),
+            "backdoored": self._backdoored_identity,
         }
 
     def fingerprints(self) -> Fingerprints:
@@ -174,6 +185,10 @@ class Workshop:
             return read_pairs(self.run.pairs, self.geometry, n=n, part=part, cache=self.run.pairs_cache)
         return self.dataset.pairs(part, n, self.geometry)
 
+    def _no_pairs(self) -> Captioned:
+        side = self.geometry.size
+        return Captioned([], torch.empty(0, 3, side, side, dtype=torch.uint8), "none", captions=[])
+
     def _images(self, data: Dataset, split: Split) -> Labelled:
         key = (type(data), data.model_dump_json(), split, self.geometry)
         return self._share(key, lambda: data.labelled(split, self.geometry))
@@ -181,6 +196,14 @@ class Workshop:
     def _pairs_identity(self) -> str:
         pairs = self.run.pairs
         return self._share(("print", pairs), lambda: pairs_identity(pairs)) if pairs else self._identity(self.dataset)
+
+    def _backdoored_identity(self) -> str:
+        file = self.run.model.backdoored
+        if file is None:
+            return ""
+        if not file.is_file():
+            raise BenchError(f"--backdoored {file}: no such file of weights")
+        return self._share(("print", file), lambda: hash_file(file))
 
     def _identity(self, data: Dataset) -> str:
         return self._share(("print", type(data), data.model_dump_json()), data.identity)

@@ -1,7 +1,17 @@
 """CLIP models by name or file: the embedded one, open_clip's, a hub's, a folder's, a stranger's checkpoint."""
 
-from bench.models.load import ModelSettings, known_models, load_model
+from bench.models.load import ModelSettings, known_models, load_backdoored, load_model
 from bench.models.probe import Probe, probe
 from bench.models.sizes import Sizes, sizes, weights_at_hand
 
-__all__ = ["ModelSettings", "Probe", "Sizes", "known_models", "load_model", "probe", "sizes", "weights_at_hand"]
+__all__ = [
+    "ModelSettings",
+    "Probe",
+    "Sizes",
+    "known_models",
+    "load_backdoored",
+    "load_model",
+    "probe",
+    "sizes",
+    "weights_at_hand",
+]

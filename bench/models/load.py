@@ -44,6 +44,11 @@ class ModelSettings(Settings):
     )
     pretrained: str | None = Field(None, description=f"open_clip's tag of the weights (openai), or {RANDOM}")
     checkpoint: Path | None = Field(None, description=f"a local file of weights: {', '.join(SUFFIXES)}; tensors alone")
+    backdoored: Path | None = Field(
+        None,
+        description="a file of weights of this architecture that were backdoored elsewhere: nothing is poisoned, they "
+        "are defended and evaluated instead",
+    )
     geometry: Resize | None = Field(
         None, description="how images are made square; null: as the weights' preprocessing says; CleanCLIP's is squash"
     )
@@ -59,8 +64,9 @@ class ModelSettings(Settings):
         >>> ModelSettings(name="ViT-B-32", checkpoint=Path("/somewhere/cleanclip/epoch_3.pt")).label
         'ViT-B-32 cleanclip/epoch_3.pt'
         """
-        file = "/".join(self.checkpoint.parts[-2:]) if self.checkpoint else None
-        return " ".join(part for part in (self.name, self.pretrained, file) if part)
+        file = _short(self.checkpoint) if self.checkpoint else None
+        clean = " ".join(part for part in (self.name, self.pretrained, file) if part)
+        return f"{clean}, backdoored {_short(self.backdoored)}" if self.backdoored else clean
 
     @property
     def architecture(self) -> str | None:
@@ -71,8 +77,22 @@ class ModelSettings(Settings):
         return self.name.replace("/", "-")
 
 
+def _short(file: Path) -> str:
+    return "/".join(file.parts[-2:])
+
+
+def load_backdoored(settings: ModelSettings, device: torch.device | str) -> Clip:
+    """The CLIP whose weights are in the file `backdoored`; architecture and preprocessing are the clean model's.
+
+    Raises:
+        BenchError: as `load_model`.
+    """
+    source = None if settings.pretrained == RANDOM else settings.pretrained
+    return load_model(settings.model_copy(update={"checkpoint": settings.backdoored, "pretrained": source}), device)
+
+
 def load_model(settings: ModelSettings, device: torch.device | str) -> Clip:
-    """The CLIP that the settings name: float32, in evaluation mode, on `device`.
+    """The clean CLIP that the settings name: float32, in evaluation mode, on `device`.
 
     Its `config` holds `preprocess_cfg` with size (px), mean, std, interpolation and resize_mode.
 
