@@ -1,14 +1,16 @@
 """CleanCLIP: fine-tune the whole model on clean pairs (Bansal et al., arXiv 2303.03323)."""
 
 from itertools import count
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
+from torchvision.transforms.v2 import AutoAugment
 
 from bench import BenchError, Captioned, CleanData, Clip, Defense, Field, Victim, defense
 from bench.core.contrastive import FineTuning, contrastive_loss, fine_tune, matching_loss
+from bench.core.dataset import Geometry
 from bench.core.distributed import processes, rank
 from bench.core.eda import Synonyms, augment, normalise, wordnet
 from bench.core.randomness import seeded
@@ -63,6 +65,8 @@ class CleanCLIP(Defense, FineTuning):
         clip = victim.clip.copy()
         tokens = clip.tokenize(pairs.captions)
         steps = count()
+        # Views are kept nowhere.
+        geometry = Geometry.of(clip, cache=Path())
 
         def loss(clip: Clip, index: Tensor) -> Tensor:
             images, texts = clip.encode_image(pairs.load(index)), clip.encode_text(tokens[index])
@@ -72,7 +76,7 @@ class CleanCLIP(Defense, FineTuning):
                 return self.lambda_cross * cross
             # Seeds are of the step, not of the pair: every epoch sees new views of image and text.
             step = next(steps) * processes() + rank()
-            views = augmented_images(pairs, index, clip.image_size, data.rng("cleanclip", "images", step))
+            views = augmented_images(pairs, index, geometry, data.rng("cleanclip", "images", step))
             edited = augmented_texts(pairs, index, data.rng("cleanclip", "texts", step), synonyms)
             within = within_loss(images, clip.encode_image(views), texts, clip.encode_text(edited), clip.scale)
             data.record(within=within.item())
@@ -91,17 +95,15 @@ class CleanCLIP(Defense, FineTuning):
         return synonyms
 
 
-def augmented_images(pairs: Captioned, index: Tensor, size: int, rng: torch.Generator) -> Tensor:
+def augmented_images(pairs: Captioned, index: Tensor, geometry: Geometry, rng: torch.Generator) -> Tensor:
     """One augmented view of each image of an index: uint8 (n, 3, size, size).
 
-    AutoAugment works on the image at its native size; then the short side is resized to `size` px and the centre cut
-    out. `rng` gives the seed.
+    AutoAugment works on the image at its native size, which is then made square as every other. `rng` gives the seed.
     """
-    bicubic = v2.InterpolationMode.BICUBIC
-    view = v2.Compose([v2.AutoAugment(), v2.Resize(size, bicubic, antialias=True), v2.CenterCrop(size)])
+    natives, policy = pairs.load_natives(index), AutoAugment()
     # AutoAugment draws from torch's global generator and takes no other.
     with seeded(rng.initial_seed()):
-        return torch.stack([view(pairs.load_native(i)) for i in index.tolist()])
+        return torch.stack([geometry.square(policy(image)) for image in natives])
 
 
 def augmented_texts(pairs: Captioned, index: Tensor, rng: torch.Generator, synonyms: Synonyms | None) -> list[str]:

@@ -20,6 +20,7 @@ from torchvision.transforms import v2
 
 from bench import BenchError, Captioned, CleanData, Clip, Labelled, Victim, defenses, generator
 from bench.core.contrastive import contrastive_loss, fine_tune
+from bench.core.dataset import Geometry
 from defenses import cleanclip
 from defenses.cleanclip import CleanCLIP, augmented_images, augmented_texts, within_loss
 
@@ -215,8 +216,8 @@ def test_text_and_image_views_are_new_in_every_epoch(tiny_clip: Clip, monkeypatc
             texts[i].append(view)
         return views
 
-    def see_images(pairs, index, size, rng):
-        views = augmented_images(pairs, index, size, rng)
+    def see_images(pairs, index, geometry, rng):
+        views = augmented_images(pairs, index, geometry, rng)
         for i, view in zip(index.tolist(), views, strict=True):
             images[i].append(view.numpy().tobytes())
         return views
@@ -255,28 +256,48 @@ def test_the_clean_pass_sees_clean_images_and_captions(tiny_clip: Clip):
     assert augmented.shape == clean.shape and not torch.equal(augmented, clean)
 
 
-def test_image_views_are_augmented_at_native_size_then_resized_and_cropped(monkeypatch: pytest.MonkeyPatch):
+def shortest(picture: Image.Image) -> Image.Image:
+    short = picture.resize((int(32 * 70 / 45), 32), Image.Resampling.BICUBIC)
+    left = round((short.width - 32) / 2)
+    return short.crop((left, 0, left + 32, 32))
+
+
+def longest(picture: Image.Image) -> Image.Image:
+    on_black = Image.new("RGB", (32, 32))
+    on_black.paste(picture.resize((32, round(32 * 45 / 70)), Image.Resampling.BICUBIC), (0, 5))
+    return on_black
+
+
+def squash(picture: Image.Image) -> Image.Image:
+    return picture.resize((32, 32), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("resized", [shortest, longest, squash])
+def test_image_views_are_augmented_at_native_size_then_made_square_as_the_model_asks(
+    resized: Callable[[Image.Image], Image.Image], monkeypatch: pytest.MonkeyPatch
+):
     pairs, sizes = make_pairs(native=(45, 70)), []
+    geometry = Geometry(32, Path(), resized.__name__)
 
     def keep(_, image: Tensor) -> Tensor:
         sizes.append(tuple(image.shape))
         return image
 
     monkeypatch.setattr(v2.AutoAugment, "forward", keep)
-    views = augmented_images(pairs, torch.tensor([3, 1]), 32, generator(0, "views"))
+    views = augmented_images(pairs, torch.tensor([3, 1]), geometry, generator(0, "views"))
     assert sizes == [(3, 45, 70)] * 2
     assert views.shape == (2, 3, 32, 32) and views.dtype == torch.uint8
     for view, i in zip(views, (3, 1), strict=True):
         picture = Image.fromarray(pairs.load_native(i).permute(1, 2, 0).numpy())
-        short = picture.resize((int(32 * 70 / 45), 32), Image.Resampling.BICUBIC)
-        left = round((short.width - 32) / 2)
-        expected = torch.from_numpy(np.array(short.crop((left, 0, left + 32, 32)))).permute(2, 0, 1)
+        expected = torch.from_numpy(np.array(resized(picture))).permute(2, 0, 1)
         assert (view.int() - expected.int()).abs().max() <= 2
 
 
 def test_image_views_without_native_images():
     pairs = replace(make_pairs(), native=None)
-    views = [augmented_images(pairs, torch.arange(8), 32, generator(seed, "views")) for seed in (0, 0, 1)]
+    views = [
+        augmented_images(pairs, torch.arange(8), Geometry(32, Path()), generator(seed, "views")) for seed in (0, 0, 1)
+    ]
     assert torch.equal(views[0], views[1]) and not torch.equal(views[0], views[2])
     assert not torch.equal(views[0], pairs.load(range(8)))
 

@@ -2,7 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
+
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as TF
 
 from bench.core.clip import Clip
 from bench.core.errors import BenchError, unknown
@@ -12,6 +17,7 @@ from bench.core.settings import Field, Settings
 
 Split = Literal["train", "val", "test"]
 Resize = Literal["shortest", "longest", "squash"]
+Picture = TypeVar("Picture", Image.Image, Tensor)
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,16 @@ class Geometry:
         resize, interpolation = preprocess.get("resize_mode", cls.resize), preprocess.get("interpolation")
         # open_clip reads `random`, a way to train, as bicubic when it evaluates.
         return cls(clip.image_size, cache, resize, "bilinear" if interpolation == "bilinear" else "bicubic")
+
+    def square(self, image: Picture) -> Picture:
+        """A PIL image, or uint8 (3, h, w), of any size at the model's input size; resized with antialiasing."""
+        square = [self.size, self.size]
+        shape = {"shortest": [self.size], "squash": square}.get(self.resize)
+        if shape is None:
+            sides = TF.get_size(image)
+            shape = [round(side / (max(sides) / self.size)) for side in sides]
+        # Where a side is too short, the crop adds black edges.
+        return TF.center_crop(TF.resize(image, shape, InterpolationMode(self.interpolation), antialias=True), square)
 
     @property
     def key(self) -> int | list[int | str]:

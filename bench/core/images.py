@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -62,6 +64,11 @@ class Images:
     def load_native(self, i: int) -> Tensor:
         return self.native(i) if self.native else self.load([i])[0]
 
+    def load_natives(self, index: Tensor) -> list[Tensor]:
+        """The images of an index, each in its own size. Decoding releases Python's lock, so threads share it."""
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            return list(pool.map(self.load_native, index.tolist()))
+
     def subset(self, index: Tensor) -> Self:
         """Some of the images, in the order of `index` (k,)."""
         rows, native = index.tolist(), self.native
@@ -118,7 +125,7 @@ def crops(images: Images, index: Tensor, seed: int, min_crop: float, max_aspect:
         if min_crop == 1:
             # Not a crop of everything: of a native image that is not square, it would still cut or squash.
             return torch.stack([mirror(image) for image in images.load(index)])
-        return torch.stack([mirror(crop(images.load_native(i))) for i in index.tolist()])
+        return torch.stack([mirror(crop(image)) for image in images.load_natives(index)])
 
 
 def few_shot(train: Labelled, shots: int, rng: torch.Generator, without: int | None = None) -> Labelled:

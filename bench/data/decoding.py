@@ -16,11 +16,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from filelock import FileLock
-from open_clip.transform import CenterCropOrPad, ResizeKeepRatio
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as TF
 
 from bench.core.dataset import Geometry
 from bench.core.errors import BenchError
@@ -218,21 +215,12 @@ def decode_one(path: File, geometry: Geometry) -> tuple[bytes, np.ndarray | str]
     digest = hashlib.sha256(content).digest()
     try:
         with Image.open(BytesIO(content)) as image:
-            return digest, _pixels(_square(image.convert("RGB"), geometry))
+            return digest, _pixels(geometry.square(image.convert("RGB")))
     except UnidentifiedImageError:
         return digest, "not an image that PIL knows"
     # PIL raises a dozen kinds of errors on broken files; every one of them is kept as the reason.
     except Exception as error:
         return digest, f"{type(error).__name__}: {error}"
-
-
-def _square(image: Image.Image, geometry: Geometry) -> Image.Image:
-    size, how = geometry.size, InterpolationMode(geometry.interpolation)
-    if geometry.resize == "squash":
-        return TF.resize(image, [size, size], how, antialias=True)
-    if geometry.resize == "longest":
-        return CenterCropOrPad(size)(ResizeKeepRatio(size, longest=1, interpolation=how)(image))
-    return TF.center_crop(TF.resize(image, [size], how, antialias=True), [size, size])
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
