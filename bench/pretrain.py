@@ -18,7 +18,7 @@ from bench.core.dataset import Geometry
 from bench.core.errors import BenchError
 from bench.core.images import Labelled, crops
 from bench.core.pretraining import Pretraining, pretrain
-from bench.core.randomness import generator
+from bench.core.randomness import generator, seeded
 from bench.core.victim import Victim, class_embeddings
 from bench.data import world
 from bench.data.pairs import read_pairs
@@ -49,8 +49,8 @@ def train_from_scratch(
     if (out / CONFIG_FILE).exists():
         raise BenchError(f"{out} already holds a model. Give another --out, or remove it.")
     # Initial weights come from torch's global generator.
-    torch.manual_seed(seed)
-    clip = Clip.from_config(config).to(device)
+    with seeded(seed):
+        clip = Clip.from_config(config).to(device)
     classes = None if pairs else clip.tokenize([TEMPLATES[0].format(c) for c in world.CLASSES]).to(device)
     say("drawing the world" if pairs is None else f"reading {pairs}")
     batches = _world_batches(clip, recipe, seed) if pairs is None else _pair_batches(clip, recipe, seed, pairs, out)

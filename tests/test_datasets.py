@@ -293,6 +293,11 @@ def test_common_settings_at_their_defaults_change_no_id():
     assert world(prompts="openai80").identity() != world().identity()
 
 
+def test_one_class_cannot_be_attacked():
+    with pytest.raises(BenchError, match="one class, banana, cannot be attacked"):
+        target_index("banana", ("banana",))
+
+
 # --- geometry
 
 

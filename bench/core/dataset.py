@@ -119,7 +119,13 @@ def openai_templates() -> tuple[str, ...]:
 
 
 def target_index(name: str, classes: tuple[str, ...]) -> int:
-    """The target class by its exact name, in any case; never by a number."""
+    """The target class by its exact name, in any case; never by a number.
+
+    Raises:
+        BenchError: there is no such class, or no other, whose images an attack would turn.
+    """
+    if len(classes) < 2:
+        raise BenchError(f"a data set of one class, {', '.join(classes)}, cannot be attacked: add images of others")
     lowered = [c.lower() for c in classes]
     if name.lower() not in lowered:
         raise unknown("target class", name, classes, "Give --target NAME.")
