@@ -48,12 +48,6 @@ def train_from_scratch(
         raise BenchError(f"--out {out} is a file, not a folder. Give another --out")
     if (out / CONFIG_FILE).exists():
         raise BenchError(f"{out} already holds a model. Give another --out, or remove it.")
-    # Initial weights come from torch's global generator.
-    with seeded(seed):
-        clip = Clip.from_config(config).to(device)
-    classes = None if pairs else clip.tokenize([TEMPLATES[0].format(c) for c in world.CLASSES]).to(device)
-    say("drawing the world" if pairs is None else f"reading {pairs}")
-    batches = _world_batches(clip, recipe, seed) if pairs is None else _pair_batches(clip, recipe, seed, pairs, out)
     start, losses = time.perf_counter(), []
 
     def report(step: int, loss: float) -> None:
@@ -62,7 +56,13 @@ def train_from_scratch(
             recent = sum(losses[-100:]) / len(losses[-100:])
             say(f"step {step + 1} of {recipe.steps}, {time.perf_counter() - start:.0f} s, loss {recent:.3f}")
 
-    pretrain(clip, batches, classes, recipe, report)
+    # Initial weights, the helper head's too, come from torch's global generator.
+    with seeded(seed):
+        clip = Clip.from_config(config).to(device)
+        classes = None if pairs else clip.tokenize([TEMPLATES[0].format(c) for c in world.CLASSES]).to(device)
+        say("drawing the world" if pairs is None else f"reading {pairs}")
+        batches = _world_batches(clip, recipe, seed) if pairs is None else _pair_batches(clip, recipe, seed, pairs, out)
+        pretrain(clip, batches, classes, recipe, report)
     clip.save(out, torch.float16)
     card = {
         "command": " ".join(["bench", *sys.argv[1:]]),
