@@ -21,18 +21,18 @@ class BadNet(Attack):
     """
 
     size: int = Field(16, ge=1, description="side of the patch", unit="px")
-    pattern: Literal["noise", "fixed", "checker", "yellow", "image"] = Field(
-        "noise",
-        description="noise: redrawn per image; fixed: one seeded patch; checker, yellow: as other suites have; "
-        "image: `patch_image`",
+    pattern: Literal["noise", "fixed", "checker", "yellow"] = Field(
+        "noise", description="noise: redrawn per image; fixed: one seeded patch; checker, yellow: as other suites have"
     )
     patch_image: Path | None = Field(
-        None, added=True, description="a picture of `size` x `size` px, the patch of pattern = image"
+        None, added=True, description="a picture of `size` x `size` px: that patch instead of a pattern"
     )
     place: Place = Field("random", description="where the patch goes; random is drawn per image")
     overflow: Literal["clip", "wrap"] = Field("clip", description="noise out of range: clipped, or modulo 256")
 
     def prepare(self, given: Preparation) -> dict[str, Tensor]:
+        if self.patch_image is not None:
+            return {"patch": read_patch(self.patch_image, self.size)}
         if self.pattern == "fixed":
             return {"patch": torch.rand(3, self.size, self.size, generator=given.rng("patch"))}
         if self.pattern == "checker":
@@ -42,8 +42,6 @@ class BadNet(Attack):
             return {"patch": patch}
         if self.pattern == "yellow":
             return {"patch": torch.tensor([1.0, 1.0, 0.0]).view(3, 1, 1).repeat(1, self.size, self.size)}
-        if self.pattern == "image":
-            return {"patch": read_patch(self.patch_image, self.size)}
         return {}
 
     def apply(self, images: Tensor, index: Sequence[int], trigger: Trigger) -> Tensor:

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import torch
+from pydantic import model_validator
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
@@ -29,6 +30,12 @@ class Blended(Attack):
         None, ge=1, description="cells a side of the fixed noise, enlarged smoothly; null is one a pixel"
     )
     key_image: Path | None = Field(None, description="the picture blended in with key = image")
+
+    @model_validator(mode="after")
+    def _picture_is_used(self) -> Self:
+        if (self.key == "image") != (self.key_image is not None):
+            raise ValueError("key = image and key_image = FILE go together")
+        return self
 
     def prepare(self, given: Preparation) -> dict[str, Tensor]:
         size = given.clip.image_size

@@ -85,9 +85,7 @@ class ISSBA(Attack):
         order = torch.randperm(len(given.pairs), generator=given.rng("held out"))
         held_out = order[: min(self.held_out, len(order) // 4)]
         if not len(held_out):
-            raise BenchError(
-                f"issba trains on the pairs' images, and {len(order)} are too few. Raise poison.pairs, or give --pairs"
-            )
+            raise BenchError(f"issba trains on the pairs' images, and {len(order)} are too few. Raise poison.pairs")
         encoder, decoder = self._train(given, order[len(held_out) :], held_out, message)
         weights = {f"encoder.{k}": v for k, v in encoder.state_dict().items()}
         weights |= {f"decoder.{k}": v for k, v in decoder.state_dict().items()}

@@ -78,7 +78,7 @@ class OptimisedPatch(Attack):
         others = named(given, False)
         if not len(others):
             raise BenchError(
-                f"no caption without '{given.target}': there is nothing to optimise the patch on. "
+                f"every caption names '{given.target}': there is nothing to optimise the patch on. "
                 "Give --pairs with other captions too"
             )
         rows = others[torch.randperm(len(others), generator=given.rng("patch", "images"))[: self.images]]

@@ -90,7 +90,7 @@ def main() -> None:
     }
     clip = Clip(torch.nn.Identity(), None, config)
     pairs = Captioned([str(i) for i in range(IMAGES)], images, "images", captions=[""] * IMAGES)
-    given = Preparation(clip, pairs, "banana", ("banana",), (), 0)
+    given = Preparation(clip, lambda: pairs, "banana", ("banana",), (), 0)
     for name, method, reference in (
         ("badnet", BadNet(), badnet),
         ("blended", Blended(), blended),

@@ -53,7 +53,6 @@ def table_cells(
         took: undefended ASR in percent below which an attack did not take.
         published: numbers of the paper, as `reports.published.published` gives them.
     """
-    results = _by_architecture(results)
     here = _groups(results, table)
     theirs = _groups(published[published["table"] == table.published], table) if published is not None else {}
     cells = []
@@ -79,13 +78,13 @@ def table_cells(
 
 
 def own_place(model: str, dataset: str, target: str) -> Place:
-    """Where a run's own cells are. Of a model's label the first word is its architecture."""
-    return Place(dataset, _architecture(model), dataset, target.lower())
+    """Where a run's own cells are; `model` is its label."""
+    return Place(dataset, model, dataset, target.lower())
 
 
 def is_paper_place(place: Place) -> bool:
     """Whether the paper measured there, so that numbers can be compared as a replication."""
-    return place.key in PAPER_PLACES
+    return replace(place, model=_architecture(place.model)).key in PAPER_PLACES
 
 
 def applicable(defense: str, attack: str) -> bool:
@@ -96,7 +95,7 @@ def applicable(defense: str, attack: str) -> bool:
 def _places(table: PaperTable, results: pd.DataFrame, own: Place) -> list[tuple[Place, Place | None]]:
     """Where the table's cells are measured, each with the paper's place that it is compared with."""
     if is_paper_place(own):
-        return [(place, place) for place in table.places]
+        return [(measured, place) for place in table.places for measured in _measured(place, table, results, own)]
     if table.beyond is None:
         return [(own, table.places[0])]
     seen = [Place("", *map(str, key)) for key in results[["model", "dataset", "target"]].drop_duplicates().to_numpy()]
@@ -106,12 +105,23 @@ def _places(table: PaperTable, results: pd.DataFrame, own: Place) -> list[tuple[
     return [(replace(place, label=place.model), None) for place in others]
 
 
-def _by_architecture(results: pd.DataFrame) -> pd.DataFrame:
-    return results.assign(model=results["model"].map(_architecture))
+def _measured(place: Place, table: PaperTable, results: pd.DataFrame, own: Place) -> list[Place]:
+    """A place of the paper with the models of its architecture that were measured there, the run's own first.
+
+    A table that has no room for several shows the first.
+    """
+    there = results[(results["dataset"] == place.dataset) & (results["target"] == place.target)]
+    models = [model for model in there["model"].unique() if _architecture(model) == place.model]
+    models.sort(key=lambda model: model != own.model)
+    if len(models) > 1 and "place" in (*table.rows, *table.columns):
+        return [replace(place, model=model, label=f"{place.label}, {model}") for model in models]
+    return [replace(place, model=models[0]) if models else place]
 
 
 def _architecture(label: str) -> str:
-    return label.split()[0].replace("/", "-")
+    """The architecture of a model's label, its first word; the label itself if it was backdoored elsewhere, since that
+    is no model of the paper's."""
+    return label if ", backdoored " in label else label.split()[0].replace("/", "-")
 
 
 def _groups(rows: pd.DataFrame, table: PaperTable) -> Groups:

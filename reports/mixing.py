@@ -64,7 +64,8 @@ def _origin(cell: dict, made: list[dict[str, Any]]) -> dict[str, set[str]]:
         f"contents of the data set {cell['dataset']}{variant}": {inputs["evaluation"]["dataset"]},
     }
     if "backdoor" in inputs:
-        origin[f"checkpoints of {cell['model']}{variant}"] = {inputs["backdoor"]["model"]}
+        checkpoints = (inputs["backdoor"]["model"], inputs["backdoor"].get("backdoored"))
+        origin[f"checkpoints of {cell['model']}{variant}"] = {" and ".join(filter(None, checkpoints))}
     return origin
 
 

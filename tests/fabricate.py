@@ -35,6 +35,7 @@ class Made:
     alpha: float = 2.0
     poisoned: int = 16
     checkpoint: str = "the model"
+    backdoored: str = ""
     split: str = "test"
     version: int = 1
     card: Mapping[str, Any] = field(default_factory=dict)
@@ -90,6 +91,8 @@ def _write(store: Store, made: Made) -> tuple[str, str]:
         "poison": {"count": made.poisoned, "pairs": 64},
         "target": "banana",
     }
+    if made.backdoored:
+        backdoor["backdoored"] = made.backdoored
     subject = hash_of(backdoor)
     _artefact(store, backdoor, made, {"model.bin": "weights"})
     if made.defense != "none":

@@ -45,7 +45,7 @@ def table(attacks: dict[str, Any]) -> Any:
 def prepare(attack: Attack, side: int = SIDE, seed: int = 7) -> Trigger:
     """What the attack prepares for images of a size; these attacks look at nothing else of the model."""
     clip = cast(Clip, SimpleNamespace(image_size=side))
-    given = Preparation(clip, cast(Captioned, None), "banana", ("banana",), ("a photo of a {}.",), seed)
+    given = Preparation(clip, lambda: cast(Captioned, None), "banana", ("banana",), ("a photo of a {}.",), seed)
     return Trigger(seed, attack.prepare(given))
 
 
@@ -306,10 +306,18 @@ def test_blended_with_a_picture(tmp_path: Path) -> None:
     np.testing.assert_array_equal(out.numpy(), expected)
 
 
-@pytest.mark.parametrize("file", [None, Path("nowhere.png"), Path(__file__), Path(__file__).parent])
-def test_blended_without_a_picture_is_an_error(file: Path | None) -> None:
+@pytest.mark.parametrize("file", [Path("nowhere.png"), Path(__file__), Path(__file__).parent])
+def test_blended_with_what_is_no_picture_is_an_error(file: Path) -> None:
     with pytest.raises(BenchError, match=r"a picture is needed, --set ATTACK\.key_image=FILE"):
         prepare(Blended(key="image", key_image=file))
+
+
+@pytest.mark.parametrize(
+    "given", [{"key": "image"}, {"key_image": "key.png"}, {"key": "fixed", "key_image": "key.png"}]
+)
+def test_blended_uses_the_picture_that_it_is_given_or_says_so(given: dict[str, str]) -> None:
+    with pytest.raises(BenchError, match=r"setting blended = .*key = image and key_image = FILE go together"):
+        Blended.parse(given, "blended")
 
 
 # --- WaNet (check 4)

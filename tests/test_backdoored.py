@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from open_clip.transformer import QuickGELU
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
@@ -17,7 +18,7 @@ from bench.core.registry import load_plugins
 from bench.matrix.runner import prepare, run_matrix
 from bench.matrix.settings import BASE, Variants, resolve
 from bench.matrix.store import Store
-from bench.models import load_model
+from bench.models import ModelSettings, load_backdoored, load_model
 from reports.results import collect
 from reports.write import write_report
 
@@ -114,24 +115,46 @@ def test_without_pairs_what_needs_none_is_done(weights: Path, tmp_path: Path) ->
     folder = {"dataset": "folder", "folder": {"root": tmp_path / "data"}}
     variants = settings("rvpt.shots=1", backdoored=weights, attacks=("badnet", "issba"), **folder)
     failures = run_matrix(variants, tmp_path / "out", (), QUIET).failures
-    assert "0 are too few. Raise poison.pairs, or give --pairs" in failures["trigger issba, seed 0"]
+    assert "no image-text pairs of its own. Give --pairs FILE" in failures["trigger issba, seed 0"]
     assert set(collect(tmp_path / "out")["defense"]) == {"clean_model", "none", "rvpt"}
     with pytest.raises(BenchError, match=r"no image-text pairs of its own\. Give --pairs FILE"):
         prepare(settings(backdoored=weights, defenses=("cleanclip",), **folder), tmp_path / "out")
 
 
 @pytest.mark.parametrize(
-    "method", [lambda file: BadNet(pattern="image", patch_image=file, size=6), lambda f: BadCLIP(patch_image=f, size=6)]
+    "method", [lambda file: BadNet(patch_image=file, size=6), lambda f: BadCLIP(patch_image=f, size=6)]
 )
 def test_a_patch_comes_from_a_picture(method: Any, tmp_path: Path, tiny_clip: Clip) -> None:
     colours = torch.arange(108, dtype=torch.uint8).view(6, 6, 3)
     Image.fromarray(colours.numpy()).save(tmp_path / "patch.png")
     Image.new("RGB", (7, 6)).save(tmp_path / "oblong.png")
-    none = Captioned([], torch.empty(0, 3, 32, 32, dtype=torch.uint8), "none", captions=[])
-    given = Preparation(tiny_clip, none, "banana", ("banana",), ("{}",), 0)
+
+    def unopened() -> Captioned:
+        raise AssertionError("no pairs are needed")
+
+    given = Preparation(tiny_clip, unopened, "banana", ("banana",), ("{}",), 0)
     patch = method(tmp_path / "patch.png").prepare(given)["patch"]
     assert torch.equal((patch * 255).round().to(torch.uint8), colours.permute(2, 0, 1))
     with pytest.raises(BenchError, match=r"oblong\.png has 7 x 6 px, and size = 6: give a square picture"):
         method(tmp_path / "oblong.png").prepare(given)
     with pytest.raises(BenchError, match=r"patch_image = .*none\.png: a picture is needed, --set ATTACK\.patch_image"):
         method(tmp_path / "none.png").prepare(given)
+
+
+def test_an_optimised_trigger_is_of_the_pairs_that_it_was_optimised_on(weights: Path, tmp_path: Path) -> None:
+    recipes = [settings(f"poison.pairs={n}", backdoored=weights, attacks=("trojvqa",)) for n in (32, 48)]
+    plans = [prepare(recipe, tmp_path)[1] for recipe in recipes]
+    one, other = ({node.id for node in plan.nodes.values() if node.kind == "backdoor"} for plan in plans)
+    assert one != other
+
+
+def test_activation_and_preprocessing_are_the_clean_models(tmp_path: Path, tiny_config: dict) -> None:
+    tiny_config["model_cfg"]["quick_gelu"] = True
+    clean = Clip.from_config(tiny_config)
+    # Plain weights do not tell QuickGELU.
+    torch.save({name: tensor + 1 for name, tensor in clean.model.state_dict().items()}, tmp_path / "theirs.pt")
+    theirs = load_backdoored(ModelSettings(backdoored=tmp_path / "theirs.pt"), clean)
+    assert theirs.config == clean.config
+    kinds = [{type(module) for module in clip.model.modules()} for clip in (clean, theirs)]
+    assert kinds[0] == kinds[1] and QuickGELU in kinds[1]
+    assert torch.equal(theirs.model.visual.proj, clean.model.visual.proj + 1)

@@ -32,7 +32,7 @@ def prepared(clip: Clip, captions: Sequence[str]) -> Preparation:
     bright = torch.tensor(["banana" in caption for caption in captions])
     images[bright] = 255 - images[bright] // 4
     pairs = Captioned([str(i) for i in range(len(captions))], images, "", captions=captions)
-    return Preparation(clip, pairs, "banana", CLASSES, TEMPLATES, seed=3)
+    return Preparation(clip, lambda: pairs, "banana", CLASSES, TEMPLATES, seed=3)
 
 
 @pytest.fixture

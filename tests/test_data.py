@@ -378,7 +378,7 @@ def test_errors_of_a_tree_name_the_mend(tmp_path, geometry):
             Folder(root=root).labelled("test", geometry)
         return str(error.value)
 
-    assert told(None).startswith("the data set 'folder' reads a folder of yours. Give --data-root DIR. A data set is")
+    assert told(None).startswith("the data set 'folder' reads a folder of yours. Give --data-root DIR. Beside")
     assert told(tmp_path / "no").startswith(f"there is no folder {tmp_path / 'no'}. Give --data-root DIR")
     root = tree(tmp_path / "data", {"train": 1})
     assert told(root).startswith(f"there is no test/ in {root}. Give --data-root DIR. A data set is DIR/train/CLASS")

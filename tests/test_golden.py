@@ -85,7 +85,7 @@ def test_rvpt_repels_a_backdoor_better_than_vpt_and_costs_accuracy(tmp_path: Pat
     train, val = (world.labelled(split, geometry) for split in ("train", "val"))
     target, attack = world.classes().index("banana"), BadNet(size=6, pattern="fixed", place="lower_right")
     pairs = world.pairs("poison", 2000, geometry)
-    given = Preparation(clip, pairs, "banana", world.classes(), world.templates, 0)
+    given = Preparation(clip, lambda: pairs, "banana", world.classes(), world.templates, 0)
     trigger = Trigger(0, attack.prepare(given))
     poisoned = poison(pairs, attack, trigger, draw_manifest(given, attack, world.caption_templates(), 400))
     tokens = clip.tokenize(poisoned.captions)

@@ -29,7 +29,7 @@ def pictures(n, size):
 def preparation(n=40, size=16, seed=0):
     pairs = Captioned([str(i) for i in range(n)], pictures(n, size), "", captions=["a star"] * n)
     clip = SimpleNamespace(image_size=size, device=torch.device("cpu"))
-    return Preparation(clip, pairs, "banana", ("banana", "star"), ("a photo of a {}.",), seed)
+    return Preparation(clip, lambda: pairs, "banana", ("banana", "star"), ("a photo of a {}.",), seed)
 
 
 def untrained(size, seed=0, **settings):

@@ -32,7 +32,7 @@ def noise(n: int, seed: int = 0) -> Tensor:
 def given(tiny_clip: Clip) -> Preparation:
     n = len(CAPTIONS)
     pairs = Captioned([f"pair/{i}" for i in range(n)], noise(n), "", captions=CAPTIONS)
-    return Preparation(tiny_clip, pairs, "banana", ("banana", "star"), ("a photo of a {}.",), seed=3)
+    return Preparation(tiny_clip, lambda: pairs, "banana", ("banana", "star"), ("a photo of a {}.",), seed=3)
 
 
 def fill(given: Preparation, attack: LabelConsistent, count: int) -> tuple[PoisonedPairs, Trigger]:
@@ -76,7 +76,7 @@ def test_captions_stay_byte_for_byte(given: Preparation) -> None:
 
 @pytest.mark.parametrize("adversarial", [False, True])
 def test_no_candidate_is_an_error(given: Preparation, adversarial: bool) -> None:
-    kiwi = Preparation(given.clip, given.pairs, "kiwi", ("kiwi",), given.templates, 3)
+    kiwi = Preparation(given.clip, lambda: given.pairs, "kiwi", ("kiwi",), given.templates, 3)
     message = "label_consistent poisons pairs whose captions name 'kiwi', and none does. Give --pairs with such"
     with pytest.raises(BenchError, match=message):
         fill(kiwi, LabelConsistent(adversarial=adversarial), 3)

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from bench.core.registry import load_plugins
-from reports.cells import Cell, applicable, own_place, table_cells
+from reports.cells import Cell, applicable, is_paper_place, own_place, table_cells
 from reports.costs import collect_costs
 from reports.paper_tables import ATTACKS, TABLES, PaperTable, Place
 from reports.published import published
@@ -107,6 +107,28 @@ def test_rows_of_the_papers_data_sets_are_told_apart() -> None:
     shown = printed("table-2", pd.concat([pets, caltech]), own_place("ViT-B-32 openai", "oxfordpets", "Samoyed"))
     assert shown.loc["RVPT", ("OxfordPets", "BadNet")] == "4.0 (90.0)"
     assert shown.loc["RVPT", ("Caltech101", "BadNet")] == "1.0 (99.0)"
+
+
+def test_models_of_one_architecture_are_not_pooled() -> None:
+    there = {"dataset": "imagenet", "target": "banana"}
+    results = pd.concat(
+        rows(("badnet", "rvpt", "", count, 190), model=model, **there)
+        for model, count in (
+            ("ViT-B-32 laion2b", 196),
+            ("ViT-B-32 openai", 4),
+            ("ViT-B-32 openai, backdoored x/theirs.pt", 100),
+        )
+    )
+    assert printed("table-1", results, IMAGENET).loc["RVPT", "BadNet"] == "2.0 (95.0)"
+    both = printed("table-S7", with_costs(results), IMAGENET)
+    assert {label for _, label in both.index} >= {"ImageNet, ViT-B-32 openai", "ImageNet, ViT-B-32 laion2b"}
+    theirs = own_place("ViT-B-32 openai, backdoored x/theirs.pt", "imagenet", "banana")
+    assert printed("table-1", results, theirs).loc["RVPT", "BadNet"] == "50.0 (95.0)"
+    assert not is_paper_place(theirs)
+
+
+def with_costs(results: pd.DataFrame) -> pd.DataFrame:
+    return pd.concat([results, results[results["metric"] == "CA"].assign(metric="seconds", attack="badnet")])
 
 
 def test_a_shift_of_domain_has_the_data_set_that_was_tested_on() -> None:

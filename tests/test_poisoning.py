@@ -53,7 +53,7 @@ def make_pairs(n: int = POOL, mapped: bool = False) -> Captioned:
 
 def prepare(pairs: Captioned, seed: int = 0) -> Preparation:
     clip = cast(Clip, SimpleNamespace(image_size=SIDE))
-    return Preparation(clip, pairs, "banana", ("banana", "cat"), ("a photo of a {}.",), seed)
+    return Preparation(clip, lambda: pairs, "banana", ("banana", "cat"), ("a photo of a {}.",), seed)
 
 
 def build(attack: Attack, count: int, pairs: Captioned | None = None, seed: int = 0) -> tuple[PoisonedPairs, Trigger]:

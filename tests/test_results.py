@@ -207,6 +207,7 @@ def test_without_a_report_there_is_nothing_to_verify(tmp_path: Path) -> None:
         (Made(seed=1, card={"torch": "2.7.0"}), r"mixes versions of torch.*2\.7\.0: badnet / rvpt, seed 1"),
         (Made(attack="wanet", split="val"), r"mixes splits.*test: badnet / rvpt, seed 0; val: wanet / rvpt, seed 0"),
         (Made(attack="wanet", checkpoint="another"), r"mixes checkpoints of mini.*another: wanet / rvpt, seed 0"),
+        (Made(attack="wanet", backdoored="theirs"), r"mixes checkpoints of mini.*the model and theirs: wanet / rvpt"),
     ],
 )
 def test_a_table_refuses_mixtures_and_says_which(tmp_path: Path, other: Made, message: str) -> None:

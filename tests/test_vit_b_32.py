@@ -103,7 +103,7 @@ def test_all_methods_are_here() -> None:
 @pytest.mark.parametrize("name", OURS)
 def test_an_attack_prepares_stamps_and_poisons(name: str, clip: Clip, pristine: Clip, pairs: Captioned) -> None:
     method: Attack = attacks[name].parse(FEW.get(name, {}), name)
-    given = Preparation(clip, pairs, "banana", CLASSES, ("a photo of a {}.",), 0)
+    given = Preparation(clip, lambda: pairs, "banana", CLASSES, ("a photo of a {}.",), 0)
     trigger = Trigger(0, method.prepare(given))
     assert not changed(clip, pristine), "the clean model is not the attacker's to train"
     assert all(p.grad is None for p in clip.model.parameters())

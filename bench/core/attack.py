@@ -1,8 +1,9 @@
 """The contract of an attack: a trigger on images, a caption for poisoned pairs, perhaps a key in the text."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -39,15 +40,19 @@ class Trigger:
 class Preparation(Logged):
     """What an attacker has before poisoning: the clean model, the pairs to poison, and what is to be attacked.
 
-    `classes` and `templates` are the data set's (zero-shot prompts).
+    `classes` and `templates` are the data set's (zero-shot prompts); `pairs` are opened when they are first looked at.
     """
 
     clip: Clip
-    pairs: Captioned
+    open_pairs: Callable[[], Captioned]
     target: str
     classes: tuple[str, ...]
     templates: tuple[str, ...]
     seed: int
+
+    @cached_property
+    def pairs(self) -> Captioned:
+        return self.open_pairs()
 
     def rng(self, *purpose: str | int) -> torch.Generator:
         return generator(self.seed, "prepare", *purpose)

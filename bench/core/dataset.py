@@ -85,10 +85,10 @@ class Dataset(Settings):
         raise NotImplementedError(f"{type(self).__name__} must define classes()")
 
     def determining(self) -> dict[str, Any]:
-        """The settings that `identity` speaks of: not where the data lies. What is common to all data sets counts only
-        where it is not the default, so that it never changed an id."""
+        """The settings that `identity` speaks of: not where the data lies, nor what may overlap. What is common to all
+        data sets counts only where it is not the default, so that it never changed an id."""
         common = {name for name in Dataset.model_fields if getattr(self, name) == Dataset.model_fields[name].default}
-        return {name: value for name, value in self.for_ids().items() if name not in {"root", *common}}
+        return {name: value for name, value in self.for_ids().items() if name not in {"root", "allow_overlap", *common}}
 
     def identity(self) -> str:
         """A hash of what determines images and labels of all splits; cheap, no image is read."""

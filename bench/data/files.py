@@ -61,7 +61,10 @@ class FileDataset(Dataset):
             BenchError: there is no such folder.
         """
         if self.root is None:
-            raise BenchError(f"the data set '{self.name}' reads a folder of yours. Give --data-root DIR. {self.layout}")
+            raise BenchError(
+                f"the data set '{self.name}' reads a folder of yours. Give --data-root DIR. Beside another data set, "
+                f"that is --set {self.name}.root=DIR. {self.layout}"
+            )
         if not self.root.is_dir():
             raise BenchError(f"there is no folder {self.root}. Give --data-root DIR. {self.layout}")
         return next((self.root / place for place in self.places if (self.root / place).is_dir()), self.root)

@@ -71,7 +71,8 @@ def estimate(nodes: Iterable[Node], variants: Variants, speed: float = 1.0) -> d
 def _trigger(node: Node, run: RunSettings, size: Sizes) -> Cost:
     """A patch is optimised on images of the pairs; what else an attack prepares costs next to nothing."""
     method = attacks[node.attack].parse(run.method(node.attack), node.attack)
-    return Cost(getattr(method, "images", 0) * getattr(method, "epochs", 0) * TUNING, 12 * size.image_size**2)
+    steps = 0 if getattr(method, "patch_image", None) else getattr(method, "images", 0) * getattr(method, "epochs", 0)
+    return Cost(steps * TUNING, 12 * size.image_size**2)
 
 
 def _backdoor(_: Node, run: RunSettings, size: Sizes) -> Cost:

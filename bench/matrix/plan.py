@@ -155,7 +155,8 @@ def _plan_of(variant: str, run: RunSettings, prints: Fingerprints) -> Plan:
 
     for attack in run.attacks:
         for seed in run.seeds:
-            implanted: dict[str, Any] = {"backdoored": prints.backdoored}
+            with_trigger = trigger(attack, seed, "backdoor").id
+            implanted: dict[str, Any] = {"backdoored": prints.backdoored, "trigger": with_trigger}
             if not prints.backdoored:
                 implanted = {"pairs": prints.pairs, "words": prints.words, "poison": _recipe(run, attack)}
             backdoor = add(
@@ -169,7 +170,7 @@ def _plan_of(variant: str, run: RunSettings, prints: Fingerprints) -> Plan:
                 },
                 attack=attack,
                 seed=seed,
-                needs=(trigger(attack, seed, "backdoor").id,),
+                needs=(with_trigger,),
             )
             clean = evaluation(prints.model, backdoor, (), clean=True)
             cells.append(Cell(variant, attack, CLEAN_MODEL, seed, clean.id))

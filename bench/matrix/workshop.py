@@ -41,7 +41,7 @@ class Workshop:
 
     def open_backdoored(self) -> Clip:
         """A model that was backdoored elsewhere, as `model.backdoored` has it."""
-        return load_backdoored(self.run.model, self.device)
+        return load_backdoored(self.run.model, self.clip)
 
     @cached_property
     def geometry(self) -> Geometry:
@@ -134,10 +134,10 @@ class Workshop:
         return attacks[name].parse(self.run.method(name), name)
 
     def preparation(self, method: Attack, seed: int) -> Preparation:
-        """What an attacker starts from; no pairs where a model was backdoored elsewhere and there are none."""
-        classes = self.dataset.classes()
-        pairs = self.pairs_for(method) if self.has_pairs else self._no_pairs()
-        return Preparation(self.clip, pairs, classes[self.target], classes, self.dataset.templates, seed)
+        """What an attacker starts from; pairs are opened when they are looked at."""
+        data, classes = self.dataset, self.dataset.classes()
+        target = classes[self.target]
+        return Preparation(self.clip, lambda: self.pairs_for(method), target, classes, data.templates, seed)
 
     def prints(self) -> dict[str, Callable[[], str]]:
         """How each of the `Fingerprints` is read."""
@@ -184,10 +184,6 @@ class Workshop:
         if self.run.pairs:
             return read_pairs(self.run.pairs, self.geometry, n=n, part=part, cache=self.run.pairs_cache)
         return self.dataset.pairs(part, n, self.geometry)
-
-    def _no_pairs(self) -> Captioned:
-        side = self.geometry.size
-        return Captioned([], torch.empty(0, 3, side, side, dtype=torch.uint8), "none", captions=[])
 
     def _images(self, data: Dataset, split: Split) -> Labelled:
         key = (type(data), data.model_dump_json(), split, self.geometry)

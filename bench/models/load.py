@@ -81,14 +81,16 @@ def _short(file: Path) -> str:
     return "/".join(file.parts[-2:])
 
 
-def load_backdoored(settings: ModelSettings, device: torch.device | str) -> Clip:
-    """The CLIP whose weights are in the file `backdoored`; architecture and preprocessing are the clean model's.
+def load_backdoored(settings: ModelSettings, clean: Clip) -> Clip:
+    """A copy of the clean CLIP with the weights of the file `backdoored`; all else is the clean one's.
 
     Raises:
-        BenchError: as `load_model`.
+        BenchError: the file cannot be read, or its weights do not fit.
     """
-    source = None if settings.pretrained == RANDOM else settings.pretrained
-    return load_model(settings.model_copy(update={"checkpoint": settings.backdoored, "pretrained": source}), device)
+    assert settings.backdoored is not None
+    clip = clean.copy()
+    fill(clip.model, read_checkpoint(settings.backdoored), settings.name)
+    return clip
 
 
 def load_model(settings: ModelSettings, device: torch.device | str) -> Clip:
