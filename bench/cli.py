@@ -29,7 +29,8 @@ app = typer.Typer(
 )
 app.add_typer(cli_gate.app)
 app.add_typer(cli_data.app, name="data")
-screen = Console()
+# Paths and names may hold brackets, which are no markup.
+screen = Console(markup=False, highlight=False)
 KINDS = ("attacks", "defenses", "metrics", "datasets", "presets", "suites", "models")
 
 
@@ -138,7 +139,7 @@ def run(
     )  # fmt: skip
     variants, left_out = variants_of(settings, suite)
     for name, reason in left_out.items():
-        screen.print(f"left out: {name}, because {reason}", markup=False, highlight=False)
+        screen.print(f"left out: {name}, because {reason}")
     if dry_run:
         show_dry_run(variants, out, screen, speed)
         return
@@ -155,7 +156,7 @@ def run(
         blocked = f", and {n} that need them" if (n := len(ended.failures) - len(failed)) else ""
         screen.print(f"{len(failed)} of the run's artefacts failed{blocked}; the same command tries them again:")
         for label, reason in failed.items():
-            screen.print(f"  {label}: {reason}", markup=False)
+            screen.print(f"  {label}: {reason}")
         raise typer.Exit(1)
 
 
@@ -174,11 +175,11 @@ def report(
     results = read_table(out / RESULTS, NUMBERS)
     drawn = draw_all(out, results)
     for figure in drawn:
-        screen.print(f"{figure.name}: {figure.missing or figure.title}", markup=False, highlight=False, soft_wrap=True)
+        screen.print(f"{figure.name}: {figure.missing or figure.title}", soft_wrap=True)
     if html:
         from reports.page import write_page
 
-        screen.print(f"wrote {write_page(out, results, drawn)}", markup=False, highlight=False)
+        screen.print(f"wrote {write_page(out, results, drawn)}")
 
 
 @app.command("list")
@@ -219,8 +220,8 @@ def show(
 
     load_plugins(tuple(plugin))
     if name in metrics:
-        screen.print(f"{name}, better {metrics[name].better}, {origin(metrics[name].measure)}", markup=False)
-        screen.print((metrics[name].measure.__doc__ or "").strip(), markup=False)
+        screen.print(f"{name}, better {metrics[name].better}, {origin(metrics[name].measure)}")
+        screen.print((metrics[name].measure.__doc__ or "").strip())
         return
     registries: dict[str, Any] = {"attack": attacks, "defense": defenses, "data set": datasets}
     found = {kind: registry[name] for kind, registry in registries.items() if name in registry}
@@ -228,8 +229,8 @@ def show(
         known = [n for r in (attacks, defenses, datasets, metrics) for n in r] + ["run"]
         raise unknown("method", name, known, "`bench list attacks` and the like explain them.")
     for kind, method in (found or {"settings of a run": RunSettings}).items():
-        screen.print(f"{name} ({kind}), {origin(method)}\n", markup=False, highlight=False)
-        screen.print(inspect.cleandoc(method.__doc__ or "") + "\n", markup=False, highlight=False)
+        screen.print(f"{name} ({kind}), {origin(method)}\n")
+        screen.print(inspect.cleandoc(method.__doc__ or "") + "\n")
         screen.print(_settings_table(method))
 
 
@@ -253,7 +254,7 @@ def triggers(
     """Draw triggers on test images: clean, triggered, difference x 10. Triggers that a run left in OUT are taken."""
     from bench.matrix.plan import make_plan
     from bench.matrix.settings import BASE
-    from bench.matrix.stages import test_trigger, training_triggers
+    from bench.matrix.stages import training_triggers, trigger_at_test
     from bench.matrix.store import Store
     from bench.matrix.workshop import workshops
     from reports.triggers import draw_triggers
@@ -267,7 +268,7 @@ def triggers(
     clean = shop.test.load(index)
     plan = make_plan({BASE: settings}, {BASE: shop.fingerprints()})
     stamped = {
-        attack: stamp(shop.attack(attack), test_trigger(trigger), clean, index)
+        attack: stamp(shop.attack(attack), trigger_at_test(trigger), clean, index)
         for attack, trigger in training_triggers(plan, settings.seeds[0], shop)
     }
     draw_triggers(clean, stamped, out / "triggers" / "gallery.png")
@@ -295,7 +296,7 @@ def pretrain(
     torch.set_num_threads(threads)
 
     def say(line: str) -> None:
-        screen.print(line, markup=False, highlight=False)
+        screen.print(line)
 
     where = open_device(device or "auto")
     card = train_from_scratch(out, read_architecture(architecture), recipe, seed, pairs, where, say)
@@ -307,7 +308,7 @@ def pretrain(
 def _write_report(out: Path, published: str | None = None) -> None:
     from reports.write import write_report
 
-    screen.print("\n" + write_report(out, published), markup=False, highlight=False, soft_wrap=True)
+    screen.print("\n" + write_report(out, published), soft_wrap=True)
 
 
 def _summary(item: Any) -> str:
@@ -342,7 +343,7 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except BenchError as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        Console(stderr=True, markup=False, highlight=False).print(f"error: {error}", soft_wrap=True)
         sys.exit(2)
 
 

@@ -10,7 +10,7 @@ from bench.core.dataset import datasets
 from bench.core.registry import load_plugins
 
 app = typer.Typer(help="Look at data sets.", no_args_is_help=True, rich_markup_mode=None)
-screen = Console()
+screen = Console(markup=False, highlight=False)
 
 
 @app.callback()
@@ -34,6 +34,6 @@ def check(
     flags = {name: {"root": data_root}} if data_root is not None else {}
     told, usable = lines(dataset.parse(resolve(flags=flags, assignments=tuple(set)).method(name), name))
     for line in told:
-        screen.print(line, markup=False, highlight=False, soft_wrap=True)
+        screen.print(line, soft_wrap=True)
     if not usable:
         raise typer.Exit(2)

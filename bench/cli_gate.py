@@ -11,7 +11,7 @@ from bench.core.metric import metrics
 from bench.core.registry import load_plugins
 
 app = typer.Typer(rich_markup_mode=None)
-screen = Console()
+screen = Console(markup=False, highlight=False)
 
 Results = Annotated[Path, typer.Argument(help="A results folder.")]
 
@@ -106,4 +106,4 @@ def _write(file: Path, text: str) -> None:
 
 
 def _say(text: str) -> None:
-    screen.print(text, markup=False, highlight=False, soft_wrap=True)
+    screen.print(text, soft_wrap=True)

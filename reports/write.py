@@ -8,7 +8,7 @@ import torch
 from bench.core.attack import stamp
 from bench.core.errors import BenchError
 from bench.matrix.settings import RunSettings
-from bench.matrix.stages import load_trigger, test_trigger
+from bench.matrix.stages import load_trigger, trigger_at_test
 from bench.matrix.store import Store
 from bench.matrix.workshop import Workshop
 from reports.cells import own_place
@@ -117,5 +117,5 @@ def _pictures(run: RunSettings, out: Path, cells: list[dict]) -> None:
         cell["attack"]: cell["backdoor"] for cell in reversed(cells) if shop.store.has("backdoor", cell["backdoor"])
     }
     for attack, backdoor in stored.items():
-        stamped = stamp(shop.attack(attack), test_trigger(load_trigger(backdoor, shop)), clean, index)
+        stamped = stamp(shop.attack(attack), trigger_at_test(load_trigger(backdoor, shop)), clean, index)
         draw_triggers(clean, {attack: stamped}, out / "triggers" / f"{attack}.png")

@@ -127,7 +127,7 @@ def test_an_attack_that_gives_other_images_than_it_should_is_told_so(change: Any
 
     with pytest.raises(BenchError) as error:
         stamp(Careless(), Trigger(0, {}), noise_images(2, 32), range(2))
-    assert str(error.value) == f"Careless.apply gives {told}. Return images of the same shape, in [0, 1]."
+    assert str(error.value) == f"Careless gives {told}. Return images of the same shape, in [0, 1]."
 
 
 def test_registered_under_the_names_of_the_field() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bench import BenchError, Clip, Victim, generator
 from bench.core.contrastive import FineTuning, contrastive_loss, fine_tune
-from bench.matrix.cost import Cost
+from bench.matrix.cost import Meter
 from defenses.rvpt import RVPT
 from defenses.tower import Tower, within_memory
 from defenses.vpt import VPT
@@ -171,5 +171,5 @@ def test_a_worker_may_measure_a_gpu_before_it_has_used_it(monkeypatch: pytest.Mo
     calls: list[str] = []
     monkeypatch.setattr(torch.cuda, "init", lambda: calls.append("init"))
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: calls.append(str(device)))
-    Cost("cuda:1")
+    Meter("cuda:1")
     assert calls == ["init", "cuda:1"]

@@ -424,7 +424,7 @@ NAMES = {
     "no folder": (("local-dir:/nowhere", None, None), ["--model local-dir:/nowhere: no such folder"]),
     "missing file": (
         ("mini", Path("missing.pt"), None),
-        ["no file missing.pt. Give --checkpoint", ".safetensors, .pt"],
+        ["no file missing.pt. Give a file of weights", ".safetensors, .pt"],
     ),
 }
 
@@ -525,7 +525,7 @@ def test_files_cut_off(layout, share, tmp_path):
 def run_command_in(error: str) -> Path:
     """Do as the error says: run its line of Python, and give the file to which it points."""
     exec(re.search(r'python -c "(.+)"\n', error)[1], {})
-    return Path(re.search(r"and give --checkpoint (.+)$", error)[1])
+    return Path(re.search(r"and give (.+) in its place$", error)[1])
 
 
 UNSAFE = {

@@ -191,6 +191,15 @@ def test_images_come_in_any_order_and_again() -> None:
     assert torch.equal(all_of(poisoned), images)
 
 
+def test_decoys_that_are_not_finite_are_an_error() -> None:
+    class Broken(WaNet):
+        def decoy(self, images, captions, index, trigger):
+            return images / 0 - images / 0, list(captions)
+
+    with pytest.raises(BenchError, match="Broken gives values that are not finite"):
+        build(Broken(noise_ratio=2), 4)
+
+
 def test_decoys_of_the_noise_mode_are_the_noise_mode_s() -> None:
     attack = WaNet(grid=4, strength=4, noise_ratio=2)
     poisoned, trigger = build(attack, 50)

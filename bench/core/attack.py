@@ -127,8 +127,7 @@ attack = attacks.register
 def stamp(method: Attack, trigger: Trigger, images: Tensor, index: Sequence[int] | Tensor) -> Tensor:
     """Triggered images: uint8 in, uint8 out, (n, 3, h, w).
 
-    The one place where a trigger meets an image, for training and for test: apply, clip to [0, 1], round (never
-    truncate) to 8 bits.
+    The one place where `apply` meets an image, for training and for test.
 
     Raises:
         BenchError: `apply` gave images of another shape, or values that are not finite.
@@ -138,9 +137,18 @@ def stamp(method: Attack, trigger: Trigger, images: Tensor, index: Sequence[int]
     # Floats of a few images stay in the processor's cache: three times as fast as a whole batch.
     for part in (slice(i, i + AT_ONCE) for i in range(0, len(images), AT_ONCE)):
         floats = method.apply(images[part].float().div_(255), numbers[part], trigger)
-        _check_stamped(method, floats, images[part])
-        stamped[part] = floats.clamp(0, 1).mul_(255).round_()
+        stamped[part] = eight_bits(method, floats, images[part])
     return stamped
+
+
+def eight_bits(method: Attack, floats: Tensor, images: Tensor) -> Tensor:
+    """What an attack made of some images, clipped to [0, 1] and rounded (never truncated) to uint8.
+
+    Raises:
+        BenchError: it is of another shape, or not finite.
+    """
+    _check_stamped(method, floats, images)
+    return floats.clamp(0, 1).mul_(255).round_().to(torch.uint8)
 
 
 def _check_stamped(method: Attack, floats: Tensor, images: Tensor) -> None:
@@ -152,7 +160,7 @@ def _check_stamped(method: Attack, floats: Tensor, images: Tensor) -> None:
         told = "values that are not finite"
     else:
         return
-    raise BenchError(f"{type(method).__name__}.apply gives {told}. Return images of the same shape, in [0, 1].")
+    raise BenchError(f"{type(method).__name__} gives {told}. Return images of the same shape, in [0, 1].")
 
 
 def mentions(caption: str, word: str) -> bool:

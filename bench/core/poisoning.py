@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from bench.core.attack import Attack, Preparation, Trigger, stamp
+from bench.core.attack import Attack, Preparation, Trigger, eight_bits, stamp
 from bench.core.errors import BenchError
 from bench.core.images import Captioned
 from bench.core.randomness import generator
@@ -41,12 +42,12 @@ class PoisonedPairs:
         images[changed] = self.images[where[changed]]
         return images
 
-    def __post_init__(self) -> None:
+    @cached_property
+    def _where(self) -> Tensor:
+        """Of each pair, its row in the manifest, or -1."""
         where = torch.full((len(self.clean),), -1)
         where[torch.tensor(self.manifest["index"].to_numpy(dtype="int64"))] = torch.arange(len(self.manifest))
-        object.__setattr__(self, "_where", where)
-
-    _where: Tensor = None  # type: ignore[assignment]
+        return where
 
 
 def candidates_first(captions: Sequence[str], attack: Attack, target: str, count: int) -> list[int]:
@@ -106,7 +107,7 @@ def poison(pairs: Captioned, attack: Attack, trigger: Trigger, manifest: pd.Data
             numbers = rows[part][decoys].tolist()
             texts = [captions[int(part[d])] for d in decoys]
             changed, texts = attack.decoy(originals[decoys].float() / 255, texts, numbers, trigger)
-            stamped[decoys] = (changed.clamp(0, 1) * 255).round().to(torch.uint8)
+            stamped[decoys] = eight_bits(attack, changed, originals[decoys])
             for d, text in zip(decoys.tolist(), texts, strict=True):
                 captions[int(part[d])] = text
         images.append(stamped)

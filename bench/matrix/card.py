@@ -10,14 +10,14 @@ from torch import Tensor
 
 import bench
 from bench.core.distributed import processes
-from bench.matrix.cost import Cost
+from bench.matrix.cost import Meter
 from bench.matrix.plan import Node
 
 # Of half a million pairs, a good part may be dead: so many reasons are told, and names for each.
 REASONS, NAMES = 20, 10
 
 
-def card_of(node: Node, device: str, cost: Cost) -> dict[str, Any]:
+def card_of(node: Node, device: str, cost: Meter) -> dict[str, Any]:
     """What the card of every kind of artefact says."""
     return {
         "id": node.id,

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 
-class Cost:
-    """The cost of what is done from now on, on a device."""
+class Meter:
+    """Measures what is done from now on, on a device."""
 
     def __init__(self, device: str) -> None:
         self._gpu = torch.device(device) if device.startswith("cuda") else None

@@ -7,20 +7,22 @@ from, the data, the seed. The same node is made once, whoever needs it; a change
 import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
 from bench.core.attack import Attack, attacks
-from bench.core.dataset import Dataset, datasets
 from bench.core.defense import Defense, defenses
 from bench.core.images import hash_file, hash_of
-from bench.core.registry import PLUGIN_MODULE
+from bench.core.registry import PLUGIN_MODULE, Registry
 from bench.matrix.settings import BASE, RunSettings, Variants
 
 # Raise it when a change of the stages changes what they make: old artefacts are then not reused.
 VERSION = 2
 # The row of a table that shows the clean model under the same trigger.
 CLEAN_MODEL = "clean_model"
+# The row of backdoored models as they are.
+UNDEFENDED = "none"
 # The purpose of a trigger that no model was trained on.
 PERTURBATION = "perturbation"
 
@@ -47,7 +49,7 @@ class Node:
 
     @property
     def label(self) -> str:
-        what = CLEAN_MODEL if self.clean else "+".join(self.chain) or "none"
+        what = CLEAN_MODEL if self.clean else "+".join(self.chain) or UNDEFENDED
         subject = f"{self.attack} / {what}" if self.kind in ("defense", "evaluation") else self.attack
         if self.inputs.get("purpose") == PERTURBATION:
             subject += f" as a {PERTURBATION}"
@@ -105,7 +107,7 @@ def make_plan(variants: Variants, prints: Mapping[str, Fingerprints]) -> Plan:
     for name, run in variants.items():
         plan = _plan_of(name, run, prints[name])
         nodes |= {id: node for id, node in plan.nodes.items() if id not in nodes}
-        untouched = [c for c in cells if c.defense in (CLEAN_MODEL, "none") or c.node is None]
+        untouched = [c for c in cells if c.defense in (CLEAN_MODEL, UNDEFENDED) or c.node is None]
         told = {(c.attack, c.defense, c.seed, c.node) for c in untouched}
         cells += [c for c in plan.cells if (c.attack, c.defense, c.seed, c.node) not in told]
     return Plan(nodes, tuple(cells))
@@ -129,13 +131,39 @@ def _plan_of(variant: str, run: RunSettings, prints: Fingerprints) -> Plan:
             "model": prints.model,
             "pairs": prints.pairs,
             "words": prints.words,
-            "attack": _identity(attacks[attack], run),
+            "attack": _identity(attacks, attack, run),
             "poison": {k: poison[k] for k in (("pairs", "pool", "count") if "pool" in poison else ("pairs",))},
             "target": run.target.lower(),
             "seed": seed,
             "purpose": purpose,
         }
         return add("trigger", determines, attack=attack, seed=seed)
+
+    def backdoor(attack: str, seed: int) -> Node:
+        stamped = trigger(attack, seed, "backdoor").id
+        implanted: dict[str, Any] = {"backdoored": prints.backdoored, "trigger": stamped}
+        if not prints.backdoored:
+            implanted = {"pairs": prints.pairs, "words": prints.words, "poison": _recipe(run, attack)}
+        determines = {
+            "model": prints.model,
+            "attack": _identity(attacks, attack, run),
+            "target": run.target.lower(),
+            "seed": seed,
+            **implanted,
+        }
+        return add("backdoor", determines, attack=attack, seed=seed, needs=(stamped,))
+
+    def defended(subject: str, backdoor: Node, chain: tuple[str, ...]) -> Node:
+        determines = {
+            "subject": subject,
+            "defense": _identity(defenses, chain[-1], run, backdoor.attack),
+            "dataset": prints.tuned,
+            "pairs": prints.pairs,
+            "target": run.target.lower(),
+            "seed": backdoor.seed,
+        }
+        needs = (backdoor.id,) if subject == backdoor.id else (backdoor.id, subject)
+        return add("defense", determines, attack=backdoor.attack, seed=backdoor.seed, chain=chain, needs=needs)
 
     def evaluation(subject: str, backdoor: Node, chain: tuple[str, ...], clean: bool = False) -> Node:
         determines: dict[str, Any] = {
@@ -144,7 +172,7 @@ def _plan_of(variant: str, run: RunSettings, prints: Fingerprints) -> Plan:
             "clean": clean,
             "dataset": prints.tested,
             "evaluate": _evaluation(run),
-            "perturbing": {p: _identity(attacks[p], run) for p in run.evaluate.perturbations if p in attacks},
+            "perturbing": {p: _identity(attacks, p, run) for p in run.evaluate.perturbations if p in attacks},
             "seed": backdoor.seed,
         }
         needs: tuple[str, ...] = (backdoor.id,)
@@ -153,52 +181,19 @@ def _plan_of(variant: str, run: RunSettings, prints: Fingerprints) -> Plan:
         place = {"attack": backdoor.attack, "seed": backdoor.seed, "chain": chain, "clean": clean}
         return add("evaluation", determines, needs=needs, **place)
 
-    for attack in run.attacks:
-        for seed in run.seeds:
-            with_trigger = trigger(attack, seed, "backdoor").id
-            implanted: dict[str, Any] = {"backdoored": prints.backdoored, "trigger": with_trigger}
-            if not prints.backdoored:
-                implanted = {"pairs": prints.pairs, "words": prints.words, "poison": _recipe(run, attack)}
-            backdoor = add(
-                "backdoor",
-                {
-                    "model": prints.model,
-                    "attack": _identity(attacks[attack], run),
-                    "target": run.target.lower(),
-                    "seed": seed,
-                    **implanted,
-                },
-                attack=attack,
-                seed=seed,
-                needs=(with_trigger,),
-            )
-            clean = evaluation(prints.model, backdoor, (), clean=True)
-            cells.append(Cell(variant, attack, CLEAN_MODEL, seed, clean.id))
-            for defense in run.defenses:
-                parts = () if defense == "none" else tuple(defense.split("+"))
-                if not applicable(parts, attack):
-                    cells.append(Cell(variant, attack, defense, seed, None))
-                    continue
-                subject = backdoor.id
-                chain: tuple[str, ...] = ()
-                for part in parts:
-                    chain = (*chain, part)
-                    subject = add(
-                        "defense",
-                        {
-                            "subject": subject,
-                            "defense": _identity(defenses[part], run, attack),
-                            "dataset": prints.tuned,
-                            "pairs": prints.pairs,
-                            "target": run.target.lower(),
-                            "seed": seed,
-                        },
-                        attack=attack,
-                        seed=seed,
-                        chain=chain,
-                        needs=(backdoor.id,) if subject == backdoor.id else (backdoor.id, subject),
-                    ).id
-                cells.append(Cell(variant, attack, defense, seed, evaluation(subject, backdoor, chain).id))
+    for attack, seed in product(run.attacks, run.seeds):
+        victim = backdoor(attack, seed)
+        clean = evaluation(prints.model, victim, (), clean=True)
+        cells.append(Cell(variant, attack, CLEAN_MODEL, seed, clean.id))
+        for defense in run.defenses:
+            chain = () if defense == UNDEFENDED else tuple(defense.split("+"))
+            if not applicable(chain, attack):
+                cells.append(Cell(variant, attack, defense, seed, None))
+                continue
+            subject = victim.id
+            for length in range(1, len(chain) + 1):
+                subject = defended(subject, victim, chain[:length]).id
+            cells.append(Cell(variant, attack, defense, seed, evaluation(subject, victim, chain).id))
     return Plan(nodes, tuple(cells))
 
 
@@ -219,10 +214,10 @@ def _evaluation(run: RunSettings) -> dict[str, Any]:
 
 
 def _identity(
-    method: type[Attack] | type[Defense] | type[Dataset], run: RunSettings, against: str = ""
+    registry: Registry[type[Attack]] | Registry[type[Defense]], name: str, run: RunSettings, against: str = ""
 ) -> dict[str, Any]:
     """What determines what a method does: its name, version and settings, defaults included."""
-    name = next(n for registry in (attacks, defenses, datasets) for n in registry if registry[n] is method)
+    method = registry[name]
     settings = method.parse(run.method(name, against), name)
     identity = {"name": name, "version": method.version, "settings": settings.for_ids()}
     files = {k: hash_file(v) for k, v in settings if isinstance(v, Path) and v.is_file()}

@@ -30,9 +30,9 @@ def dry_run(variants: Variants, out: Path, console: Console, speed: float = 1.0)
     plan = make_plan(variants, {name: _fingerprints(shop, missing) for name, shop in shops.items()})
     show_plan(plan, unmade(plan, Store(out)), variants, console, speed)
     for reason in missing:
-        console.print(f"not at hand: {reason}", markup=False, highlight=False)
+        console.print(f"not at hand: {reason}")
     if missing:
-        console.print("Work that was done with what is not at hand is counted as still to make.", highlight=False)
+        console.print("Work that was done with what is not at hand is counted as still to make.")
 
 
 def _fingerprints(shop: Workshop, missing: dict[str, None]) -> Fingerprints:
@@ -67,7 +67,7 @@ def show_plan(plan: Plan, todo: list[Node], variants: Variants, console: Console
     for kind in KINDS:
         of_kind = [node for node in plan.nodes.values() if node.kind == kind]
         make = sum(node.id in ids for node in of_kind)
-        console.print(f"{kind}s: {len(of_kind)}, of which {make} to make{_sharing(plan, of_kind)}", highlight=False)
+        console.print(f"{kind}s: {len(of_kind)}, of which {make} to make{_sharing(plan, of_kind)}")
     if todo:
         _show_costs(estimate(todo, variants, speed), variants, console)
 
@@ -111,11 +111,11 @@ def _show_costs(costs: Mapping[str, Cost], variants: Variants, console: Console)
     total = sum(costs.values(), Cost())
     parts = ", ".join(f"{kind}s {_hours(costs[kind])}" for kind in KINDS if kind in costs)
     disk = ", ".join(f"{kind.rstrip('s')}s {_gigabytes(costs[kind])}" for kind in costs)
-    console.print(f"estimate: {_hours(total)} of one GPU ({parts})", highlight=False)
-    console.print(f"estimate: {_gigabytes(total)} of disk ({disk})", highlight=False)
-    console.print(ASSUMPTION, highlight=False)
+    console.print(f"estimate: {_hours(total)} of one GPU ({parts})")
+    console.print(f"estimate: {_gigabytes(total)} of disk ({disk})")
+    console.print(ASSUMPTION)
     if unknown := unknown_sizes(variants):
-        console.print(f"taken as ImageNet's or ViT-B-32's size: {', '.join(unknown)}", highlight=False)
+        console.print(f"taken as ImageNet's or ViT-B-32's size: {', '.join(unknown)}")
 
 
 def _hours(cost: Cost) -> str:

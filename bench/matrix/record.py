@@ -121,7 +121,7 @@ def _tell_differences(before: RunSettings, now: RunSettings, cells: int, console
     differing = [name for name in first | second if first.get(name) != second.get(name)]
     if differing:
         told = f"{cells} cells on {before.tested_on}, target {before.target}, {before.model.label} stay in the tables."
-        console.print(f"{told} Beside their place, these settings differ: {', '.join(differing)}.", markup=False)
+        console.print(f"{told} Beside their place, these settings differ: {', '.join(differing)}.")
 
 
 def _beside_place(run: RunSettings) -> dict[str, Any]:

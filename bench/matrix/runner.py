@@ -108,7 +108,7 @@ def run_matrix(variants: Variants, out: Path, plugins: tuple[Path, ...], console
         _show_skipped(shops, console)
         if todo:
             told = probe(shop.clip, shop.test, shop.tested.templates)
-            console.print(str(told), markup=False, highlight=False, soft_wrap=True)
+            console.print(str(told), soft_wrap=True)
         workers = min(worker_count(shop.run, shop.device), max(1, len(todo)))
         where = f"on {shop.device} in {workers} process{'es' if workers > 1 else ''}"
         if shop.run.executor == "ray":
@@ -123,17 +123,17 @@ def run_matrix(variants: Variants, out: Path, plugins: tuple[Path, ...], console
             if outcome.error:
                 failures[outcome.node.label] = outcome.error
             if outcome.error == NOT_TRIED:
-                console.print(f"[{done}/{len(todo)}] not tried: {outcome.node.label}", markup=False, highlight=False)
+                console.print(f"[{done}/{len(todo)}] not tried: {outcome.node.label}")
             elif outcome.error:
-                console.print(f"[{done}/{len(todo)}] FAILED {outcome.node.label}: {outcome.error}", markup=False)
+                console.print(f"[{done}/{len(todo)}] FAILED {outcome.node.label}: {outcome.error}")
             else:
                 card = shop.store.card(outcome.node.kind, outcome.node.id)
                 spent[_work(outcome.node)] += card["seconds"]
                 line = f"[{done}/{len(todo)}] {outcome.node.label} ({card['seconds']:.0f} s){_counts(card)}"
-                console.print(line, markup=False, highlight=False)
+                console.print(line)
         if spent:
             parts = ", ".join(f"{work} {seconds:.0f}" for work, seconds in spent.most_common())
-            console.print(f"process seconds: {parts}", markup=False, highlight=False)
+            console.print(f"process seconds: {parts}")
         return Report(done - len(failures), len(plan.nodes) - len(todo), failures)
 
 
@@ -159,6 +159,6 @@ def _show_skipped(shops: dict[str, Workshop], console: Console) -> None:
     images = {id(images): images for shop in shops.values() for images in (shop.train, shop.test)}
     skipped = list(dict.fromkeys(reason for some in images.values() for reason in some.skipped))
     for reason in skipped[:5]:
-        console.print(f"skipped {reason}", markup=False)
+        console.print(f"skipped {reason}")
     if len(skipped) > 5:
         console.print(f"... and {len(skipped) - 5} more; {len(skipped)} files skipped in all")

@@ -22,7 +22,7 @@ from bench.core.randomness import derive, generator
 from bench.core.victim import Victim
 from bench.matrix.apart import check_apart
 from bench.matrix.card import card_of, counted, tensor_hash
-from bench.matrix.cost import Cost
+from bench.matrix.cost import Meter
 from bench.matrix.evaluation import observe
 from bench.matrix.plan import PERTURBATION, Node, Plan
 from bench.matrix.sharing import unified
@@ -64,7 +64,7 @@ def _fine_tunes(node: Node) -> bool:
 
 def make_trigger(node: Node, shop: Workshop) -> None:
     """Let an attack prepare what is the same for all images; a perturbation gets one that no model was trained on."""
-    cost = Cost(shop.device)
+    cost = Meter(shop.device)
     method = shop.attack(node.attack)
     perturbing = node.inputs["purpose"] == PERTURBATION
     given = shop.preparation(method, _fresh_seed(node.attack, node.seed) if perturbing else node.seed)
@@ -76,7 +76,7 @@ def make_trigger(node: Node, shop: Workshop) -> None:
 
 def make_backdoor(node: Node, shop: Workshop) -> None:
     """Poison pairs and fine-tune the clean model on them; or take a model that was backdoored elsewhere."""
-    cost = Cost(shop.device)
+    cost = Meter(shop.device)
     trigger = _trigger_of_training(node.needs[0], node.seed, shop)
     if shop.run.model.backdoored is None:
         clip, manifest, told = _poisoned(node, trigger, shop)
@@ -122,7 +122,7 @@ def _poisoned(node: Node, trigger: Trigger, shop: Workshop) -> tuple[Clip, pd.Da
 
 def make_defense(node: Node, shop: Workshop) -> None:
     """Put the last defense of the chain on what the others made."""
-    cost = Cost(shop.device)
+    cost = Meter(shop.device)
     name = node.chain[-1]
     base = load_backdoor(node.needs[0], shop)
     victim = open_victim(node.victim_needs, shop, base)
@@ -180,7 +180,7 @@ def make_evaluations(nodes: Sequence[Node], shop: Workshop) -> dict[str, str]:
     Raises:
         BenchError: a victim was trained on images that are evaluated.
     """
-    cost, first = Cost(shop.device), nodes[0]
+    cost, first = Meter(shop.device), nodes[0]
     unchecked = {node.id: check_apart(node, shop) for node in nodes}
     base = load_backdoor(first.needs[0], shop)
     victims = unified(Victim(shop.clip) if node.clean else open_victim(node.victim_needs, shop, base) for node in nodes)
@@ -194,7 +194,7 @@ def make_evaluations(nodes: Sequence[Node], shop: Workshop) -> dict[str, str]:
         shop.test,
         shop.tested.templates,
         shop.attack(first.attack),
-        test_trigger(load_trigger(first.needs[0], shop)),
+        trigger_at_test(load_trigger(first.needs[0], shop)),
         perturbing,
         shop.run.evaluate,
         first.seed,
@@ -241,7 +241,7 @@ def training_triggers(plan: Plan, seed: int, shop: Workshop) -> Iterator[tuple[s
             yield node.attack, _trigger_of_training(node.id, seed, shop)
 
 
-def test_trigger(trained: Trigger) -> Trigger:
+def trigger_at_test(trained: Trigger) -> Trigger:
     """The same trigger with draws of its own, so that test image i does not repeat the noise of pair i."""
     return replace(trained, seed=derive(trained.seed, "test"))
 

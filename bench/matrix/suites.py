@@ -11,8 +11,8 @@ from typing import Any
 
 from bench.core.errors import unknown
 
-Settings = dict[str, Any]
-Declared = Mapping[str, Settings | str]
+Values = dict[str, Any]
+Declared = Mapping[str, Values | str]
 
 # The ablations' attacks; those that the paper launches with a target of every data set.
 THREE = ("badnet", "blended", "badclip")
@@ -36,17 +36,17 @@ class Suite:
     attacks: tuple[str, ...] | None = THREE
     paper: Declared = field(default_factory=dict)
     mini: Declared | None = None
-    base: Settings = field(default_factory=dict)
+    base: Values = field(default_factory=dict)
 
     def declared(self, embedded: bool) -> Declared:
         return self.mini if embedded and self.mini is not None else self.paper
 
 
-def _sweep(key: str, settings: Callable[[Any], Settings], *values: float) -> Declared:
+def _sweep(key: str, settings: Callable[[Any], Values], *values: float) -> Declared:
     return {f"{key}={value:g}": settings(value) for value in values}
 
 
-def _rvpt(**settings: Any) -> Settings:
+def _rvpt(**settings: Any) -> Values:
     return {"rvpt": settings}
 
 

@@ -107,7 +107,7 @@ def fill(model: torch.nn.Module, checkpoint: Checkpoint, name: str) -> None:
 
 def _refuse_impostors(file: Path) -> None:
     if not file.is_file():
-        raise BenchError(f"no file {file}. Give --checkpoint a file of weights: {', '.join(SUFFIXES)}")
+        raise BenchError(f"no file {file}. Give a file of weights: {', '.join(SUFFIXES)}")
     with file.open("rb") as stream:
         head = stream.read(512).removeprefix(b"\xef\xbb\xbf").lstrip()
     if head.startswith(b"<"):
@@ -159,7 +159,7 @@ def _is_torchscript(file: Path) -> bool:
 
 def _conversion(read: str, file: Path) -> str:
     out = str(file.with_suffix(".safetensors"))
-    return _CONVERT.format(read=read.format(file=str(file)), out=out) + f"\nand give --checkpoint {out}"
+    return _CONVERT.format(read=read.format(file=str(file)), out=out) + f"\nand give {out} in its place"
 
 
 def _state_dict(content: Any, file: Path) -> dict[str, Any]:

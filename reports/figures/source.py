@@ -16,7 +16,7 @@ from bench.core.victim import Victim
 from bench.matrix.plan import CLEAN_MODEL
 from bench.matrix.runner import open_device
 from bench.matrix.settings import RunSettings
-from bench.matrix.stages import load_trigger, open_victim, test_trigger
+from bench.matrix.stages import load_trigger, open_victim, trigger_at_test
 from bench.matrix.store import Store
 from bench.matrix.suites import find_suite
 from bench.matrix.workshop import Workshop
@@ -146,7 +146,7 @@ class Source:
         made = next((cell["backdoor"] for (name, _), cell in self.cells.items() if name == attack), "")
         if not self.shop.store.has("backdoor", made):
             raise BenchError(f"the trigger of {attack} is no longer in {self.shop.store.root}")
-        trigger = test_trigger(load_trigger(made, self.shop))
+        trigger = trigger_at_test(load_trigger(made, self.shop))
         return stamp(self.shop.attack(attack), trigger, self.shop.test.load(index), index)
 
     def missing(self, what: str, options: str) -> BenchError:
