@@ -8,6 +8,7 @@ from bench.matrix.plan import CLEAN_MODEL
 from bench.matrix.record import FREE
 from bench.matrix.settings import BASE, RunSettings, presets, resolve
 from bench.matrix.suites import SUITES
+from bench.matrix.variants import EMBEDDED
 
 
 def command_of(run: dict[str, Any], cells: list[dict]) -> str:
@@ -31,7 +32,7 @@ def command_of(run: dict[str, Any], cells: list[dict]) -> str:
     preset = min(changes, key=lambda name: len(changes[name]))
     sets = (f"{key.removeprefix('methods.')}={json.dumps(value)}" for key, value in changes[preset].items())
     common = f"--preset {preset}{flags}" + "".join(f" --set {shlex.quote(setting)}" for setting in sets)
-    suites = _suites({cell.get("settings", BASE) for cell in cells} - {BASE}, run["settings"]["dataset"] == "world")
+    suites = _suites({cell.get("settings", BASE) for cell in cells} - {BASE}, run["settings"]["dataset"] == EMBEDDED)
     return " && ".join(f"bench run {suite}{common}" for suite in suites)
 
 

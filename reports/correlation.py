@@ -20,7 +20,7 @@ def correlation_points(results: pd.DataFrame, resistivity: str) -> pd.DataFrame:
     The clean model has no backdoor and is left out. Cells without PR on the trigger, or where one of the two is not
     finite, are left out too; `attrs["left_out"]` counts them.
     """
-    backdoored = results[results["defense"] != CLEAN_MODEL].fillna({"variant": ""})
+    backdoored = results[results["defense"] != CLEAN_MODEL]
     asr = backdoored[backdoored["metric"] == "ASR"].set_index(PLACE)["value"]
     own = (backdoored["metric"] == resistivity) & (backdoored["perturbation"] == OWN_TRIGGER)
     pr = backdoored[own].set_index(PLACE)["value"]

@@ -1,6 +1,5 @@
 """Tables of the page: rows of defenses, columns of attacks, so that both can be filtered."""
 
-import math
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +9,10 @@ import pandas as pd
 from bench.matrix.plan import CLEAN_MODEL
 from bench.matrix.settings import OWN_TRIGGER
 from reports.paper_tables import ATTACKS, METRICS, PERTURBATIONS, TABLES
-from reports.render import DAGGER, title
+from reports.render import DAGGER, title, value_text
 from reports.results import summarise
 from reports.table import DASH
 
-UNITS = {"seconds": " s", "peak_memory_mb": " MB"}
 # What one number of a table is, and the metrics in it: the first, and the one in parentheses.
 VIEWS = {
     "ASR (CA) in percent, and 95 % intervals": (("ASR", ""), ("CA", "")),
@@ -110,12 +108,12 @@ def _measured(found: dict[str, pd.Series], attack: str) -> Number:
     """Means by metric, and below them their intervals and the first one's spread over seeds."""
     if not found:
         return Number(DASH, attack=attack)
-    values = [_text(metric, row["mean"]) for metric, row in found.items()]
-    ends = [f"{_text(metric, row['low'])}–{_text(metric, row['high'])}" for metric, row in found.items()]
+    values = [value_text(metric, row["mean"]) for metric, row in found.items()]
+    ends = [f"{value_text(metric, row['low'])}–{value_text(metric, row['high'])}" for metric, row in found.items()]
     small = _parentheses(ends)
     metric, first = next(iter(found.items()))
     if first["seeds"] > 1:
-        small += f"; seeds {_text(metric, first['min'])}..{_text(metric, first['max'])}"
+        small += f"; seeds {value_text(metric, first['min'])}..{value_text(metric, first['max'])}"
     return Number(_parentheses(values), small, attack)
 
 
@@ -126,7 +124,7 @@ def _published(rows: pd.DataFrame, attack: str) -> Number:
         if column not in rows:
             return ""
         known = rows[rows[column].notna()]
-        return _parentheses([_text(m, value) for m, value in zip(known["metric"], known[column], strict=True)])
+        return _parentheses([value_text(m, value) for m, value in zip(known["metric"], known[column], strict=True)])
 
     paper = said("published")
     value, mark = said("value"), "" if rows["took"].all() else f" {DAGGER}"
@@ -136,11 +134,3 @@ def _published(rows: pd.DataFrame, attack: str) -> Number:
 def _parentheses(texts: Iterable[str]) -> str:
     first, *rest = [*texts, ""]
     return f"{first} ({rest[0]})" if rest and rest[0] else first
-
-
-def _text(metric: str, value: float) -> str:
-    if math.isnan(value):
-        return DASH
-    if metric.startswith("PR"):
-        return f"{value:.3f}"
-    return (f"{value:.1f}" if abs(value) < 1000 else f"{value:,.0f}") + UNITS.get(metric, "")

@@ -8,18 +8,17 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from bench.matrix.plan import CLEAN_MODEL
+from bench.matrix.plan import CLEAN_MODEL, UNDEFENDED
 from bench.matrix.settings import RunSettings
 from reports.cells import own_place, table_cells
 from reports.correlation import correlation_text
 from reports.figures import Drawn
-from reports.figures.source import UNDEFENDED
 from reports.grid import Grid, main_grids, paper_grids
 from reports.paper_tables import TABLES
 from reports.render import DAGGER, title
-from reports.results import finished_cells, read_run
+from reports.results import finished_cells, own_cells, read_run
 from reports.table import did_not_take
-from reports.write import main_cells, poisoned
+from reports.write import main_cells, poisoned, remarks
 from reports.write_tables import remedy
 
 PAGE = "report.html"
@@ -40,7 +39,8 @@ def write_page(out: Path, results: pd.DataFrame, drawn: Sequence[Drawn]) -> Path
     """
     run = RunSettings.model_validate(read_run(out)["settings"])
     main = main_cells(results, run)
-    main_tables = main_grids(main, did_not_take(main, run.took)) if len(main) else []
+    weak = did_not_take(main, run.took)
+    main_tables = main_grids(main, weak)
     paper_tables = paper_grids(out / "tables")
     context = {
         "run": run,
@@ -51,7 +51,7 @@ def write_page(out: Path, results: pd.DataFrame, drawn: Sequence[Drawn]) -> Path
         "figures": [(fig, data_uri(fig.files[0]), kind_of(fig.files[0])) for fig in drawn if fig.files],
         "triggers": gallery(out, drawn),
         "correlation": [line.removeprefix("- ") for line in correlation_text(main).splitlines()] if len(main) else [],
-        "notes": notes(out, run, main),
+        "notes": notes(out, weak, run.took),
         "lacking": lacking(out, run, results, drawn),
     }
     environment = Environment(
@@ -65,12 +65,11 @@ def write_page(out: Path, results: pd.DataFrame, drawn: Sequence[Drawn]) -> Path
 def facts(out: Path, run: RunSettings, results: pd.DataFrame) -> dict[str, str]:
     """What was run, and with what; the title names model and target."""
     measured = results[results["metric"] == "CA"]
-    made = {name: _several(results[name].fillna("")) for name in MADE_WITH if name in results}
     told = {
         "data set": f"{run.dataset}, {_several(measured['n'].astype(int))} {run.evaluate.split} images",
         "seeds": _several(results["seed"]),
-        "poisoned pairs": poisoned(out, [cell for cell in finished_cells(out)[0] if cell in read_run(out)["cells"]]),
-        **made,
+        "poisoned pairs": poisoned(out, own_cells(out)),
+        **{name: _several(results[name]) for name in MADE_WITH},
     }
     return {name: value for name, value in told.items() if value}
 
@@ -82,14 +81,9 @@ def filters(grids: Sequence[Grid]) -> dict[str, list[str]]:
     return {"attack": list(attacks), "defense": list(defenses)}
 
 
-def notes(out: Path, run: RunSettings, main: pd.DataFrame) -> list[str]:
-    """What a reader of the numbers must know."""
-    said = [
-        f"{DAGGER} The attack {attack} did not take: undefended ASR {asr:.1f} % < {run.took:.0f} %."
-        for attack, asr in did_not_take(main, run.took).items()
-    ]
-    for cell in {(c["attack"], c["defense"]): c for c in read_run(out)["cells"] if not c["evaluation"]}.values():
-        said.append(f"Left out: {cell['defense']} has no text side and cannot face {cell['attack']}'s key in the text.")
+def notes(out: Path, weak: dict[str, float], took: float) -> list[str]:
+    """What a reader of the numbers must know; `weak` are undefended ASRs below `took`, in percent."""
+    said = remarks(out, weak, took, f"{DAGGER} ")
     if missing := finished_cells(out)[1]:
         said.append(f"{len(missing)} cells are not finished and not on this page; the same bench run makes them.")
     return [

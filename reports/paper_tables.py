@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from bench.matrix.plan import CLEAN_MODEL
+from bench.matrix.plan import CLEAN_MODEL, UNDEFENDED
+from bench.matrix.suites import THREE, TRANSFERABLE
 
 Axis = Literal["place", "method", "attack", "perturbation", "metric"]
 
@@ -99,12 +100,10 @@ DOMAINS = tuple(
 )
 ARCHITECTURES = tuple(Place(f"ViT-{v}", f"ViT-{v.replace('/', '-')}", "imagenet", "banana") for v in ("B/16", "L/14"))
 
-NONE = Method("No defense", "none")
+NONE = Method("No defense", UNDEFENDED)
 CLEANCLIP = Method("CleanCLIP", "cleanclip")
 LINEAR_PROBE = Method("Linear Probe", "linear_probe")
 RVPT = Method("RVPT", "rvpt")
-THREE = ("badnet", "blended", "badclip")
-TRANSFERABLE = ("badnet", "blended", "wanet")
 
 
 def _variants(**labels: str) -> tuple[Method, ...]:

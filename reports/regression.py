@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 import pandas as pd
 
 from bench.core.metric import metrics
+from bench.matrix.plan import UNDEFENDED
 from metrics.intervals import newcombe_independent
 from reports.baseline import CELL
 from reports.command import flat
@@ -24,7 +25,6 @@ WORSE, BETTER, SAME, NEW = "worse", "better", "same", "new"
 MISSING, NOT_COMPARABLE, INFORMATION = "missing", "not comparable", "information"
 # The undefended model is the control: against a weaker attack, every defense looks better than it is.
 WEAKER_ATTACK = "weaker attack"
-UNDEFENDED = "none"
 FAILED = (WORSE, WEAKER_ATTACK, MISSING)
 ORDER = (WORSE, WEAKER_ATTACK, MISSING, NOT_COMPARABLE, BETTER, NEW, SAME, INFORMATION)
 INFORMING = ("PR_cos (trigger)",)

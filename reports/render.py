@@ -1,5 +1,6 @@
 """The paper's tables as files: Markdown to read, CSV to compute with, LaTeX (booktabs) to print."""
 
+import math
 import re
 from collections.abc import Callable, Iterable
 from datetime import timedelta
@@ -7,14 +8,14 @@ from pathlib import Path
 
 import pandas as pd
 
+from bench.core.metric import metrics as registered
 from bench.matrix.plan import CLEAN_MODEL
 from reports.cells import Cell, Number
+from reports.costs import COSTS
 from reports.paper_tables import ATTACKS, METRICS, PERTURBATIONS, Axis, PaperTable, Place
 from reports.table import DASH
 
 DAGGER = "†"
-HIGHER_IS_BETTER = ("CA", "PA", "PR_ratio")
-PERCENT = ("ASR", "CA", "PA")
 UNITS = {"seconds": " s", "peak_memory_mb": " MB"}
 ESCAPES = str.maketrans(
     {letter: f"\\{letter}" for letter in "&%$#_{}"}
@@ -76,6 +77,15 @@ def tidy(cells: list[Cell]) -> pd.DataFrame:
     return frame.dropna(axis=1, how="all")
 
 
+def value_text(metric: str, value: float, of_share: int = 1) -> str:
+    """A value as it is printed: a PR, a time as h:mm:ss, another cost, or a share with some digits; a dash for NaN."""
+    if math.isnan(value):
+        return DASH
+    if metric == "seconds":
+        return str(timedelta(seconds=round(value)))
+    return f"{value:,.{_digits(metric, of_share)}f}{UNITS.get(metric, '')}"
+
+
 def title(table: PaperTable) -> str:
     return f"Table {table.name.removeprefix('table-')}: {table.title}"
 
@@ -122,8 +132,8 @@ def comparison(table: PaperTable, cells: list[Cell]) -> pd.DataFrame:
             for metric in metrics:
                 number, paper = cell.measured.get(metric), cell.published.get(metric)
                 name = f"{METRICS.get(metric, metric)} " if "metric" not in row else ""
-                row[f"{name}published"] = DASH if paper is None else _value(metric, paper, digits=2)
-                row[f"{name}measured"] = DASH if number is None else _value(metric, number.value)
+                row[f"{name}published"] = DASH if paper is None else value_text(metric, paper, of_share=2)
+                row[f"{name}measured"] = DASH if number is None else value_text(metric, number.value)
                 row[f"{name}difference"] = _difference_text(metric, _difference(number, paper))
             rows.append(row)
     return pd.DataFrame(rows)
@@ -167,7 +177,7 @@ def _text(cell: Cell, metrics: tuple[str, ...], best: dict, bold: Bold) -> str:
     texts = []
     for metric in metrics:
         number = cell.measured.get(metric)
-        text = DASH if number is None else _value(metric, number.value)
+        text = DASH if number is None else value_text(metric, number.value)
         texts.append(bold(text) if number is not None and best.get(_rivals(cell, metric)) == text else text)
     if not any(metric in cell.measured for metric in metrics):
         return DASH
@@ -184,8 +194,9 @@ def _best(cells: list[Cell]) -> dict[tuple, str]:
     for cell in (cell for cell in cells if cell.method.defense != CLEAN_MODEL and cell.took):
         for metric, number in cell.measured.items():
             rivals.setdefault(_rivals(cell, metric), []).append(number.value)
-    choose = {key: max if key[-1] in HIGHER_IS_BETTER else min for key in rivals}
-    return {key: _value(key[-1], choose[key](values)) for key, values in rivals.items() if len(values) > 1}
+    high = [name for name in registered if registered[name].better == "higher"]
+    choose = {key: max if key[-1] in high else min for key in rivals}
+    return {key: value_text(key[-1], choose[key](values)) for key, values in rivals.items() if len(values) > 1}
 
 
 def _rivals(cell: Cell, metric: str) -> tuple:
@@ -215,12 +226,8 @@ def _index(keys: list[tuple], axes: tuple[Axis, ...]) -> pd.Index:
     return pd.MultiIndex.from_tuples(keys, names=axes)
 
 
-def _value(metric: str, value: float, digits: int = 1) -> str:
-    if metric in PERCENT:
-        return f"{value:.{digits}f}"
-    if metric == "PR_ratio":
-        return f"{value:.3f}"
-    return str(timedelta(seconds=round(value))) if metric == "seconds" else f"{value:,.0f}{UNITS.get(metric, '')}"
+def _digits(metric: str, of_share: int = 1) -> int:
+    return 0 if metric in COSTS else 3 if metric.startswith("PR") else of_share
 
 
 def _difference(number: Number | None, paper: float | None) -> dict[str, float]:
@@ -233,8 +240,7 @@ def _difference(number: Number | None, paper: float | None) -> dict[str, float]:
 def _difference_text(metric: str, difference: dict[str, float]) -> str:
     if not difference:
         return DASH
-    digits = 3 if metric == "PR_ratio" else 1 if metric in PERCENT else 0
-    value, low, high = (f"{end:+,.{digits}f}" for end in difference.values())
+    value, low, high = (f"{end:+,.{_digits(metric)}f}" for end in difference.values())
     return f"{value}{UNITS.get(metric, '')}" if "nan" in low else f"{value} [{low}, {high}]"
 
 

@@ -51,6 +51,24 @@ def finished_cells(out: Path) -> tuple[list[dict], list[dict]]:
     return done, [cell for cell in cells if cell not in done]
 
 
+def some_finished_cells(out: Path) -> tuple[list[dict], list[dict]]:
+    """The same as `finished_cells`.
+
+    Raises:
+        BenchError: no cell has been evaluated.
+    """
+    done, missing = finished_cells(out)
+    if not done:
+        raise BenchError(f"no cell of {out} is finished. Mend what failed, if so, and run its `bench run` again.")
+    return done, missing
+
+
+def own_cells(out: Path) -> list[dict]:
+    """Finished cells of the last run into a results folder, not those at other places."""
+    own = read_run(out)["cells"]
+    return [cell for cell in finished_cells(out)[0] if cell in own]
+
+
 def place(cell: dict) -> dict[str, Any]:
     """Where a cell of run.json stands in the tables. A cell with the settings of its run has the variant ""."""
     return {"variant": ""} | {key: cell[key] for key in PLACE if key in cell}

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from bench.matrix.plan import CLEAN_MODEL
+from bench.matrix.plan import CLEAN_MODEL, UNDEFENDED
 from bench.matrix.settings import OWN_TRIGGER
 from reports.results import pooled
 
@@ -49,13 +49,9 @@ def marked(table: pd.DataFrame, weak: Iterable[str]) -> pd.DataFrame:
     return table.rename(columns={attack: f"{attack} (did not take)" for attack in weak})
 
 
-def to_markdown(table: pd.DataFrame) -> str:
-    return table.to_markdown(index=True)
-
-
 def did_not_take(results: pd.DataFrame, threshold: float) -> dict[str, float]:
     """Attacks whose undefended ASR, pooled over seeds, is below the threshold (percent)."""
-    undefended = results[(results["defense"] == "none") & (results["metric"] == "ASR")]
+    undefended = results[(results["defense"] == UNDEFENDED) & (results["metric"] == "ASR")]
     values = {str(attack): pooled(rows).value for attack, rows in undefended.groupby("attack", sort=False)}
     return {attack: asr for attack, asr in values.items() if asr < threshold}
 

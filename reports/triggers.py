@@ -3,12 +3,9 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torch import Tensor
 
 AMPLIFY = 10
@@ -31,7 +28,8 @@ def draw_triggers(clean: Tensor, triggered: dict[str, Tensor], file: Path) -> No
     `clean` and each of `triggered` are uint8 (n, 3, h, w).
     """
     rows, n = 1 + len(triggered), len(clean)
-    figure, axes = plt.subplots(rows, 2 * n, figsize=(1.35 * 2 * n + 1.1, 1.35 * rows + 0.3), squeeze=False)
+    figure = Figure(figsize=(1.35 * 2 * n + 1.1, 1.35 * rows + 0.3))
+    axes = figure.subplots(rows, 2 * n, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
     _show(axes[0][:n], clean)
@@ -44,7 +42,6 @@ def draw_triggers(clean: Tensor, triggered: dict[str, Tensor], file: Path) -> No
     figure.tight_layout(pad=0.4)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=150)
-    plt.close(figure)
 
 
 def _show(axes: Iterable[Axes], images: Tensor) -> None:

@@ -14,15 +14,15 @@ from bench.matrix.workshop import Workshop
 from reports.cells import own_place
 from reports.correlation import correlation_text
 from reports.costs import collect_costs
-from reports.results import collect, finished_cells, read_run, write_results
+from reports.results import collect, own_cells, read_run, some_finished_cells, write_results
 from reports.table import (
+    DASH,
     did_not_take,
     keys_table,
     main_table,
     marked,
     poisoned_accuracy_table,
     resistivity_table,
-    to_markdown,
 )
 from reports.triggers import draw_triggers
 from reports.write_tables import write_paper_tables
@@ -39,13 +39,10 @@ def write_report(out: Path, published: str | None = None) -> str:
         BenchError: the folder holds no run, or no finished cell; there is no such version of the paper.
     """
     run = RunSettings.model_validate(read_run(out)["settings"])
-    done, missing = finished_cells(out)
-    if not done:
-        raise BenchError(f"no cell of {out} is finished. Mend what failed, if so, and run its `bench run` again.")
+    _, missing = some_finished_cells(out)
     results = collect(out)
     write_results(out, results)
-    own = [cell for cell in done if cell in read_run(out)["cells"]]
-    main = main_cells(results, run)
+    own, main = own_cells(out), main_cells(results, run)
     text = f"# {run.model.label} on {run.dataset}, target {run.target}\n\n"
     if not main.empty:
         marked(main_table(main), did_not_take(main, run.took)).to_csv(out / "table.csv")
@@ -68,6 +65,18 @@ def main_cells(results: pd.DataFrame, run: RunSettings) -> pd.DataFrame:
     return results[(results[list(own)] == list(own.values())).all(axis=1)]
 
 
+def remarks(out: Path, weak: dict[str, float], took: float, mark: str = "") -> list[str]:
+    """Which attacks did not take, each after a `mark`, and which defenses cannot face an attack.
+
+    `weak` are undefended ASRs below `took`, in percent.
+    """
+    skipped = dict.fromkeys((c["defense"], c["attack"]) for c in read_run(out)["cells"] if not c["evaluation"])
+    return [
+        *(f"{mark}The attack {a} did not take: undefended ASR {asr:.1f} % < {took:.0f} %." for a, asr in weak.items()),
+        *(f"{d} has no text side, so it cannot face {a}'s key in the text: {DASH}." for d, a in skipped),
+    ]
+
+
 def _main_text(out: Path, run: RunSettings, results: pd.DataFrame, done: list[dict]) -> str:
     n = int(results[results["metric"] == "CA"]["n"].iloc[0])
     weak = did_not_take(results, run.took)
@@ -78,12 +87,8 @@ def _main_text(out: Path, run: RunSettings, results: pd.DataFrame, done: list[di
         "PA, the accuracy on triggered images of other classes, in percent:": poisoned_accuracy_table(results),
         "Perturbation Resistivity on the cell's own trigger, PR_cos / PR_ratio:": resistivity_table(results),
     }
-    lines = [f"{said}\n\n{to_markdown(marked(t, weak))}\n" for said, t in blocks.items() if t is not None]
-    lines.append(correlation_text(results) + "\n")
-    for attack, asr in weak.items():
-        lines.append(f"The attack {attack} did not take: undefended ASR {asr:.1f} % < {run.took:.0f} %.")
-    for cell in {(c["attack"], c["defense"]): c for c in read_run(out)["cells"] if not c["evaluation"]}.values():
-        lines.append(f"{cell['defense']} has no text side, so it cannot face {cell['attack']}'s key in the text: –.")
+    lines = [f"{said}\n\n{marked(t, weak).to_markdown()}\n" for said, t in blocks.items() if t is not None]
+    lines += [correlation_text(results) + "\n", *remarks(out, weak, run.took)]
     return "\n".join(lines).rstrip() + "\n"
 
 

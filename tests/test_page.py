@@ -25,7 +25,8 @@ def results(*cells: tuple[str, str, int, int, int]) -> pd.DataFrame:
         place = {"model": "mini", "attack": attack, "target": EVIL, "defense": defense, "dataset": "world"}
         for metric, count in (("ASR", asr), ("CA", ca)):
             share = {"metric": metric, "perturbation": "", "value": float(count), "count": float(count), "n": 100}
-            rows.append({**place, "seed": seed, "variant": "", **share, "low": 0.0, "high": 100.0, "torch": EVIL})
+            made = {"bench": "0.1.0", "torch": EVIL, "hardware": "abacus"}
+            rows.append({**place, "seed": seed, "variant": "", **share, "low": 0.0, "high": 100.0, **made})
     return pd.DataFrame(rows)
 
 
@@ -84,6 +85,15 @@ def test_a_table_of_resistivity_has_perturbations_for_columns(tmp_path: Path) ->
     (grid,) = paper_grids(tmp_path)
     assert grid.columns == (("Horizontal flip", ""), ("Color jitter", ""))
     assert [number.text for number in grid.rows[0].numbers] == ["0.950", "0.832"]
+
+
+def test_a_table_of_costs_has_the_units_of_its_file(tmp_path: Path) -> None:
+    row = {"model": "m", "dataset": "d", "target": "t", "method": "RVPT", "defense": "rvpt", "attack": ""}
+    row |= {"perturbation": "", "took": True}
+    costs = {"seconds": 77.4, "peak_memory_mb": 400.4, "tunable": 12_345.0, "samples": 960.0}
+    pd.DataFrame([row | {"metric": m, "value": v} for m, v in costs.items()]).to_csv(tmp_path / "table-S7.csv")
+    (grid,) = paper_grids(tmp_path)
+    assert [number.text for number in grid.rows[0].numbers] == ["0:01:17", "400 MB", "12,345", "960"]
 
 
 def test_names_are_text_and_nothing_comes_from_elsewhere(page: Path) -> None:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from bench.core.registry import load_plugins
-from reports.cells import Cell, applicable, is_paper_place, own_place, table_cells
+from reports.cells import applicable, is_paper_place, own_place, table_cells
 from reports.costs import collect_costs
 from reports.paper_tables import ATTACKS, TABLES, PaperTable, Place
 from reports.published import published
@@ -41,10 +41,6 @@ def table(name: str) -> PaperTable:
 
 def printed(name: str, results: pd.DataFrame, own: Place = WORLD) -> pd.DataFrame:
     return layout(table(name), table_cells(table(name), results, own, 60.0), lambda text: f"*{text}*")
-
-
-def cell_of(cells: list[Cell], method: str, attack: str) -> Cell:
-    return next(cell for cell in cells if (cell.method.label, cell.attack) == (method, attack))
 
 
 MAIN = rows(

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from bench.core.encoder import has_transformer_tower
 from bench.core.errors import BenchError
 from bench.core.victim import Victim
-from reports.figures.source import UNDEFENDED, Source
+from bench.matrix.plan import UNDEFENDED
+from reports.figures.source import Source
 from reports.figures.style import PAGE, panels, picture
 
 DEFENSE = "rvpt"

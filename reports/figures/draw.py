@@ -45,11 +45,8 @@ class Drawn:
         return self.name.replace("figure", "Figure ")
 
 
-def draw_all(out: Path, results: pd.DataFrame | None = None) -> list[Drawn]:
-    """Write DIR/figures/NAME.svg, .png and .csv of each figure whose cells are there.
-
-    `results` are those of `reports.results.collect`, if they are at hand.
-    """
+def draw_all(out: Path, results: pd.DataFrame) -> list[Drawn]:
+    """Write DIR/figures/NAME.svg, .png and .csv of each figure whose cells are in the results."""
     source = Source(out, results)
     return [_draw(source, name, title, draw) for name, (title, draw) in FIGURES.items()]
 

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 from torch import Tensor
 
-from reports.figures.source import UNDEFENDED, Source, embed
+from bench.matrix.plan import UNDEFENDED
+from reports.figures.source import Source, embed
 from reports.figures.style import COLOURS, COLUMN, PAGE, legend_below, panels
 
 DEFENSES = (UNDEFENDED, "vpt", "rvpt")

@@ -25,7 +25,7 @@ def draw(source: Source) -> tuple[Figure, pd.DataFrame]:
     figure, axes = panels(PAGE, 2.6, 1, 3, width_ratios=[1.15, 1, 1])
     _scheme(axes[0][0], names)
     shares_against(axes[0][1:], rows, "variant", names, joined=False)
-    legend_below(figure, axes[0][1], columns=4)
+    legend_below(figure, axes[0][1])
     return figure, rows
 
 

@@ -14,8 +14,6 @@ from reports.results import pooled
 # The paper's is noise on 16 x 16 px, which is BadNet's patch.
 PREFERRED = ("badnet", "gaussian-0.01", "gaussian-0.03", OWN_TRIGGER)
 INTRA_CLASS = "intra-class similarity"
-# Of an axis of cosines.
-LEAST = 0.02
 
 
 def draw(source: Source) -> tuple[Figure, pd.DataFrame]:
@@ -77,7 +75,7 @@ def _dots(source: Source, numbers: pd.DataFrame, perturbation: str) -> Figure:
             ends = rows[["low", "high"]].to_numpy().T
             points(axis, list(rows["value"]), heights, ends, upright=False, ls="", label=attack, **look(i))
         axis.set_xlabel(title)
-        widen(axis, LEAST)
+        widen(axis)
         axis.locator_params(axis="x", nbins=5)
     axes[0][0].set_yticks(range(len(models)), models)
     axes[0][0].set_ylim(len(models) - 0.5, -0.5)

@@ -13,7 +13,6 @@ from bench.matrix.plan import CLEAN_MODEL
 from bench.matrix.settings import OWN_TRIGGER
 from metrics.correlation import pr_asr_correlation
 from reports.correlation import correlation_words
-from reports.figures.resistivity import LEAST
 from reports.figures.source import Source
 from reports.figures.style import COLOURS, COLUMN, GRAY, MARKERS, PAGE, panels, widen
 
@@ -65,7 +64,7 @@ def _scatter(axis: Axes, rows: pd.DataFrame, source: Source) -> None:
     if len(np.unique(pr)) > 2:
         ends = np.array([pr.min(), pr.max()])
         axis.plot(ends, np.polyval(np.polyfit(pr, asr, 1), ends), color=GRAY, lw=1)
-    widen(axis, LEAST)
+    widen(axis)
     axis.locator_params(axis="x", nbins=4)
 
 

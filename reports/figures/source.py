@@ -13,48 +13,39 @@ from bench.core.dataset import target_index
 from bench.core.errors import BenchError
 from bench.core.randomness import generator
 from bench.core.victim import Victim
-from bench.matrix.plan import CLEAN_MODEL
+from bench.matrix.plan import CLEAN_MODEL, UNDEFENDED
 from bench.matrix.runner import open_device
 from bench.matrix.settings import RunSettings
 from bench.matrix.stages import load_trigger, open_victim, trigger_at_test
 from bench.matrix.store import Store
 from bench.matrix.suites import find_suite
 from bench.matrix.workshop import Workshop
-from reports.results import collect, finished_cells, read_run, summarise
+from reports.results import finished_cells, read_run, summarise
 
 # At most so many images are encoded for a picture: 10 of each of 20 classes.
 CLASSES, IMAGES_A_CLASS = 20, 10
-UNDEFENDED = "none"
 
 
 class Source:
-    """A results folder, opened as far as a figure needs it.
+    """A results folder and its `results` (`reports.results.collect`), opened as far as a figure needs it.
 
     A model of the matrix is called by its defense; those of the suite `pr`, which are its variants, by theirs.
     """
 
-    def __init__(self, out: Path, results: pd.DataFrame | None = None) -> None:
+    def __init__(self, out: Path, results: pd.DataFrame) -> None:
         self.out = out
-        if results is not None:
-            self.results = results
-
-    @cached_property
-    def results(self) -> pd.DataFrame:
-        return collect(self.out)
+        self.results = results
 
     @cached_property
     def summary(self) -> pd.DataFrame:
         """All rows over their seeds: `mean`, and the 95 % interval `low` to `high` of the test images."""
-        variants = self.results["variant"].fillna("") if "variant" in self.results else ""
-        return summarise(self.results.assign(variant=variants))
+        return summarise(self.results)
 
     @cached_property
     def main(self) -> pd.DataFrame:
         """The results on the run's own model, data set and target, a row per seed; without the ablations."""
-        variants = self.results["variant"].fillna("") if "variant" in self.results else ""
-        rows = self.results.assign(variant=variants)
-        here = (rows[list(self.place)] == pd.Series(self.place)).all(axis=1)
-        rows = rows[here & rows["variant"].isin(["", *find_suite("pr").paper])]
+        here = (self.results[list(self.place)] == pd.Series(self.place)).all(axis=1)
+        rows = self.results[here & self.results["variant"].isin(["", *find_suite("pr").paper])]
         if rows.empty:
             raise self.missing("cells of the matrix", "")
         return rows.assign(label=rows["variant"].where(rows["variant"] != "", rows["defense"]))

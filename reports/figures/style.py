@@ -14,6 +14,8 @@ GRAY = "#7f7f7f"
 
 # A page's width and a column's, in inches.
 PAGE, COLUMN = 7.0, 3.4
+# The least width of an axis of cosines.
+LEAST = 0.02
 
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
@@ -45,7 +47,7 @@ def look(i: int) -> dict[str, Any]:
     return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
 
 
-def panels(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, np.ndarray]:
+def panels(width: float, height: float, rows: int, columns: int, **options: Any) -> tuple[Figure, np.ndarray]:
     """A figure of some inches, and its axes (rows, columns)."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
@@ -68,17 +70,17 @@ def points(axis: Axes, x: Sequence[float], y: Sequence[float], ends: np.ndarray,
     axis.errorbar(x, y, **{"yerr" if upright else "xerr": bars}, elinewidth=0.8, capsize=1.5, **style)
 
 
-def widen(axis: Axes, least: float) -> None:
-    """Make the x-axis at least so wide: differences of nothing shall look like nothing."""
+def widen(axis: Axes) -> None:
+    """Make an x-axis of cosines at least 0.02 wide: differences of nothing shall look like nothing."""
     low, high = axis.get_xlim()
-    missing = max(0.0, least - (high - low))
+    missing = max(0.0, LEAST - (high - low))
     axis.set_xlim(low - missing / 2, high + missing / 2)
 
 
-def legend_below(figure: Figure, axis: Axes, columns: int = 4, title: str | None = None) -> None:
+def legend_below(figure: Figure, axis: Axes, columns: int = 4) -> None:
     """One legend under all panels."""
     handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)), title=title)
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)))
 
 
 def picture(axis: Axes, pixels: np.ndarray, **options: Any) -> None:
