@@ -23,7 +23,7 @@ def corner(place: Place, size: int, shape: tuple[int, int], rng: torch.Generator
     if min(rows, columns) < 0:
         raise BenchError(
             f"a patch of {size} px does not fit into images of {shape[0]} x {shape[1]} px. Lower its size, "
-            "as in --set badnet.size=6"
+            "as in --set ATTACK.size=6"
         )
     if place == "center":
         return rows // 2, columns // 2

@@ -19,10 +19,10 @@ from bench.core.errors import BenchError
 from bench.core.images import Labelled, crops
 from bench.core.pretraining import Pretraining, pretrain
 from bench.core.randomness import generator, seeded
-from bench.core.victim import Victim, class_embeddings
 from bench.data import world
 from bench.data.pairs import read_pairs
 from bench.models.load import read_config
+from bench.models.probe import probe
 
 TEMPLATES = ("a photo of a {}.",)
 Batches = Callable[[], tuple[Tensor, Tensor, Tensor | None]]
@@ -115,17 +115,11 @@ def _pair_batches(clip: Clip, recipe: Pretraining, seed: int, file: Path, out: P
     return batch
 
 
-@torch.no_grad()
 def _zero_shot_accuracy(clip: Clip, n: int = 1500) -> dict[str, float]:
     """Accuracy of the saved, half-precision weights on unseen pictures, in percent."""
     images, factors = world.make(torch.arange(n) % len(world.CLASSES), "pretraining check")
     unseen = Labelled([str(i) for i in range(n)], _fit(images, clip), "", labels=factors.label, classes=world.CLASSES)
-    texts = class_embeddings(clip, unseen.classes, TEMPLATES)
-    victim = Victim(clip)
-    right = sum(
-        int((victim.logits(victim.encode(unseen.load(i)), texts).argmax(1).cpu() == unseen.labels[i]).sum())
-        for i in torch.arange(n).split(250)
-    )
+    right = probe(clip, unseen, TEMPLATES, n).correct
     return {"percent": 100 * right / n, "count": right, "n": n}
 
 

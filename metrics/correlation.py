@@ -1,12 +1,13 @@
 """Does resistivity go with attack success? Pearson's and Spearman's correlation of the two over cells."""
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import rankdata
+from scipy import stats
 
 from bench import BenchError, Estimate
 from metrics.intervals import bootstrap_interval
@@ -49,18 +50,14 @@ def pr_asr_correlation(pr: ArrayLike, asr: ArrayLike) -> Correlation:
 
 def pearson(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
     """Pearson's correlation along an axis; NaN where x or y is constant."""
-    # Compared before centring: the mean of equal numbers is not always that number, and rounding would correlate.
-    constant = (np.ptp(x, axis=axis) == 0) | (np.ptp(y, axis=axis) == 0)
-    x = x - x.mean(axis, keepdims=True)
-    y = y - y.mean(axis, keepdims=True)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        r = (x * y).sum(axis) / np.sqrt((x * x).sum(axis) * (y * y).sum(axis))
-    return np.where(constant, np.nan, r.clip(-1, 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        return stats.pearsonr(x, y, axis=axis).statistic
 
 
 def spearman(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
     """Spearman's correlation along an axis: Pearson's of ranks, where equal values share their mean rank."""
-    return pearson(rankdata(x, axis=axis), rankdata(y, axis=axis), axis)
+    return pearson(stats.rankdata(x, axis=axis), stats.rankdata(y, axis=axis), axis)
 
 
 def _estimate(correlate: Callable[..., np.ndarray], x: np.ndarray, y: np.ndarray) -> Estimate:

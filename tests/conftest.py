@@ -1,9 +1,9 @@
 """What many tests start from: a CLIP so small that it is built anew for each of them."""
 
 import pytest
-import torch
 
 from bench.core.clip import Clip
+from bench.core.randomness import seeded
 
 
 @pytest.fixture
@@ -28,6 +28,13 @@ def tiny_config() -> dict:
 @pytest.fixture
 def tiny_clip(tiny_config: dict) -> Clip:
     """A CLIP with random weights, the same in every test."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0):
         return Clip.from_config(tiny_config)
+
+
+@pytest.fixture
+def resnet(tiny_config: dict) -> Clip:
+    """A CLIP with random weights, the same in every test, whose image tower is a ResNet."""
+    tower = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 16}
+    with seeded(0):
+        return Clip.from_config(tiny_config | {"model_cfg": tiny_config["model_cfg"] | {"vision_cfg": tower}})

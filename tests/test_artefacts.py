@@ -8,6 +8,7 @@ import open_clip
 import pytest
 import torch
 from rich.console import Console
+from tiny import TINY
 
 import bench
 from bench import BenchError, Clip
@@ -16,16 +17,6 @@ from bench.matrix.runner import Report, run_matrix
 from bench.matrix.settings import BASE, resolve
 from bench.matrix.store import Store
 
-TINY = (
-    "world.test=40",
-    "world.train_per_class=2",
-    "poison.pairs=32",
-    "poison.count=8",
-    "evaluate.perturbations=[flip]",
-    "evaluate.perturbation_images=8",
-    "cleanclip.towers=image",
-    "workers=1",
-)
 RESNET = {"layers": [1, 1, 1, 1], "width": 8, "head_width": 32, "image_size": 32}
 
 
@@ -35,7 +26,8 @@ def run(clip: Clip, out: Path, *defenses: str) -> tuple[Report, str]:
     clip.save(out / "model")
     flags = {"model": {"name": f"local-dir:{out / 'model'}"}, "attacks": ("badnet",), "defenses": defenses}
     console = Console(record=True, file=io.StringIO(), width=300)
-    report = run_matrix({BASE: resolve("smoke", None, flags, TINY)}, out / "results", (), console)
+    assignments = (*TINY, "evaluate.perturbations=[flip]", "cleanclip.towers=image")
+    report = run_matrix({BASE: resolve("smoke", None, flags, assignments)}, out / "results", (), console)
     return report, console.export_text()
 
 

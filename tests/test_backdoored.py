@@ -9,6 +9,7 @@ from open_clip.transformer import QuickGELU
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
+from tiny import TINY
 
 from attacks.badclip import BadCLIP
 from attacks.badnet import BadNet
@@ -23,20 +24,13 @@ from reports.results import collect
 from reports.write import write_report
 
 QUIET = Console(quiet=True)
-FEW = (
-    "world.test=40",
-    "world.train_per_class=2",
-    "poison={pairs: 32, count: 8, batch_size: 16}",
-    "evaluate={perturbations: [flip, trigger], perturbation_images: 8}",
-    "workers=1",
-)
 
 
 def settings(*more: str, backdoored: Path | None = None, **flags: Any) -> Variants:
     load_plugins()
     model = {"model": {"backdoored": backdoored}} if backdoored else {}
     chosen = {"attacks": ("badnet",), "defenses": ("none", "rvpt")}
-    return {BASE: resolve("smoke", None, chosen | flags | model, (*FEW, *more))}
+    return {BASE: resolve("smoke", None, chosen | flags | model, (*TINY, *more))}
 
 
 def values(out: Path) -> dict[tuple[str, str], float]:

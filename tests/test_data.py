@@ -16,7 +16,7 @@ import torch
 from open_clip.transform import image_transform
 from PIL import Image
 
-from bench import BenchError, Geometry, datasets
+from bench import BenchError, Geometry, datasets, generator
 from bench.data import decoding
 from bench.data.decoding import decode, native
 from bench.data.folder import Folder
@@ -459,18 +459,12 @@ def test_bad_rows_are_told(tmp_path, geometry):
     assert pairs.skipped[5].startswith("line 8, images/half.jpg: OSError: image file is truncated")
 
 
-def test_a_subset_is_seeded_and_leaves_no_row_out(tmp_path, geometry):
+def test_a_subset_is_the_start_of_one_shuffle_of_all_rows(tmp_path, geometry):
     file = pairs_file(tmp_path, 12)
-
-    def chosen(seed: int) -> list[str]:
-        return list(read_pairs(file, geometry, n=5, rng=torch.Generator().manual_seed(seed)).ids)
-
-    assert chosen(0) == chosen(0) == sorted(set(chosen(0)))
-    assert len(chosen(0)) == 5
-    assert set().union(*map(chosen, range(12))) == {f"images/{i:02d}.png" for i in range(12)}
-    default = read_pairs(file, geometry, n=5)
-    assert default.ids == read_pairs(file, geometry, n=5).ids
-    assert default.fingerprint != read_pairs(file, geometry, n=6).fingerprint
+    shuffled = torch.randperm(12, generator=generator(0, "pairs", "subset")).tolist()
+    for n in (5, 6, 12):
+        assert read_pairs(file, geometry, n=n).ids == [f"images/{i:02d}.png" for i in sorted(shuffled[:n])]
+    assert read_pairs(file, geometry, n=5).fingerprint != read_pairs(file, geometry, n=6).fingerprint
 
 
 def test_missing_files_are_made_up_for(tmp_path, geometry):

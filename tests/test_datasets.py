@@ -12,7 +12,6 @@ from open_clip.transform import image_transform
 from PIL import Image
 
 from bench import BenchError, Clip, Dataset, Geometry, datasets, generator
-from bench.cli import main
 from bench.core.dataset import target_index
 from bench.core.images import Images, Labelled, few_shot
 from bench.core.registry import load_plugins
@@ -24,6 +23,7 @@ from bench.matrix.settings import resolve
 from bench.matrix.store import Store
 from bench.matrix.workshop import Workshop
 from bench.models import ModelSettings, load_model
+from tests.test_cli import bench
 
 SIZE = 16
 BANANA, TENCH, SAMOYED, ACCORDION = "n07753592", "n01440764", "n02111889", "n02672831"
@@ -373,14 +373,8 @@ def test_files_are_compared_by_name_and_not_decoded(tmp_path, geometry, decoded)
 
 
 def run(capsys, monkeypatch, *words: str) -> tuple[int, str]:
-    monkeypatch.setattr("sys.argv", ["bench", *words])
-    try:
-        main()
-        code = 0
-    except SystemExit as ended:
-        code = int(ended.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out + captured.err
+    code, out, err = bench(capsys, monkeypatch, *words)
+    return code, out + err
 
 
 def test_check_says_what_is_there_and_missing(tmp_path, capsys, monkeypatch):

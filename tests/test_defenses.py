@@ -1,6 +1,5 @@
 """Golden checks of visual prompt tuning (VPT, RVPT) and of the linear probe, on a tiny CLIP and random images."""
 
-import copy
 import math
 from dataclasses import replace
 from itertools import pairwise
@@ -66,15 +65,6 @@ def prompts_of(method: Defense, clip: Clip, data: CleanData | None = None) -> Te
     prompts = fit(method, clip, data)[0].prompts
     assert prompts is not None
     return prompts
-
-
-@pytest.fixture
-def resnet(tiny_config: dict) -> Clip:
-    config = copy.deepcopy(tiny_config)
-    config["model_cfg"]["vision_cfg"] = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 16}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return Clip.from_config(config)
 
 
 # --- the settings of the papers

@@ -1,6 +1,5 @@
 """The prompted encoder against a vision transformer in NumPy, and what a victim is made of."""
 
-import copy
 from dataclasses import replace
 
 import numpy as np
@@ -33,15 +32,6 @@ def images() -> Tensor:
 def draw_prompts(depth: int = 0, b: int = B, std: float = 0.5) -> Tensor:
     """Large enough to matter to random weights."""
     return torch.randn(LAYERS - depth, b, WIDTH, generator=generator(0, "prompts")) * std
-
-
-@pytest.fixture
-def resnet(tiny_config: dict) -> Clip:
-    config = copy.deepcopy(tiny_config)
-    config["model_cfg"]["vision_cfg"] = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 16}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return Clip.from_config(config)
 
 
 # --- the reference

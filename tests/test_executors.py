@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from tiny import TINY
 
 from bench.core.errors import BenchError
 from bench.core.registry import load_plugins
@@ -18,15 +19,6 @@ from bench.matrix.stages import make, make_trigger, read_observations, tunable
 from bench.matrix.store import Store
 from bench.matrix.workshop import workshops
 
-TINY = (
-    "world.test=40",
-    "world.train_per_class=2",
-    "poison.pairs=32",
-    "poison.count=8",
-    "poison.batch_size=16",
-    "evaluate.perturbations=[flip, blended, trigger]",
-    "evaluate.perturbation_images=8",
-)
 # Defenses that change nothing. Each does what it is called if a file of that name lies beside the plug-in.
 PLUGIN = """
 import os, signal, time
@@ -68,7 +60,8 @@ class Lingers(Defense):
 
 def settings(*assignments: str, **flags) -> RunSettings:
     load_plugins()
-    return resolve("smoke", None, {"attacks": ("badnet",), **flags}, (*TINY, *assignments))
+    assignments = (*TINY, "evaluate.perturbations=[flip, blended, trigger]", *assignments)
+    return resolve("smoke", None, {"attacks": ("badnet",), **flags}, assignments)
 
 
 def plan_of(run: RunSettings, out: Path) -> Plan:

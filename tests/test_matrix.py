@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from rich.console import Console
+from tiny import TINY
 
 from bench.core.errors import BenchError
 from bench.core.registry import load_plugins
@@ -19,16 +20,6 @@ from bench.matrix.settings import BASE, Variants, resolve
 from bench.matrix.store import Store
 from reports.results import collect
 
-TINY = (
-    "world.test=40",
-    "world.train_per_class=2",
-    "poison.pairs=32",
-    "poison.count=8",
-    "poison.batch_size=16",
-    "evaluate.perturbations=[flip, trigger]",
-    "evaluate.perturbation_images=8",
-    "workers=1",
-)
 QUIET = Console(quiet=True)
 
 
@@ -75,12 +66,12 @@ def test_a_killed_run_goes_on_with_the_same_numbers(finished: Path, tmp_path: Pa
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
     store = Store(tmp_path)
     deadline = time.monotonic() + 600
-    while not list(store.root.glob("defense/*/card.json")) and time.monotonic() < deadline:
+    while not list(store.root.glob("defense/[!.]*/card.json")) and time.monotonic() < deadline:
         assert process.poll() is None, "the run ended before it could be killed"
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    made_before = {p: p.stat().st_mtime_ns for p in store.root.glob("*/*/card.json")}
+    made_before = {p: p.stat().st_mtime_ns for p in store.root.glob("*/[!.]*/card.json")}
     assert made_before
 
     report = run_matrix(settings(), tmp_path, (), QUIET)

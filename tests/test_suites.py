@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from rich.console import Console
+from tiny import TINY
 
 from bench.core.errors import BenchError
 from bench.core.registry import load_plugins
@@ -213,9 +214,8 @@ def test_cells_of_other_variants_stay_and_those_of_other_settings_leave(tmp_path
 
 def test_variants_run_together_and_share_what_is_open(tmp_path: Path) -> None:
     load_plugins()
-    small = ("world.test=40", "world.train_per_class=2", "poison.pairs=32", "poison.count=8", "workers=1")
-    flags = {"attacks": ("badnet",), "defenses": ("none", "rvpt"), "evaluate": {"perturbations": []}}
-    base = resolve("smoke", None, flags, small)
+    flags = {"attacks": ("badnet",), "defenses": ("none", "rvpt")}
+    base = resolve("smoke", None, flags, (*TINY, "evaluate.perturbations=[]"))
     variants = {BASE: base, "alpha=0": overlay(base, {"rvpt": {"alpha": 0}, "defenses": ["rvpt"]})}
     shops = workshops(variants, Store(tmp_path), "cpu")
     assert shops[BASE].clip is shops["alpha=0"].clip and shops[BASE].train is shops["alpha=0"].train

@@ -43,7 +43,7 @@ class CleanData(Logged):
         return self._give(few_shot(self.train, k, generator(self.seed, "few-shot"), without))
 
     def all_images(self) -> Labelled:
-        """The whole training set, uncopied."""
+        """All training images; files are decoded now."""
         return self._give(self.train.decoded())
 
     def _give(self, images: Labelled) -> Labelled:

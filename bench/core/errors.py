@@ -16,7 +16,15 @@ def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> Bench
     Known: none, rvpt.
     """
     known = sorted(known)
+    return BenchError(f"unknown {kind} '{name}'.{guess(name, known)}\nKnown: {', '.join(known)}. {hint}".rstrip())
+
+
+def guess(name: str, known: Iterable[str]) -> str:
+    """A question, after a space, that names the nearest known name, in any case; empty where none is near.
+
+    >>> guess("rvtp", ["none", "rvpt"])
+    " Did you mean 'rvpt'?"
+    """
     lowered = {k.lower(): k for k in known}
     close = get_close_matches(name.lower(), lowered, n=1)
-    guess = f" Did you mean '{lowered[close[0]]}'?" if close else ""
-    return BenchError(f"unknown {kind} '{name}'.{guess}\nKnown: {', '.join(known)}. {hint}".rstrip())
+    return f" Did you mean '{lowered[close[0]]}'?" if close else ""

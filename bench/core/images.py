@@ -94,7 +94,7 @@ class Labelled(Images):
     classes: tuple[str, ...]
 
     def decoded(self) -> "Labelled":
-        """The images, none of them to be decoded yet."""
+        """The images with their pixels at hand; files are decoded now."""
         return self
 
     def _more(self, index: Tensor) -> dict[str, Any]:

@@ -45,10 +45,6 @@ class Metric:
     better: Literal["higher", "lower"]
     measure: Measure
 
-    @property
-    def __doc__(self) -> str | None:  # type: ignore[override]
-        return self.measure.__doc__
-
 
 metrics: Registry[Metric] = Registry("metric", Metric)
 

@@ -1,12 +1,11 @@
 """Settings: frozen, typed, checked once, where they are declared."""
 
-from difflib import get_close_matches
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic import Field as PydanticField
 
-from bench.core.errors import BenchError
+from bench.core.errors import BenchError, guess
 
 
 def Field(  # noqa: N802
@@ -27,7 +26,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @classmethod
-    def parse(cls, values: dict[str, Any], where: str):
+    def parse(cls, values: dict[str, Any], where: str) -> Self:
         """The settings that `values` give, or a `BenchError` that names the key as the user wrote it."""
         try:
             return cls.model_validate(values)
@@ -51,6 +50,5 @@ def _explain(cls: type[Settings], item: Any, where: str) -> str:
     for group in groups:
         inner = cls.model_fields[group].annotation if group in cls.model_fields else None
         cls = inner if isinstance(inner, type) and issubclass(inner, Settings) else cls
-    close = get_close_matches(str(last), list(cls.model_fields), n=1)
-    guess = f" Did you mean '{close[0]}'?" if close else ""
-    return f"unknown setting {key}.{guess} `bench show {where or 'run'}` lists the settings."
+    meant = guess(str(last), cls.model_fields)
+    return f"unknown setting {key}.{meant} `bench show {where or 'run'}` lists the settings."

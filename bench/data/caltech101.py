@@ -32,6 +32,7 @@ class Caltech101(FileDataset):
         f"{SPLIT} is linked in DATASETS.md of https://github.com/KaiyangZhou/CoOp, under Caltech101; put it into "
         "DIR/caltech-101."
     )
+    size = 100
     published: ClassVar[dict[Split, int]] = {"train": 4_128, "val": 1_649, "test": 2_465}
     places = ("caltech-101", ".")
 

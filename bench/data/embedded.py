@@ -17,9 +17,6 @@ from bench.core.randomness import generator
 from bench.core.settings import Field
 from bench.data import decoding, world
 
-# Pictures drawn at once; part of what determines them.
-CHUNK = 500
-
 Purpose = Literal["train", "val", "test", "poison", "clean"]
 
 
@@ -87,8 +84,8 @@ def _labels(purpose: Purpose, n: int) -> Tensor:
 def _draw(purpose: Purpose, n: int, loose: dict[str, float], write: decoding.Write) -> dict[str, Any]:
     """Draw whole chunks, each from its own generator, and cut the last one: n changes no picture."""
     captions: list[str] = []
-    for k, start in enumerate(range(0, n, CHUNK)):
-        images, factors = world.make(_labels(purpose, start + CHUNK)[start:], purpose, k)
+    for k, start in enumerate(range(0, n, world.CHUNK)):
+        images, factors = world.make(_labels(purpose, start + world.CHUNK)[start:], purpose, k)
         write(images[: n - start].numpy())
         named = _named(factors.label, loose, generator(world.VERSION, "world", purpose, k, "loose"))
         rng = generator(world.VERSION, "world", purpose, k, "captions")
@@ -107,7 +104,7 @@ def _named(labels: Tensor, loose: dict[str, float], rng: torch.Generator) -> Ten
 
 
 def _resize(drawn: np.ndarray, size: int, write: decoding.Write) -> dict[str, Any]:
-    for start in range(0, len(drawn), CHUNK):
-        images = torch.tensor(drawn[start : start + CHUNK])
+    for start in range(0, len(drawn), world.CHUNK):
+        images = torch.tensor(drawn[start : start + world.CHUNK])
         write(TF.resize(images, [size, size], InterpolationMode.BICUBIC, antialias=True).numpy())
     return {}

@@ -38,9 +38,10 @@ class Branch:
 class FileDataset(Dataset):
     """A data set of files below `root`, or below the first of `places` in it that is there."""
 
-    # What the folder must hold, where it comes from, and how many images it then has.
+    # What the folder must hold, where it comes from, and how many classes and images it then has.
     layout: ClassVar[str]
     source: ClassVar[str] = ""
+    size: ClassVar[int | None] = None
     published: ClassVar[dict[Split, int]] = {}
     splits: ClassVar[tuple[Split, ...]] = ("train", "val", "test")
     # How releases and other people's instructions call the folder that counts.

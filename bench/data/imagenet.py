@@ -18,8 +18,7 @@ HELD = 50
 class ImageNetLabels(FileDataset):
     """Images with ImageNet's classes, which go by their WordNet ids, sorted; the names are open_clip's."""
 
-    # How many of the 1,000 classes the data set has.
-    size: ClassVar[int] = 1000
+    size = 1000
 
     subset: bool = Field(False, description="score over those classes alone of which there are images to test on")
 

@@ -23,6 +23,7 @@ class OxfordPets(FileDataset):
         "  wget https://www.robots.ox.ac.uk/~vgg/data/pets/data/annotations.tar.gz\n"
         "  tar -xzf images.tar.gz && tar -xzf annotations.tar.gz"
     )
+    size = 37
     published: ClassVar[dict[Split, int]] = {"train": 2_944, "val": 736, "test": 3_669}
     places = ("oxford_pets", "oxford-iiit-pet", ".")
 

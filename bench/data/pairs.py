@@ -30,7 +30,6 @@ def read_pairs(
     place: Path,
     geometry: Geometry,
     n: int | None = None,
-    rng: torch.Generator | None = None,
     part: Part | None = None,
     pool: int | None = None,
     order: Callable[[Sequence[str]], Sequence[int]] | None = None,
@@ -44,7 +43,7 @@ def read_pairs(
             of images with captions beside them (`a.jpg`, `a.txt`); webdataset's shards: a folder of them, one, or a
             range (`cc3m/{00000..00331}.tar`).
         geometry: the size to bring images to, and where to keep them.
-        n: a uniform subset of so many pairs, drawn by `rng`, by default always the same one; None is all.
+        n: a uniform subset of so many pairs, always the same one; None is all.
         part: one half of the pairs. Its different images are shuffled by a fixed seed; the first half of them goes to
             "poison", the rest to "clean", each with all its pairs: a defender gets no image of the attacker's.
         pool: with n and `order`, the random subset, missing files left out, from which the n are taken.
@@ -66,7 +65,7 @@ def read_pairs(
     good = _half([row for row in rows if not row.problem], root, part)
     del rows
     if n is not None:
-        shuffled = torch.randperm(len(good), generator=rng or generator(0, "pairs", "subset"))
+        shuffled = torch.randperm(len(good), generator=generator(0, "pairs", "subset"))
         good = [good[i] for i in shuffled.tolist()]
     there, dead = _existing(good, root, n if order is None else max(pool or 0, n or 0))
     if order is not None:

@@ -10,9 +10,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from bench.core.attack import attacks
-from bench.core.dataset import datasets
+from bench.core.dataset import Dataset, datasets
 from bench.core.defense import defenses
 from bench.core.errors import BenchError
+from bench.data.files import FileDataset
 from bench.matrix.plan import Node
 from bench.matrix.settings import RunSettings, Variants
 from bench.models import ModelSettings, Sizes, sizes
@@ -23,15 +24,7 @@ TUNING = 2_705 / (16_000 * 50)
 FORWARD = TUNING / 4
 REFERENCE = ModelSettings(name="ViT-B-32", pretrained="openai")
 # Classes and test images.
-DATA = {
-    "imagenet": (1000, 50_000),
-    "imagenet-v2": (1000, 10_000),
-    "imagenet-a": (200, 7_500),
-    "imagenet-r": (200, 30_000),
-    "imagenet-sketch": (1000, 50_889),
-    "caltech101": (100, 2_465),
-    "oxfordpets": (37, 3_669),
-}
+IMAGENET = (1000, 50_000)
 ASSUMPTION = (
     f"assumed: an RTX 3090 in half precision and, for ViT-B-32, {1000 * POISONING:.1f} ms a pair and epoch of "
     f"poisoning, {1000 * CLEANING:.1f} ms of CleanCLIP, {1000 * TUNING:.1f} ms an image and epoch of prompt tuning, "
@@ -120,13 +113,21 @@ def _images(node: Node, run: RunSettings) -> dict[str, int]:
 
 def data_size(run: RunSettings, name: str) -> tuple[int, int]:
     """Classes and test images of a data set; ImageNet's where they are not known without reading it."""
-    classes, images = DATA.get(name, DATA["imagenet"])
-    if name not in DATA:
-        data = datasets[name].parse(run.method(name), name)
-        images = getattr(data, "test", images)
-        with contextlib.suppress(BenchError):
-            classes = len(data.classes())
-    return classes, min(images, run.evaluate.limit or images)
+    data = datasets[name].parse(run.method(name), name)
+    images = _test_images(data) or IMAGENET[1]
+    return _classes(data) or IMAGENET[0], min(images, run.evaluate.limit or images)
+
+
+def _classes(data: Dataset) -> int | None:
+    if isinstance(data, FileDataset) and data.size:
+        return data.size
+    with contextlib.suppress(BenchError):
+        return len(data.classes())
+    return None
+
+
+def _test_images(data: Dataset) -> int | None:
+    return data.published.get("test") if isinstance(data, FileDataset) else getattr(data, "test", None)
 
 
 def unknown_sizes(variants: Variants) -> list[str]:
@@ -134,7 +135,7 @@ def unknown_sizes(variants: Variants) -> list[str]:
     unknown = []
     for run in variants.values():
         name = run.tested_on
-        if name not in DATA and not hasattr(datasets[name].parse(run.method(name), name), "test"):
+        if _test_images(datasets[name].parse(run.method(name), name)) is None:
             unknown.append(name)
         if sizes(run.model) is None:
             unknown.append(run.model.label)

@@ -6,7 +6,6 @@ What is downloaded is opened by open_clip itself; what lies here is read by `ben
 import importlib.util
 import json
 import warnings
-from difflib import get_close_matches
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from pydantic import PositiveFloat
 
 from bench.core.clip import CONFIG_FILE, WEIGHTS_FILE, Clip
 from bench.core.dataset import Resize
-from bench.core.errors import BenchError, unknown
+from bench.core.errors import BenchError, guess, unknown
 from bench.core.randomness import derive, seeded
 from bench.core.settings import Field, Settings
 from bench.models.checkpoint import SUFFIXES, fill, read_checkpoint
@@ -190,11 +189,9 @@ def _open_clip_config(settings: ModelSettings) -> dict[str, Any]:
 
 
 def _unknown_model(name: str) -> BenchError:
-    known = {known.lower(): known for known in [MINI, *open_clip.list_models()]}
-    close = get_close_matches(name.lower(), known, n=1)
-    guess = f" Did you mean '{known[close[0]]}'?" if close else ""
+    meant = guess(name, [MINI, *open_clip.list_models()])
     path = f" A path is written {FOLDER}PATH, or --checkpoint FILE." if Path(name).exists() else ""
-    return BenchError(f"unknown model '{name}'.{guess}{path}\n`bench list models` lists what there is.")
+    return BenchError(f"unknown model '{name}'.{meant}{path}\n`bench list models` lists what there is.")
 
 
 def read_config(file: Path) -> dict[str, Any]:

@@ -1,0 +1,10 @@
+"""Settings that, on top of the preset `smoke`, make a run of seconds."""
+
+TINY = (
+    "world.train_per_class=2",
+    "poison.pairs=32",
+    "poison.count=8",
+    "evaluate.perturbations=[flip, trigger]",
+    "evaluate.perturbation_images=8",
+    "workers=1",
+)
