@@ -148,9 +148,12 @@ def run(
     except KeyboardInterrupt:
         screen.print("interrupted. Finished work is kept: the same command goes on from there.")
         raise typer.Exit(130) from None
-    # Its tables have the attacks of earlier runs, too.
-    load_plugins(tuple(file for file in plugins_of(out) if file.is_file()))
-    _write_report(out)
+    if ended.shown:
+        # Its tables have the attacks of earlier runs, too.
+        load_plugins(tuple(file for file in plugins_of(out) if file.is_file()))
+        _write_report(out)
+    else:
+        screen.print(f"no cell of this run is finished; the tables in {out} are as they were")
     if ended.failures:
         failed = {label: reason for label, reason in ended.failures.items() if reason != NOT_TRIED}
         blocked = f", and {n} that need them" if (n := len(ended.failures) - len(failed)) else ""

@@ -1,6 +1,7 @@
 """The matrix: same numbers in any order and after a kill, shared artefacts, failures that lose nothing."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -162,3 +163,13 @@ def test_a_failing_node_stops_only_what_needs_it(tmp_path: Path, monkeypatch: py
     assert report.failures["trigger badnet, seed 0"] == "RuntimeError: broken on purpose"
     assert report.failures["evaluation badnet / rvpt, seed 0"] == "not tried, since what it is made from failed"
     assert set(collect(tmp_path)["attack"]) == {"blended"}
+
+
+def test_a_run_that_fails_leaves_the_tables_as_they_were(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "out")
+    before = (tmp_path / "out/run.json").read_bytes()
+    report = run_matrix(settings("badnet.size=99", attacks=("badnet",)), tmp_path / "out", (), QUIET)
+    assert not report.shown
+    assert "does not fit into images" in report.failures["backdoor badnet, seed 0"]
+    assert (tmp_path / "out/run.json").read_bytes() == before
+    assert run_matrix(settings(attacks=("badnet",)), tmp_path / "out", (), QUIET).shown

@@ -24,11 +24,12 @@ from metrics.perturbations import perturbation
 
 @dataclass(frozen=True)
 class Report:
-    """How a run ended: nodes made now, found made, and failed with their reasons."""
+    """How a run ended: nodes made now, found made, and failed with their reasons; whether tables show cells of it."""
 
     made: int
     found: int
     failures: dict[str, str]
+    shown: bool
 
 
 def open_device(name: str) -> str:
@@ -104,7 +105,6 @@ def run_matrix(variants: Variants, out: Path, plugins: tuple[Path, ...], console
         shops, plan, todo = prepare(variants, out)
         shop = shops[BASE]
         shop.store.sweep()
-        write_run(variants, plan, out, plugins, console)
         _show_skipped(shops, console)
         if todo:
             told = probe(shop.clip, shop.test, shop.tested.templates)
@@ -116,6 +116,13 @@ def run_matrix(variants: Variants, out: Path, plugins: tuple[Path, ...], console
         console.print(
             f"{len(plan.cells)} cells; {len(plan.nodes) - len(todo)} artefacts there, {len(todo)} to make, {where}"
         )
+
+        def record() -> bool:
+            write_run(variants, plan, out, plugins, console)
+            return True
+
+        # Earlier cells may leave the tables for this run's, so not before it has one to show.
+        shown = any(cell.node and shop.store.has("evaluation", cell.node) for cell in plan.cells) and record()
         failures, done = {}, 0
         spent: Counter[str] = Counter()
         for outcome in execute(todo, variants, out, shop.device, workers, plugins):
@@ -127,6 +134,7 @@ def run_matrix(variants: Variants, out: Path, plugins: tuple[Path, ...], console
             elif outcome.error:
                 console.print(f"[{done}/{len(todo)}] FAILED {outcome.node.label}: {outcome.error}")
             else:
+                shown = shown or (outcome.node.kind == "evaluation" and record())
                 card = shop.store.card(outcome.node.kind, outcome.node.id)
                 spent[_work(outcome.node)] += card["seconds"]
                 line = f"[{done}/{len(todo)}] {outcome.node.label} ({card['seconds']:.0f} s){_counts(card)}"
@@ -134,7 +142,7 @@ def run_matrix(variants: Variants, out: Path, plugins: tuple[Path, ...], console
         if spent:
             parts = ", ".join(f"{work} {seconds:.0f}" for work, seconds in spent.most_common())
             console.print(f"process seconds: {parts}")
-        return Report(done - len(failures), len(plan.nodes) - len(todo), failures)
+        return Report(done - len(failures), len(plan.nodes) - len(todo), failures, shown)
 
 
 def _missing(plan: Plan, id: str, store: Store) -> set[str]:
