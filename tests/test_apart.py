@@ -35,7 +35,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     photos(root / "pairs", 24, "p")
     rows = [f"p{i}.JPEG,a photo of a {('samoyed', 'cat')[i % 2]}" for i in range(24)]
     (root / "pairs/pairs.csv").write_text("\n".join(["image,caption", *rows, *["p0.JPEG,"] * 12]) + "\n")
-    assert run(root) == Report(8, 0, {})
+    assert run(root) == Report(8, 0, {}, shown=True)
     return root
 
 
@@ -70,7 +70,7 @@ def pairs_used(root: Path) -> list[str]:
 def test_stored_models_are_evaluated_on_other_images_and_nothing_is_remade(there: Path, tmp_path: Path) -> None:
     console = Console(record=True, width=1000, file=(tmp_path / "said").open("w"))
     # The clean model, none, cleanclip, vpt.
-    assert run(there, pets(tmp_path / "pets"), console) == Report(4, 4, {})
+    assert run(there, pets(tmp_path / "pets"), console) == Report(4, 4, {}, shown=True)
     assert "whether it was trained" not in console.export_text()
 
 
