@@ -45,6 +45,7 @@ def _seeds(text: str | None) -> tuple[int, ...] | None:
         raise BenchError(f"--seeds {text}: write whole numbers, such as --seeds 0,1,2") from None
 
 
+# B006 below: Typer wants a list as the default of a repeatable option, and nothing changes it.
 Preset = Annotated[str, typer.Option(help="Settings to start from; `bench list presets`.")]
 Config = Annotated[Path | None, typer.Option(help="A YAML file of settings, on top of the preset.")]
 Set = Annotated[list[str], typer.Option("--set", help="One setting: key=value, such as rvpt.alpha=3. Repeatable.")]

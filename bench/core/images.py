@@ -31,6 +31,11 @@ class OnDemand(Protocol):
 Pixels = Tensor | np.ndarray | OnDemand
 
 
+def decoding_threads() -> ThreadPoolExecutor:
+    """Decoding and resizing release Python's lock, so threads do what processes would. They start when needed."""
+    return ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+
+
 @dataclass(frozen=True)
 class Images:
     """n images at the model's input size.
@@ -65,8 +70,8 @@ class Images:
         return self.native(i) if self.native else self.load([i])[0]
 
     def load_natives(self, index: Tensor) -> list[Tensor]:
-        """The images of an index, each in its own size. Decoding releases Python's lock, so threads share it."""
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        """The images of an index, each in its own size."""
+        with decoding_threads() as pool:
             return list(pool.map(self.load_native, index.tolist()))
 
     def subset(self, index: Tensor) -> Self:

@@ -8,7 +8,7 @@ from pydantic import Field as PydanticField
 from bench.core.errors import BenchError, guess
 
 
-def Field(  # noqa: N802
+def Field(  # noqa: N802  # named as pydantic's, which it wraps
     default: Any = ..., *, description: str, unit: str = "", added: bool = False, **constraints: Any
 ) -> Any:
     """A setting: its default, what it is, its unit and its range (`ge`, `gt`, `le`, `lt`).

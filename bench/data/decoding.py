@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from bench.core.dataset import Geometry
 from bench.core.errors import BenchError
-from bench.core.images import hash_of
+from bench.core.images import decoding_threads, hash_of
 from bench.data.member import File, Member
 
 # Raise this when a change of this file changes a pixel.
@@ -196,7 +195,7 @@ def _unwritable(cache: Path, room: int, error: OSError) -> BenchError:
 
 def _decoded(paths: Sequence[File], geometry: Geometry) -> Iterator[tuple[bytes, np.ndarray | str]]:
     """Hash of the file and uint8 (3, size, size), or the reason why not; in order, a block at a time."""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with decoding_threads() as pool:
         for start in range(0, len(paths), BLOCK):
             yield from pool.map(partial(decode_one, geometry=geometry), paths[start : start + BLOCK])
 

@@ -1,13 +1,13 @@
 """Images that are decoded whenever they are asked for, where a disk has no room for their pixels."""
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 import numpy as np
 
 from bench.core.dataset import Geometry
 from bench.core.errors import BenchError
+from bench.core.images import decoding_threads
 from bench.data.decoding import decode_one
 from bench.data.member import File
 
@@ -19,8 +19,7 @@ class Decoder:
         self.files = files
         self.geometry = geometry
         self.shape: tuple[int, ...] = (len(files), 3, geometry.size, geometry.size)
-        # Decoding and resizing release Python's lock, so threads do what processes would. They start when needed.
-        self._threads = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+        self._threads = decoding_threads()
         self._ahead: dict[int, Future[np.ndarray]] = {}
 
     def __len__(self) -> int:
