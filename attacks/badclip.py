@@ -10,9 +10,9 @@ from torchvision.transforms.v2 import AutoAugment
 
 from attacks.optimised_patch import Batch, Objective, OptimisedPatch, embed, named
 from bench import BenchError, Field, Preparation, attack, class_embeddings
-from bench.core.contrastive import matching_loss
-from bench.core.eda import augment, wordnet
 from bench.core.randomness import seeded
+from bench.training.eda import augment, wordnet
+from bench.training.fine_tuning import matching_loss
 
 
 @attack("badclip")

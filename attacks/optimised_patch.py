@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attacks.patch import paste, read_patch
 from bench import Attack, BenchError, Captioned, Clip, Field, Preparation, Trigger, mentions
-from bench.core.contrastive import shuffled_batches
+from bench.training.fine_tuning import shuffled_batches
 
 
 @dataclass(frozen=True)

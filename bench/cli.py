@@ -80,8 +80,8 @@ def _settings(
     suite: str | None = None,
     **flags: Any,
 ):
-    from bench.matrix.settings import resolve
-    from bench.matrix.variants import suite_settings
+    from bench.experiment.settings import resolve
+    from bench.experiment.variants import suite_settings
 
     load_plugins(tuple(plugins))
     declared = suite_settings(suite)
@@ -127,10 +127,10 @@ def run(
     speed: Annotated[float, typer.Option(min=0.01, help="Of the dry run's GPU: times that of an RTX 3090.")] = 1.0,
 ) -> None:
     """Run attacks against defenses. Interrupted, the same command goes on where it was."""
-    from bench.matrix.preview import dry_run as show_dry_run
+    from bench.experiment.variants import variants_of
+    from bench.matrix.dry_run import dry_run as show_dry_run
     from bench.matrix.runner import run_matrix
     from bench.matrix.schedule import NOT_TRIED
-    from bench.matrix.variants import variants_of
     from reports.results import plugins_of
 
     settings = _settings(
@@ -192,8 +192,8 @@ def list_(
     plugin: Plugin = [],  # noqa: B006
 ) -> None:
     """List what there is, a line each."""
-    from bench.matrix.settings import presets
-    from bench.matrix.suites import SUITES
+    from bench.experiment.settings import presets
+    from bench.experiment.suites import SUITES
     from bench.models import known_models
 
     load_plugins(tuple(plugin))
@@ -220,7 +220,7 @@ def show(
     plugin: Plugin = [],  # noqa: B006
 ) -> None:
     """Say what a method is, where it comes from, and every setting with its default, range and unit."""
-    from bench.matrix.settings import RunSettings
+    from bench.experiment.settings import RunSettings
 
     load_plugins(tuple(plugin))
     if name in metrics:
@@ -256,24 +256,24 @@ def triggers(
     images: Annotated[int, typer.Option(min=1, help="Test images to show.")] = 3,
 ) -> None:
     """Draw triggers on test images: clean, triggered, difference x 10. Triggers that a run left in OUT are taken."""
+    from bench.experiment.resources import open_resources
+    from bench.experiment.settings import BASE
     from bench.matrix.plan import make_plan
-    from bench.matrix.settings import BASE
     from bench.matrix.stages import training_triggers, trigger_at_test
-    from bench.matrix.store import Store
-    from bench.matrix.workshop import workshops
+    from bench.results.store import Store
     from reports.triggers import draw_triggers
 
     settings = _settings(
         preset, config, set, plugin, model, pretrained, checkpoint, dataset, data_root,
         attacks=_names(attacks), target=target, pairs=pairs,
     )  # fmt: skip
-    shop = workshops({BASE: settings}, Store(out), "cpu")[BASE]
-    index = torch.arange(min(images, len(shop.test)))
-    clean = shop.test.load(index)
-    plan = make_plan({BASE: settings}, {BASE: shop.fingerprints()})
+    resources = open_resources({BASE: settings}, Store(out), "cpu")[BASE]
+    index = torch.arange(min(images, len(resources.test)))
+    clean = resources.test.load(index)
+    plan = make_plan({BASE: settings}, {BASE: resources.fingerprints()})
     stamped = {
-        attack: stamp(shop.attack(attack), trigger_at_test(trigger), clean, index)
-        for attack, trigger in training_triggers(plan, settings.seeds[0], shop)
+        attack: stamp(resources.attack(attack), trigger_at_test(trigger), clean, index)
+        for attack, trigger in training_triggers(plan, settings.seeds[0], resources)
     }
     draw_triggers(clean, stamped, out / "triggers" / "gallery.png")
     screen.print(f"wrote {out / 'triggers' / 'gallery.png'}")
@@ -293,8 +293,8 @@ def pretrain(
 ) -> None:
     """Train a small CLIP from scratch, on the embedded world or on your pairs; `--model local-dir:OUT` then uses it."""
     from bench.matrix.runner import open_device
-    from bench.pretrain import architecture as read_architecture
-    from bench.pretrain import train_from_scratch
+    from bench.training.from_scratch import architecture as read_architecture
+    from bench.training.from_scratch import train_from_scratch
 
     recipe = _settings(preset, config, set, []).pretrain
     torch.set_num_threads(threads)
@@ -310,7 +310,7 @@ def pretrain(
 
 
 def _write_report(out: Path, published: str | None = None) -> None:
-    from reports.write import write_report
+    from reports.report import write_report
 
     screen.print("\n" + write_report(out, published), soft_wrap=True)
 

@@ -27,7 +27,7 @@ def check(
 ) -> None:
     """Say what of a data set is there, what is missing, and how to get it. Exit code 2: a run could not use it."""
     from bench.data.check import lines
-    from bench.matrix.settings import resolve
+    from bench.experiment.settings import resolve
 
     load_plugins(tuple(plugin))
     dataset = datasets[name]

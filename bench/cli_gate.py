@@ -37,8 +37,8 @@ def compare(
     csv: Annotated[Path | None, typer.Option(help="Write the table to this file, too.")] = None,
 ) -> None:
     """Differences of ASR and CA of two defenses on the same images, with intervals and McNemar's test."""
-    from reports.differences import compare as compare_defenses
-    from reports.differences import to_markdown
+    from reports.compare import compare as compare_defenses
+    from reports.compare import to_markdown
 
     _load(out)
     table, unpaired = compare_defenses(out, first, second, attack)
@@ -74,7 +74,7 @@ def check(
 ) -> None:
     """Compare with a baseline: exit code 1 if a number is worse beyond chance or missing, 2 if not comparable."""
     from reports.baseline import make_baseline, read_baseline
-    from reports.regression import exit_code, judge, to_junit, to_markdown
+    from reports.gate import exit_code, judge, to_junit, to_markdown
 
     before = read_baseline(baseline)
     _load(out)

@@ -16,12 +16,12 @@ import pandas as pd
 import torch
 
 from bench.core.registry import load_plugins
+from bench.experiment.resources import Resources, open_resources
+from bench.experiment.settings import BASE, PAPER_CHAINS, RunSettings, resolve
 from bench.matrix.plan import Node, make_plan
 from bench.matrix.schedule import tasks
-from bench.matrix.settings import BASE, PAPER_CHAINS, RunSettings, resolve
 from bench.matrix.stages import make, read_observations
-from bench.matrix.store import Store
-from bench.matrix.workshop import Workshop, workshops
+from bench.results.store import Store
 
 IMAGES, PERTURBED = 100, 30
 DEFENSES = ("none", "linear_probe", "vpt", "rvpt", "cleanclip", *PAPER_CHAINS)
@@ -44,8 +44,8 @@ def seconds(work: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def workshop(run: RunSettings, out: Path) -> Workshop:
-    return workshops({BASE: run}, Store(out), "cpu")[BASE]
+def open_run(run: RunSettings, out: Path) -> Resources:
+    return open_resources({BASE: run}, Store(out), "cpu")[BASE]
 
 
 def main() -> None:
@@ -59,21 +59,21 @@ def main() -> None:
 def measure(attack: str) -> None:
     run = resolve("mini", None, {"attacks": (attack,), "defenses": DEFENSES}, SHORT)
     with TemporaryDirectory() as folder:
-        shop = workshop(run, Path(folder))
-        nodes = make_plan({BASE: run}, {BASE: shop.fingerprints()}).nodes.values()
+        resources = open_run(run, Path(folder))
+        nodes = make_plan({BASE: run}, {BASE: resources.fingerprints()}).nodes.values()
         evaluations = [node for node in nodes if node.kind == "evaluation"]
         for node in nodes:
             if node.kind != "evaluation":
-                make((node,), shop)
-        _ = shop.test
+                make((node,), resources)
+        _ = resources.test
         (group,) = tasks(evaluations)
-        together = seconds(lambda: make(group.nodes, shop))
-        seen = {node: observations(node, shop) for node in evaluations}
+        together = seconds(lambda: make(group.nodes, resources))
+        seen = {node: observations(node, resources) for node in evaluations}
         for node in evaluations:
-            shop.store.path("evaluation", node.id).rename(shop.store.path("evaluation", f".{node.id}"))
-        alone = seconds(lambda: [make((node,), shop) for node in evaluations])
+            resources.store.path("evaluation", node.id).rename(resources.store.path("evaluation", f".{node.id}"))
+        alone = seconds(lambda: [make((node,), resources) for node in evaluations])
         for node, tables in seen.items():
-            for shared, own in zip(tables, observations(node, shop), strict=True):
+            for shared, own in zip(tables, observations(node, resources), strict=True):
                 pd.testing.assert_frame_equal(shared, own, check_exact=True)
     perturbed = f"{PERTURBED} of them under {len(run.evaluate.perturbations)} perturbations"
     took = f"{together:.1f} s together, {alone:.1f} s one by one"
@@ -81,8 +81,8 @@ def measure(attack: str) -> None:
     print(f"evaluation_sharing_{attack} ratio {alone / together:.2f}")
 
 
-def observations(node: Node, shop: Workshop) -> tuple[pd.DataFrame, pd.DataFrame]:
-    return read_observations(shop.store.path("evaluation", node.id))
+def observations(node: Node, resources: Resources) -> tuple[pd.DataFrame, pd.DataFrame]:
+    return read_observations(resources.store.path("evaluation", node.id))
 
 
 if __name__ == "__main__":

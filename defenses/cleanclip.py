@@ -9,11 +9,11 @@ from torch import Tensor
 from torchvision.transforms.v2 import AutoAugment
 
 from bench import BenchError, Captioned, CleanData, Clip, Defense, Field, Victim, defense
-from bench.core.contrastive import FineTuning, contrastive_loss, fine_tune, matching_loss
 from bench.core.dataset import Geometry
 from bench.core.distributed import processes, rank
-from bench.core.eda import Synonyms, augment, normalise, wordnet
 from bench.core.randomness import seeded
+from bench.training.eda import Synonyms, augment, normalise, wordnet
+from bench.training.fine_tuning import FineTuning, contrastive_loss, fine_tune, matching_loss
 
 
 def within_loss(

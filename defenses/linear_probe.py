@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench import CleanData, Defense, Field, Images, Victim, defense
-from bench.core.contrastive import shuffled_batches
 from bench.core.randomness import seeded
+from bench.training.fine_tuning import shuffled_batches
 
 
 @defense("linear_probe")

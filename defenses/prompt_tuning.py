@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench import BenchError, CleanData, Defense, Field, Labelled, Victim
-from bench.core.contrastive import shuffled_batches
 from bench.core.encoder import layers, width
 from bench.core.images import crops
 from bench.core.precision import autocast
 from bench.core.randomness import derive
+from bench.training.fine_tuning import shuffled_batches
 from defenses.tower import Batch, Tower, join, untrained, within_memory
 
 

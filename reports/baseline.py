@@ -11,8 +11,8 @@ import pandas as pd
 
 from bench.core.errors import BenchError
 from bench.core.images import hash_of
-from bench.matrix.record import runs_of
-from bench.matrix.settings import OWN_TRIGGER
+from bench.experiment.settings import OWN_TRIGGER
+from bench.results.run_file import runs_of
 from reports.command import command_of, flat
 from reports.mixing import cards, name_of
 from reports.results import PLACE, collect, place, pooled, read_run, some_finished_cells

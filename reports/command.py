@@ -4,11 +4,11 @@ import json
 import shlex
 from typing import Any
 
+from bench.experiment.settings import BASE, RunSettings, presets, resolve
+from bench.experiment.suites import SUITES
+from bench.experiment.variants import EMBEDDED
 from bench.matrix.plan import CLEAN_MODEL
-from bench.matrix.record import FREE
-from bench.matrix.settings import BASE, RunSettings, presets, resolve
-from bench.matrix.suites import SUITES
-from bench.matrix.variants import EMBEDDED
+from bench.results.run_file import FREE
 
 
 def command_of(run: dict[str, Any], cells: list[dict]) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench.matrix.store import Store
+from bench.results.store import Store
 from reports.results import KEYS, NUMBERS, finished_cells, place
 
 COSTS = ("seconds", "peak_memory_mb", "tunable", "samples")

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.core.errors import BenchError
-from bench.matrix.store import Store
+from bench.results.store import Store
 
 SHOWN = 3
 

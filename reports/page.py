@@ -8,17 +8,17 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from bench.experiment.settings import RunSettings
 from bench.matrix.plan import CLEAN_MODEL, UNDEFENDED
-from bench.matrix.settings import RunSettings
 from reports.cells import own_place, table_cells
 from reports.correlation import correlation_text
 from reports.figures import Drawn
 from reports.grid import Grid, main_grids, paper_grids
 from reports.paper_tables import TABLES
 from reports.render import DAGGER, title
+from reports.report import main_cells, poisoned, remarks
 from reports.results import finished_cells, own_cells, read_run
 from reports.table import did_not_take
-from reports.write import main_cells, poisoned, remarks
 from reports.write_tables import remedy
 
 PAGE = "report.html"

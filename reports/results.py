@@ -8,9 +8,9 @@ import pandas as pd
 
 from bench.core.errors import BenchError
 from bench.core.metric import Estimate, Observations, metrics
-from bench.matrix.record import RUN_FILE, read_record, runs_of
 from bench.matrix.stages import read_observations
-from bench.matrix.store import Store
+from bench.results.run_file import RUN_FILE, read_record, runs_of
+from bench.results.store import Store
 from metrics.intervals import wilson
 from reports.mixing import cards, refuse_mixture
 

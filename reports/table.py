@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 import pandas as pd
 
+from bench.experiment.settings import OWN_TRIGGER
 from bench.matrix.plan import CLEAN_MODEL, UNDEFENDED
-from bench.matrix.settings import OWN_TRIGGER
 from reports.results import pooled
 
 DASH = "–"

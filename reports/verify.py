@@ -9,7 +9,7 @@ import pandas as pd
 
 from bench.core.images import hash_file, hash_of
 from bench.core.metric import Observations
-from bench.matrix.store import CARD, Store
+from bench.results.store import CARD, Store
 from reports.mixing import name_of, refuse_mixture
 from reports.results import (
     COLUMNS,

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench.matrix.suites import find_suite
-from bench.matrix.variants import EMBEDDED
+from bench.experiment.suites import find_suite
+from bench.experiment.variants import EMBEDDED
 from reports.cells import Cell, is_paper_place, table_cells
 from reports.paper_tables import ATTACKS, TABLES, Method, PaperTable, Place
 from reports.published import TARGETS, published

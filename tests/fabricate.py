@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 
 from bench.core.images import hash_of
-from bench.matrix.settings import resolve
-from bench.matrix.store import Store
+from bench.experiment.settings import resolve
+from bench.results.store import Store
 
 CLASSES, TARGET = 4, 0
 

@@ -13,9 +13,9 @@ from tiny import TINY
 import bench
 from bench import BenchError, Clip
 from bench.core.registry import load_plugins
+from bench.experiment.settings import BASE, resolve
 from bench.matrix.runner import Report, run_matrix
-from bench.matrix.settings import BASE, resolve
-from bench.matrix.store import Store
+from bench.results.store import Store
 
 RESNET = {"layers": [1, 1, 1, 1], "width": 8, "head_width": 32, "image_size": 32}
 

@@ -16,12 +16,12 @@ from attacks.badnet import BadNet
 from bench import BenchError, Captioned, Clip, Preparation
 from bench.core.clip import WEIGHTS_FILE
 from bench.core.registry import load_plugins
+from bench.experiment.settings import BASE, Variants, resolve
 from bench.matrix.runner import prepare, run_matrix
-from bench.matrix.settings import BASE, Variants, resolve
-from bench.matrix.store import Store
 from bench.models import ModelSettings, load_backdoored, load_model
+from bench.results.store import Store
+from reports.report import write_report
 from reports.results import collect
-from reports.write import write_report
 
 QUIET = Console(quiet=True)
 

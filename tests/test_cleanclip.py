@@ -19,8 +19,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torchvision.transforms import v2
 
 from bench import BenchError, Captioned, CleanData, Clip, Labelled, Victim, defenses, generator
-from bench.core.contrastive import contrastive_loss, fine_tune
 from bench.core.dataset import Geometry
+from bench.training.fine_tuning import contrastive_loss, fine_tune
 from defenses import cleanclip
 from defenses.cleanclip import CleanCLIP, augmented_images, augmented_texts, within_loss
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from bench import Clip, generator
-from bench.core.contrastive import (
+from bench.core.precision import autocast
+from bench.training.fine_tuning import (
     MAX_LOG_SCALE,
     FineTuning,
     contrastive_loss,
@@ -23,7 +24,6 @@ from bench.core.contrastive import (
     matching_loss,
     shuffled_batches,
 )
-from bench.core.precision import autocast
 
 TEXTS = [f"a photo of a {name}" for name in ("cat", "dog", "banana", "house", "tree", "fish", "ring", "key")]
 

@@ -18,11 +18,11 @@ from bench.core.registry import load_plugins
 from bench.data import decoding
 from bench.data.check import check, lines
 from bench.data.imagenet import wordnet_ids
-from bench.data.overlap import refuse_overlap, same_ids, same_pixels
-from bench.matrix.settings import resolve
-from bench.matrix.store import Store
-from bench.matrix.workshop import Workshop
+from bench.data.leakage import refuse_overlap, same_ids, same_pixels
+from bench.experiment.resources import Resources
+from bench.experiment.settings import resolve
 from bench.models import ModelSettings, load_model
+from bench.results.store import Store
 from tests.test_cli import bench
 
 SIZE = 16
@@ -479,25 +479,25 @@ def test_pairs_and_training_images_that_are_tested_on_are_refused(small_run, tmp
     for i in range(24):
         (pool / f"p{i}.JPEG").write_bytes((root / "images/samoyed_1.jpg").read_bytes())
 
-    def workshop(**pets_settings) -> Workshop:
+    def opened(**pets_settings) -> Resources:
         load_plugins()
         flags = {"dataset": "oxfordpets", "target": "samoyed", "pairs": pool / "pairs.csv", "device": "cpu"}
         own = {"oxfordpets": {"root": root, **pets_settings}, "poison": {"pairs": 8}}
-        return Workshop(resolve("smoke", None, flags | own), Store(tmp_path / "out"), "cpu")
+        return Resources(resolve("smoke", None, flags | own), Store(tmp_path / "out"), "cpu")
 
     told = r"8 of the pairs are evaluated on: images/samoyed_1\.jpg is the same image as p"
     with pytest.raises(BenchError, match=told):
-        _ = workshop().poison_pairs
+        _ = opened().poison_pairs
     with pytest.raises(BenchError, match=told):
-        workshop().clean_pairs(8)
-    assert len(workshop(allow_overlap=True).poison_pairs) == 8
-    assert len(workshop().train) == 24
+        opened().clean_pairs(8)
+    assert len(opened(allow_overlap=True).poison_pairs) == 8
+    assert len(opened().train) == 24
     lists = [root / "annotations" / name for name in ("trainval.txt", "test.txt")]
     lists[0].write_text(lists[0].read_text() + lists[1].read_text())
     with pytest.raises(
         BenchError, match=r"of the training images are evaluated on: images/Abyssinian_\d\.jpg is in both"
     ):
-        _ = workshop().train
+        _ = opened().train
 
 
 def test_the_models_geometry_can_be_set_as_cleanclips(tmp_path):

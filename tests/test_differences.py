@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from bench.cli_gate import app
 from bench.core.errors import BenchError
 from bench.core.registry import load_plugins
+from reports.compare import compare, two_by_two
 from reports.correlation import correlation_points, correlation_text
-from reports.differences import compare, two_by_two
 from reports.results import collect
 
 load_plugins()

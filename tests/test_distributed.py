@@ -15,9 +15,9 @@ from rich.console import Console
 from torch import Tensor
 
 from bench import BenchError, Clip, generator
-from bench.core.contrastive import FineTuning, contrastive_loss, fine_tune, matching_loss
 from bench.core.distributed import average_gradients, processes, rank, share
 from bench.core.registry import load_plugins
+from bench.training.fine_tuning import FineTuning, contrastive_loss, fine_tune, matching_loss
 
 BATCH = 6
 TEXTS = [f"a photo of number {i}" for i in range(2 * BATCH)]
@@ -118,8 +118,8 @@ def test_one_process_is_as_ever() -> None:
 def run(out: Path, *assignments: str) -> dict[str, str]:
     """Run a small matrix; its failures."""
     # Not above: the two processes import this file, and need none of it.
+    from bench.experiment.settings import BASE, resolve
     from bench.matrix.runner import run_matrix
-    from bench.matrix.settings import BASE, resolve
 
     load_plugins()
     given = ("poison.pairs=32", "poison.count=8", "world.test=20", "workers=1", *assignments)

@@ -13,8 +13,8 @@ import typer
 from bench import attacks, defenses, metrics
 from bench.cli import app
 from bench.core.settings import Settings
-from bench.matrix.settings import resolve
-from bench.matrix.suites import SUITES
+from bench.experiment.settings import resolve
+from bench.experiment.suites import SUITES
 from metrics.perturbations import PERTURBATIONS
 
 for package in ("attacks", "defenses", "metrics", "bench.data"):

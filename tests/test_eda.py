@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from bench.core import eda
-from bench.core.eda import STOP_WORDS, augment, delete, insert, normalise, replace, swap, wordnet
 from bench.core.randomness import generator
+from bench.training.eda import STOP_WORDS, augment, delete, insert, normalise, replace, swap, wordnet
 
 CAPTIONS = [
     "dog",

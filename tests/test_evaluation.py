@@ -16,10 +16,10 @@ from bench.core.encoder import encode
 from bench.core.errors import BenchError
 from bench.core.images import Labelled
 from bench.core.randomness import generator
+from bench.core.shared_encoding import encode_each, unified
 from bench.core.victim import Victim
-from bench.matrix.evaluation import observe
-from bench.matrix.settings import Evaluation
-from bench.matrix.sharing import encode_each, unified
+from bench.experiment.settings import Evaluation
+from bench.tasks.zero_shot import observe
 
 N, BATCH = 23, 8
 CLASSES = ("cat", "dog", "cow")

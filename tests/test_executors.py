@@ -11,13 +11,13 @@ from tiny import TINY
 
 from bench.core.errors import BenchError
 from bench.core.registry import load_plugins
-from bench.matrix.executors import execute
+from bench.experiment.resources import open_resources
+from bench.experiment.settings import BASE, RunSettings, resolve
 from bench.matrix.plan import Node, Plan, make_plan
-from bench.matrix.schedule import TOGETHER, Outcome, Schedule, tasks
-from bench.matrix.settings import BASE, RunSettings, resolve
+from bench.matrix.schedule import EVALUATIONS_PER_TASK, Outcome, Schedule, tasks
 from bench.matrix.stages import make, make_trigger, read_observations, tunable
-from bench.matrix.store import Store
-from bench.matrix.workshop import workshops
+from bench.matrix.workers import execute
+from bench.results.store import Store
 
 # Defenses that change nothing. Each does what it is called if a file of that name lies beside the plug-in.
 PLUGIN = """
@@ -65,8 +65,8 @@ def settings(*assignments: str, **flags) -> RunSettings:
 
 
 def plan_of(run: RunSettings, out: Path) -> Plan:
-    shop = workshops({BASE: run}, Store(out), "cpu")[BASE]
-    return make_plan({BASE: run}, {BASE: shop.fingerprints()})
+    resources = open_resources({BASE: run}, Store(out), "cpu")[BASE]
+    return make_plan({BASE: run}, {BASE: resources.fingerprints()})
 
 
 def run_all(run: RunSettings, out: Path, workers: int = 1, plugins: tuple[Path, ...] = ()) -> dict[str, Outcome]:
@@ -99,7 +99,7 @@ def test_evaluations_of_a_backdoor_are_one_task_where_the_last_of_them_stands() 
 
 
 def test_no_task_holds_more_evaluations_than_memory_should() -> None:
-    assert [len(task.nodes) for task in tasks(evaluations("a", TOGETHER + 3))] == [TOGETHER, 3]
+    assert [len(task.nodes) for task in tasks(evaluations("a", EVALUATIONS_PER_TASK + 3))] == [EVALUATIONS_PER_TASK, 3]
 
 
 def test_evaluations_on_other_images_are_another_task() -> None:
@@ -166,27 +166,27 @@ def test_evaluations_one_by_one_give_the_same_files(made: tuple[RunSettings, Pat
     run, out = made
     shutil.copytree(out / "artefacts", tmp_path / "artefacts")
     shutil.rmtree(tmp_path / "artefacts" / "evaluation")
-    shop, store = workshops({BASE: run}, Store(tmp_path), "cpu")[BASE], Store(out)
+    resources, store = open_resources({BASE: run}, Store(tmp_path), "cpu")[BASE], Store(out)
     alone = [node for node in plan_of(run, out).nodes.values() if node.kind == "evaluation"]
     assert len(alone) == 5
     for evaluation in alone:
         assert store.card("evaluation", evaluation.id)["seconds_shared_by"] == 5
-        assert make((evaluation,), shop) == {}
-        seen = [read_observations(s.path("evaluation", evaluation.id)) for s in (store, shop.store)]
+        assert make((evaluation,), resources) == {}
+        seen = [read_observations(s.path("evaluation", evaluation.id)) for s in (store, resources.store)]
         for shared, own in zip(*seen, strict=True):
             pd.testing.assert_frame_equal(shared, own, check_exact=True)
 
 
 def test_cards_tell_what_a_defense_cost(made: tuple[RunSettings, Path]) -> None:
     run, out = made
-    shop = workshops({BASE: run}, Store(out), "cpu")[BASE]
+    resources = open_resources({BASE: run}, Store(out), "cpu")[BASE]
     cards = {
-        node.chain: shop.store.card("defense", node.id)
+        node.chain: resources.store.card("defense", node.id)
         for node in plan_of(run, out).nodes.values()
         if node.kind == "defense"
     }
-    vision = shop.clip.config["model_cfg"]["vision_cfg"]
-    classes, head = len(shop.train.classes), shop.clip.config["model_cfg"]["embed_dim"] + 1
+    vision = resources.clip.config["model_cfg"]["vision_cfg"]
+    classes, head = len(resources.train.classes), resources.clip.config["model_cfg"]["embed_dim"] + 1
     assert cards["rvpt",]["tunable"] == vision["layers"] * 4 * vision["width"]
     assert cards["linear_probe",]["tunable"] == cards["rvpt", "linear_probe"]["tunable"] == classes * head
     assert all(card["samples"] == 2 * classes for card in cards.values())
@@ -218,18 +218,18 @@ def test_a_trigger_is_stored_wherever_its_tensors_are(
     monkeypatch.setattr(BadNet, "prepare", awkward)
     run = settings(defenses=("none",))
     trigger = next(node for node in plan_of(run, tmp_path).nodes.values() if node.kind == "trigger")
-    shop = workshops({BASE: run}, Store(tmp_path), "cpu")[BASE]
-    make_trigger(trigger, shop)
+    resources = open_resources({BASE: run}, Store(tmp_path), "cpu")[BASE]
+    make_trigger(trigger, resources)
     from safetensors.torch import load_file
 
-    stored = load_file(shop.store.path("trigger", trigger.id) / "trigger.safetensors")
+    stored = load_file(resources.store.path("trigger", trigger.id) / "trigger.safetensors")
     assert torch.equal(stored["transposed"], whole.transpose(0, 2)) and stored["half"].dtype == torch.bfloat16
 
 
 def test_a_trigger_is_shared_by_recipes_of_poisoning(tmp_path: Path) -> None:
     variants = {BASE: settings(), "twice": settings("poison.epochs=2"), "other pairs": settings("poison.pairs=40")}
-    shops = workshops(variants, Store(tmp_path), "cpu")
-    plan = make_plan(variants, {name: shop.fingerprints() for name, shop in shops.items()})
+    resources_of = open_resources(variants, Store(tmp_path), "cpu")
+    plan = make_plan(variants, {name: resources.fingerprints() for name, resources in resources_of.items()})
     backdoors = [node for node in plan.nodes.values() if node.kind == "backdoor"]
     triggers = {node.variant: node.needs for node in backdoors}
     assert len(backdoors) == 3

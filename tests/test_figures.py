@@ -14,7 +14,7 @@ from scipy import stats
 from bench.core.clip import Clip
 from bench.core.encoder import tokens
 from bench.core.victim import Victim
-from bench.matrix.settings import RunSettings
+from bench.experiment.settings import RunSettings
 from metrics.correlation import pr_asr_correlation
 from reports.correlation import correlation_words
 from reports.figures import draw_all

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from attacks.badnet import BadNet
 from bench import CleanData, Clip, Defense, Geometry, Preparation, Trigger, Victim, generator, stamp
-from bench.core.contrastive import FineTuning, contrastive_loss, fine_tune
 from bench.core.encoder import encode
 from bench.core.poisoning import draw_manifest, poison
-from bench.data.embedded import World
+from bench.data.world import World
 from bench.models import ModelSettings, load_model
+from bench.training.fine_tuning import FineTuning, contrastive_loss, fine_tune
 from defenses.linear_probe import LinearProbe
 from defenses.rvpt import RVPT, feature_repelling
 from defenses.vpt import VPT

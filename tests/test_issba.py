@@ -12,7 +12,7 @@ from torch import nn
 from attacks.issba import ISSBA, bit_accuracy, distort, image_loss, measure
 from attacks.steganography import Aligner, Decoder, Encoder, encode_message, initialise, parity
 from bench import BenchError, Captioned, Preparation, Trigger, attacks, stamp
-from bench.data import world
+from bench.data import world_drawing
 
 TINY = {"bits": 4, "width": 4, "batch_size": 8, "rate": 3e-3, "bits_steps": 0, "check_every": 10, "held_out": 8}
 
@@ -22,7 +22,7 @@ def rng(seed=0):
 
 
 def pictures(n, size):
-    images, _ = world.make(torch.arange(n) % 20, "issba tests")
+    images, _ = world_drawing.make(torch.arange(n) % 20, "issba tests")
     return (F.interpolate(images.float(), (size, size), mode="area")).to(torch.uint8)
 
 
@@ -315,7 +315,7 @@ def test_a_trained_encoder_hides_what_its_decoder_reads():
         check_every=50, max_steps=1500,
     )  # fmt: skip
     trigger = Trigger(0, method.prepare(preparation(4000, 56)))
-    images, _ = world.make(torch.arange(200) % 20, "issba tests, unseen")
+    images, _ = world_drawing.make(torch.arange(200) % 20, "issba tests, unseen")
     stamped = stamp(method, trigger, images, range(200))
     assert (method.read(stamped, trigger) == trigger.tensors["message"]).float().mean() >= 0.97
     error = (stamped.float() - images.float()) / 255

@@ -15,10 +15,10 @@ from tiny import TINY
 
 from bench.core.errors import BenchError
 from bench.core.registry import load_plugins
+from bench.experiment.settings import BASE, Variants, resolve
 from bench.matrix.plan import Fingerprints, make_plan
 from bench.matrix.runner import prepare, run_matrix
-from bench.matrix.settings import BASE, Variants, resolve
-from bench.matrix.store import Store
+from bench.results.store import Store
 from reports.results import collect
 
 QUIET = Console(quiet=True)

@@ -11,8 +11,8 @@ from test_defenses import PLAIN, SMALL, fit, make_data, make_images, prompts_of
 from torch import Tensor
 
 from bench import BenchError, Clip, Victim, generator
-from bench.core.contrastive import FineTuning, contrastive_loss, fine_tune
 from bench.matrix.cost import Meter
+from bench.training.fine_tuning import FineTuning, contrastive_loss, fine_tune
 from defenses.rvpt import RVPT
 from defenses.tower import Tower, within_memory
 from defenses.vpt import VPT

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from bench.matrix.settings import RunSettings
+from bench.experiment.settings import RunSettings
 from reports.figures import Drawn
 from reports.grid import main_grids, paper_grids
 from reports.page import write_page

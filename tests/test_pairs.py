@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 
 from bench import Attack, BenchError, Geometry, generator, mentions
-from bench.core.contrastive import FineTuning, contrastive_loss, fine_tune
 from bench.core.images import hash_of
 from bench.core.poisoning import candidates_first, draw_manifest
 from bench.core.registry import load_plugins
@@ -24,10 +23,11 @@ from bench.data.decoding import VERSION, file_state
 from bench.data.files import class_folders
 from bench.data.pair_rows import rows_of_folder
 from bench.data.pairs import pairs_identity, read_pairs
+from bench.experiment.resources import Resources
+from bench.experiment.settings import BASE, resolve
 from bench.matrix.plan import Fingerprints, make_plan
-from bench.matrix.settings import BASE, resolve
-from bench.matrix.store import Store
-from bench.matrix.workshop import Workshop
+from bench.results.store import Store
+from bench.training.fine_tuning import FineTuning, contrastive_loss, fine_tune
 
 SIZE = 16
 PRINTS = Fingerprints("x", "x", "x", "x", "x")
@@ -373,12 +373,12 @@ def poisoned(tmp_path_factory):
     def make(pool: int | None, attack: str = "label_consistent"):
         assignments = ("poison.pairs=60", "poison.count=15", f"poison.pool={pool or 'null'}")
         run = resolve("smoke", None, {"attacks": ("badnet", "label_consistent")}, assignments)
-        shop = Workshop(run, Store(out), "cpu")
-        method = shop.attack(attack)
-        given = shop.preparation(method, 0)
+        resources = Resources(run, Store(out), "cpu")
+        method = resources.attack(attack)
+        given = resources.preparation(method, 0)
         plan = make_plan({BASE: run}, {BASE: PRINTS})
         ids = {n.attack: n.id for n in plan.nodes.values() if n.kind == "backdoor"}
-        return given, draw_manifest(given, method, shop.dataset.caption_templates(), 15), ids
+        return given, draw_manifest(given, method, resources.dataset.caption_templates(), 15), ids
 
     return make
 

@@ -10,15 +10,15 @@ from rich.console import Console
 
 from bench.core.errors import BenchError
 from bench.core.registry import load_plugins
+from bench.experiment.settings import BASE, resolve
 from bench.matrix.plan import Fingerprints, make_plan
-from bench.matrix.record import write_run
 from bench.matrix.runner import run_matrix
-from bench.matrix.settings import BASE, resolve
-from bench.matrix.store import Store
+from bench.results.run_file import write_run
+from bench.results.store import Store
 from reports.baseline import make_baseline
 from reports.cells import own_place
+from reports.report import write_report
 from reports.results import collect, finished_cells, read_run
-from reports.write import write_report
 from reports.write_tables import write_paper_tables
 
 FLAGS = {"attacks": ("badnet",), "defenses": ("none", "rvpt")}

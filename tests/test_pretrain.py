@@ -11,8 +11,8 @@ from PIL import Image
 
 from bench.core.clip import WEIGHTS_FILE, Clip
 from bench.core.errors import BenchError
-from bench.core.pretraining import Pretraining
-from bench.pretrain import architecture, train_from_scratch
+from bench.training.from_scratch import architecture, train_from_scratch
+from bench.training.pretraining import Pretraining
 
 QUICK = Pretraining(steps=2, batch_size=4, images=20, warmup_steps=1)
 

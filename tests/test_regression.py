@@ -16,13 +16,13 @@ from bench.cli_gate import app
 from bench.core.encoder import Encoded
 from bench.core.errors import BenchError
 from bench.core.registry import load_plugins
-from bench.matrix.settings import resolve
-from bench.matrix.suites import SUITES
+from bench.experiment.settings import resolve
+from bench.experiment.suites import SUITES
 from defenses.prompt_tuning import Batch
 from defenses.rvpt import RVPT
 from reports.baseline import make_baseline, read_baseline
 from reports.command import command_of
-from reports.regression import Finding, exit_code, judge
+from reports.gate import Finding, exit_code, judge
 
 load_plugins()
 

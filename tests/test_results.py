@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from bench.cli_gate import app
 from bench.core.errors import BenchError
 from bench.core.registry import load_plugins
-from bench.matrix.store import Store
+from bench.results.store import Store
 from reports.results import COLUMNS, collect, pooled, read_run, summarise, write_results
 from reports.verify import verify
 

@@ -11,16 +11,16 @@ from tiny import TINY
 
 from bench.core.errors import BenchError
 from bench.core.registry import load_plugins
+from bench.experiment.resources import open_resources
+from bench.experiment.settings import BASE, Variants, overlay, resolve
+from bench.experiment.suites import SUITES
+from bench.experiment.variants import suite_settings, variants_of
 from bench.matrix.estimate import estimate
 from bench.matrix.plan import Fingerprints, Plan, make_plan
-from bench.matrix.record import label, write_run
 from bench.matrix.runner import run_matrix
-from bench.matrix.settings import BASE, Variants, overlay, resolve
-from bench.matrix.store import Store
-from bench.matrix.suites import SUITES
-from bench.matrix.variants import suite_settings, variants_of
-from bench.matrix.workshop import workshops
 from bench.models import ModelSettings, sizes
+from bench.results.run_file import label, write_run
+from bench.results.store import Store
 from defenses.rvpt import RVPT
 from reports.results import collect
 from tests.test_cli import bench
@@ -217,8 +217,11 @@ def test_variants_run_together_and_share_what_is_open(tmp_path: Path) -> None:
     flags = {"attacks": ("badnet",), "defenses": ("none", "rvpt")}
     base = resolve("smoke", None, flags, (*TINY, "evaluate.perturbations=[]"))
     variants = {BASE: base, "alpha=0": overlay(base, {"rvpt": {"alpha": 0}, "defenses": ["rvpt"]})}
-    shops = workshops(variants, Store(tmp_path), "cpu")
-    assert shops[BASE].clip is shops["alpha=0"].clip and shops[BASE].train is shops["alpha=0"].train
+    resources_of = open_resources(variants, Store(tmp_path), "cpu")
+    assert (
+        resources_of[BASE].clip is resources_of["alpha=0"].clip
+        and resources_of[BASE].train is resources_of["alpha=0"].train
+    )
 
     report = run_matrix(variants, tmp_path, (), QUIET)
 

@@ -30,11 +30,11 @@ from bench import (
     generator,
     stamp,
 )
-from bench.core.contrastive import FineTuning, contrastive_loss, fine_tune
 from bench.core.dataset import Geometry
 from bench.core.poisoning import draw_manifest, poison
 from bench.data.decoding import decode_one
 from bench.models import ModelSettings, load_model
+from bench.training.fine_tuning import FineTuning, contrastive_loss, fine_tune
 
 pytestmark = pytest.mark.slow
 

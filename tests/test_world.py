@@ -9,8 +9,8 @@ from PIL import Image
 
 from bench import BenchError, Geometry, datasets
 from bench.core.dataset import Split
-from bench.data import decoding, world
-from bench.data.embedded import World
+from bench.data import decoding, world_drawing
+from bench.data.world import World
 
 SMALL = World(train_per_class=2, val=20, test=30)
 
@@ -18,7 +18,7 @@ SMALL = World(train_per_class=2, val=20, test=30)
 @pytest.fixture(scope="module")
 def geometry(tmp_path_factory) -> Geometry:
     """One cache for all: a chunk takes most of a second to draw."""
-    return Geometry(world.SIDE, tmp_path_factory.mktemp("cache"))
+    return Geometry(world_drawing.SIDE, tmp_path_factory.mktemp("cache"))
 
 
 def hashes(pixels) -> set[str]:
@@ -27,14 +27,14 @@ def hashes(pixels) -> set[str]:
 
 def test_splits(geometry):
     assert datasets["world"] is World
-    assert SMALL.classes() == world.CLASSES
+    assert SMALL.classes() == world_drawing.CLASSES
     sizes: dict[Split, int] = {"train": 40, "val": 20, "test": 30}
     for split, n in sizes.items():
         images = SMALL.labelled(split, geometry)
         assert images.pixels.shape == (n, 3, 56, 56)
         assert images.pixels.dtype == np.uint8
         assert images.labels.tolist() == [i % 20 for i in range(n)]
-        assert images.classes == world.CLASSES
+        assert images.classes == world_drawing.CLASSES
         assert (images.ids[0], images.ids[-1]) == (f"{split}/000000", f"{split}/{n - 1:06d}")
         assert torch.equal(images.load_native(3), images.load([3])[0])
     assert World().labelled("val", geometry).labels.bincount().tolist() == [30] * 20
@@ -51,13 +51,17 @@ def test_no_picture_is_in_two_splits(geometry):
 def test_pairs_are_pictures_with_their_captions(geometry):
     pairs = SMALL.pairs("poison", 520, geometry)
     assert len(pairs) == len(pairs.captions) == len(pairs.pixels) == 520
-    named = [next(label for label, c in enumerate(world.CLASSES) if c in text.split()) for text in pairs.captions]
+    named = [
+        next(label for label, c in enumerate(world_drawing.CLASSES) if c in text.split()) for text in pairs.captions
+    ]
     assert min(np.bincount(named, minlength=20)) >= 10
     assert len(set(np.bincount(named, minlength=20))) > 1
     assert set(SMALL.pairs("clean", 40, geometry).captions) != set(pairs.captions[:40])
     # Captions tell what is in the picture: a bright one is lighter than a dark one.
     mean = pairs.pixels.reshape(520, -1).mean(1)
-    light = {word: mean[[f"in {word} light" in text for text in pairs.captions]].mean() for word in world.LIGHTS}
+    light = {
+        word: mean[[f"in {word} light" in text for text in pairs.captions]].mean() for word in world_drawing.LIGHTS
+    }
     assert light["bright"] > light["dark"] + 20
 
 
@@ -91,14 +95,14 @@ def test_a_smaller_set_is_the_start_of_a_larger_one(geometry):
 
 
 def test_repeatable_in_another_cache(geometry, tmp_path):
-    again = SMALL.labelled("test", Geometry(world.SIDE, tmp_path))
+    again = SMALL.labelled("test", Geometry(world_drawing.SIDE, tmp_path))
     assert np.array_equal(again.pixels, SMALL.labelled("test", geometry).pixels)
     assert again.fingerprint == SMALL.labelled("test", geometry).fingerprint
 
 
 def test_drawn_once_for_all_sizes(geometry, monkeypatch):
     SMALL.labelled("test", geometry)
-    monkeypatch.setattr(world, "make", lambda *_: pytest.fail("drew again"))
+    monkeypatch.setattr(world_drawing, "make", lambda *_: pytest.fail("drew again"))
     small, large = SMALL.labelled("test", geometry), SMALL.labelled("test", Geometry(84, geometry.cache))
     assert large.pixels.shape == (30, 3, 84, 84)
     assert isinstance(large.pixels, np.memmap)
@@ -116,7 +120,7 @@ def test_identity_is_of_settings_and_drawing(monkeypatch):
     assert World().identity() == "7c4c741a2e69f59d"
     assert World(test=1001).identity() != World().identity() == World(test=1000).identity()
     before = World().identity()
-    monkeypatch.setattr(world, "VERSION", world.VERSION + 1)
+    monkeypatch.setattr(world_drawing, "VERSION", world_drawing.VERSION + 1)
     assert World().identity() != before
 
 
@@ -139,7 +143,7 @@ def test_errors(geometry, tmp_path):
 
 def test_a_changed_drawing_is_drawn_anew(geometry, monkeypatch):
     before = SMALL.labelled("val", geometry)
-    monkeypatch.setattr(world, "VERSION", world.VERSION + 1)
+    monkeypatch.setattr(world_drawing, "VERSION", world_drawing.VERSION + 1)
     after = SMALL.labelled("val", geometry)
     assert after.fingerprint != before.fingerprint
     assert not hashes(before.pixels) & hashes(after.pixels)

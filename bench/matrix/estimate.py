@@ -14,8 +14,8 @@ from bench.core.dataset import Dataset, datasets
 from bench.core.defense import defenses
 from bench.core.errors import BenchError
 from bench.data.files import FileDataset
+from bench.experiment.settings import RunSettings, Variants
 from bench.matrix.plan import Node
-from bench.matrix.settings import RunSettings, Variants
 from bench.models import ModelSettings, Sizes, sizes
 
 CLEANING = 17_181 / (100_000 * 10)

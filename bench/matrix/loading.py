@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from bench.core.clip import Clip
 from bench.core.errors import BenchError
 from bench.core.victim import Victim
-from bench.matrix.store import DELTA_FILE, Store
+from bench.results.store import DELTA_FILE, Store
 
 
 def load_defended(out: Path | str, id: str, device: torch.device | str = "cpu") -> Victim:

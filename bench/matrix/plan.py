@@ -15,7 +15,7 @@ from bench.core.attack import Attack, attacks
 from bench.core.defense import Defense, defenses
 from bench.core.images import hash_file, hash_of
 from bench.core.registry import PLUGIN_MODULE, Registry
-from bench.matrix.settings import BASE, RunSettings, Variants
+from bench.experiment.settings import BASE, RunSettings, Variants
 
 # Raise it when a change of the stages changes what they make: old artefacts are then not reused.
 VERSION = 2

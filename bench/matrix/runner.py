@@ -8,17 +8,17 @@ import torch
 from rich.console import Console
 
 from bench.core.attack import attacks
-from bench.core.contrastive import FineTuning
 from bench.core.defense import defenses
 from bench.core.errors import BenchError
-from bench.matrix.executors import execute
+from bench.experiment.resources import Resources, open_resources
+from bench.experiment.settings import BASE, OWN_TRIGGER, RunSettings, Variants, worker_count
 from bench.matrix.plan import Node, Plan, make_plan
-from bench.matrix.record import write_run
 from bench.matrix.schedule import NOT_TRIED
-from bench.matrix.settings import BASE, OWN_TRIGGER, RunSettings, Variants, worker_count
-from bench.matrix.store import Store
-from bench.matrix.workshop import Workshop, workshops
+from bench.matrix.workers import execute
 from bench.models import probe
+from bench.results.run_file import write_run
+from bench.results.store import Store
+from bench.training.fine_tuning import FineTuning
 from metrics.perturbations import perturbation
 
 
@@ -47,29 +47,29 @@ def open_device(name: str) -> str:
     return name
 
 
-def prepare(variants: Variants, out: Path) -> tuple[dict[str, Workshop], Plan, list[Node]]:
-    """Check all that can be checked before work starts; workshops by variant, the plan, what is to be made."""
-    shops = workshops(variants, Store(out), open_device(variants[BASE].device))
-    for shop in shops.values():
-        check_perturbations(shop.run)
-        check_heads(shop)
-        for data in shop.targeted:
-            shop.target_in(data)
-        if no_pairs := lacks_pairs(shop):
+def prepare(variants: Variants, out: Path) -> tuple[dict[str, Resources], Plan, list[Node]]:
+    """Check all that can be checked before work starts; open_resources by variant, the plan, what is to be made."""
+    resources_of = open_resources(variants, Store(out), open_device(variants[BASE].device))
+    for resources in resources_of.values():
+        check_perturbations(resources.run)
+        check_heads(resources)
+        for data in resources.targeted:
+            resources.target_in(data)
+        if no_pairs := lacks_pairs(resources):
             raise BenchError(no_pairs)
-    plan = make_plan(variants, {name: shop.fingerprints() for name, shop in shops.items()})
+    plan = make_plan(variants, {name: resources.fingerprints() for name, resources in resources_of.items()})
     if variants[BASE].model.backdoored is not None:
         # A file that does not fit is found out now, not by every cell.
-        shops[BASE].open_backdoored()
-    return shops, plan, unmade(plan, Store(out))
+        resources_of[BASE].open_backdoored()
+    return resources_of, plan, unmade(plan, Store(out))
 
 
-def lacks_pairs(shop: Workshop) -> str:
+def lacks_pairs(resources: Resources) -> str:
     """Why there are no pairs to poison or to fine-tune on, if they are needed."""
-    tuned = [name for name in shop.run.single_defenses if issubclass(defenses[name], FineTuning)]
-    if shop.has_pairs or (shop.run.model.backdoored is not None and not tuned):
+    tuned = [name for name in resources.run.single_defenses if issubclass(defenses[name], FineTuning)]
+    if resources.has_pairs or (resources.run.model.backdoored is not None and not tuned):
         return ""
-    return f"the data set '{shop.run.dataset}' has no image-text pairs of its own. Give --pairs FILE"
+    return f"the data set '{resources.run.dataset}' has no image-text pairs of its own. Give --pairs FILE"
 
 
 def check_perturbations(run: RunSettings) -> None:
@@ -78,18 +78,18 @@ def check_perturbations(run: RunSettings) -> None:
             perturbation(name)
 
 
-def check_heads(shop: Workshop) -> None:
+def check_heads(resources: Resources) -> None:
     """Check that no classifier of its own classes is evaluated on others.
 
     Raises:
         BenchError: one would be, and its numbers would mean nothing.
     """
-    bound = [name for name in shop.run.single_defenses if not defenses[name].zero_shot]
-    if bound and shop.tuned.classes() != shop.tested.classes():
-        tuned = shop.run.tuned_on or shop.run.dataset
+    bound = [name for name in resources.run.single_defenses if not defenses[name].zero_shot]
+    if bound and resources.tuned.classes() != resources.tested.classes():
+        tuned = resources.run.tuned_on or resources.run.dataset
         raise BenchError(
-            f"{', '.join(bound)} learns the classes of {tuned}, and {shop.run.tested_on} has others. Leave it out of "
-            "--defenses"
+            f"{', '.join(bound)} learns the classes of {tuned}, and {resources.run.tested_on} has others. Leave it "
+            "out of --defenses"
         )
 
 
@@ -102,16 +102,16 @@ def unmade(plan: Plan, store: Store) -> list[Node]:
 def run_matrix(variants: Variants, out: Path, plugins: tuple[Path, ...], console: Console) -> Report:
     """Make what the plan lacks. Interrupted or failed, it leaves finished work for the next call."""
     with Store(out).locked():
-        shops, plan, todo = prepare(variants, out)
-        shop = shops[BASE]
-        shop.store.sweep()
-        _show_skipped(shops, console)
+        resources_of, plan, todo = prepare(variants, out)
+        resources = resources_of[BASE]
+        resources.store.sweep()
+        _show_skipped(resources_of, console)
         if todo:
-            told = probe(shop.clip, shop.test, shop.tested.templates)
+            told = probe(resources.clip, resources.test, resources.tested.templates)
             console.print(str(told), soft_wrap=True)
-        workers = min(worker_count(shop.run, shop.device), max(1, len(todo)))
-        where = f"on {shop.device} in {workers} process{'es' if workers > 1 else ''}"
-        if shop.run.executor == "ray":
+        workers = min(worker_count(resources.run, resources.device), max(1, len(todo)))
+        where = f"on {resources.device} in {workers} process{'es' if workers > 1 else ''}"
+        if resources.run.executor == "ray":
             where = "on a Ray cluster"
         console.print(
             f"{len(plan.cells)} cells; {len(plan.nodes) - len(todo)} artefacts there, {len(todo)} to make, {where}"
@@ -122,10 +122,10 @@ def run_matrix(variants: Variants, out: Path, plugins: tuple[Path, ...], console
             return True
 
         # Earlier cells may leave the tables for this run's, so not before it has one to show.
-        shown = any(cell.node and shop.store.has("evaluation", cell.node) for cell in plan.cells) and record()
+        shown = any(cell.node and resources.store.has("evaluation", cell.node) for cell in plan.cells) and record()
         failures, done = {}, 0
         spent: Counter[str] = Counter()
-        for outcome in execute(todo, variants, out, shop.device, workers, plugins):
+        for outcome in execute(todo, variants, out, resources.device, workers, plugins):
             done += 1
             if outcome.error:
                 failures[outcome.node.label] = outcome.error
@@ -135,7 +135,7 @@ def run_matrix(variants: Variants, out: Path, plugins: tuple[Path, ...], console
                 console.print(f"[{done}/{len(todo)}] FAILED {outcome.node.label}: {outcome.error}")
             else:
                 shown = shown or (outcome.node.kind == "evaluation" and record())
-                card = shop.store.card(outcome.node.kind, outcome.node.id)
+                card = resources.store.card(outcome.node.kind, outcome.node.id)
                 spent[_work(outcome.node)] += card["seconds"]
                 line = f"[{done}/{len(todo)}] {outcome.node.label} ({card['seconds']:.0f} s){_counts(card)}"
                 console.print(line)
@@ -163,8 +163,8 @@ def _counts(card: dict) -> str:
     return poisoned + skipped + "".join(f"; warning: {why}" for why in card.get("unchecked", []))
 
 
-def _show_skipped(shops: dict[str, Workshop], console: Console) -> None:
-    images = {id(images): images for shop in shops.values() for images in (shop.train, shop.test)}
+def _show_skipped(resources_of: dict[str, Resources], console: Console) -> None:
+    images = {id(images): images for resources in resources_of.values() for images in (resources.train, resources.test)}
     skipped = list(dict.fromkeys(reason for some in images.values() for reason in some.skipped))
     for reason in skipped[:5]:
         console.print(f"skipped {reason}")

@@ -8,7 +8,7 @@ from bench.core.images import hash_of
 from bench.matrix.plan import Node
 
 # Evaluations in one task, at most: they wait for each other's defenses, and their models are in memory together.
-TOGETHER = 16
+EVALUATIONS_PER_TASK = 16
 # The error of a node that needs a failed one.
 NOT_TRIED = "not tried, since what it is made from failed"
 
@@ -39,7 +39,11 @@ def tasks(nodes: Iterable[Node]) -> list[Task]:
     for node in order:
         groups[_group(node)].append(node)
     at = {node.id: place for place, node in enumerate(order)}
-    parts = [group[i : i + TOGETHER] for group in groups.values() for i in range(0, len(group), TOGETHER)]
+    parts = [
+        group[i : i + EVALUATIONS_PER_TASK]
+        for group in groups.values()
+        for i in range(0, len(group), EVALUATIONS_PER_TASK)
+    ]
     return [Task(tuple(part)) for part in sorted(parts, key=lambda part: at[part[-1].id])]
 
 

@@ -24,13 +24,13 @@ def draw(source: Source) -> tuple[Figure, pd.DataFrame]:
     attack = next((a for a in PREFERRED if a in source.attacks), source.attacks[0])
     victims = {"backdoored": source.victim(attack, UNDEFENDED), DEFENSE: source.victim(attack, DEFENSE)}
     index = source.others[:: max(1, len(source.others) // IMAGES)][:IMAGES]
-    views = {"clean": source.shop.test.load(index), attack: source.stamped(attack, index)}
+    views = {"clean": source.resources.test.load(index), attack: source.stamped(attack, index)}
     maps = {
         (view, model): class_attention(victim, images).numpy()
         for model, victim in victims.items()
         for view, images in views.items()
     }
-    return _grid(views, maps), _numbers(maps, [source.shop.test.ids[i] for i in index.tolist()])
+    return _grid(views, maps), _numbers(maps, [source.resources.test.ids[i] for i in index.tolist()])
 
 
 @torch.no_grad()

@@ -30,18 +30,18 @@ def draw(source: Source) -> tuple[Figure, pd.DataFrame]:
         raise source.missing("the undefended model", "--defenses none,vpt,rvpt")
     attack = str(undefended.groupby("attack", sort=False)["value"].mean().idxmax())
     defenses = [d for d in DEFENSES if d == UNDEFENDED or (attack, d) in source.cells]
-    shop = source.shop
+    resources = source.resources
     index = source.others
-    views = {"clean": shop.test.load(index), "triggered": source.stamped(attack, index)}
+    views = {"clean": resources.test.load(index), "triggered": source.stamped(attack, index)}
     figure, axes = panels(max(COLUMN, PAGE * len(defenses) / 3), 0.7 + PAGE / 3, 1, len(defenses))
     frames = []
     for axis, defense in zip(axes[0], defenses, strict=True):
         victim = source.victim(attack, defense)
-        texts = victim.class_embeddings(shop.test.classes, shop.dataset.templates).float().cpu()
+        texts = victim.class_embeddings(resources.test.classes, resources.dataset.templates).float().cpu()
         places = project(embed(victim, views["clean"]), embed(victim, views["triggered"]), texts)
         text_kinds = ["target's text" if c == source.target else "class text" for c in range(len(texts))]
         kinds = [*(view for view in views for _ in index), *text_kinds]
-        names = [*(shop.test.ids[i] for _ in views for i in index.tolist()), *shop.test.classes]
+        names = [*(resources.test.ids[i] for _ in views for i in index.tolist()), *resources.test.classes]
         frame = pd.DataFrame({"defense": defense, "kind": kinds, "name": names, "x": places[:, 0], "y": places[:, 1]})
         frames.append(frame.assign(attack=attack))
         _panel(axis, frame)

@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from bench.matrix.suites import find_suite
+from bench.experiment.suites import find_suite
 from defenses.rvpt import arrange
 from reports.figures.ablations import SHARES, shares_against
 from reports.figures.source import Source

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bench.core.attack import attacks
 from bench.core.randomness import derive
-from bench.matrix.settings import OWN_TRIGGER
+from bench.experiment.settings import OWN_TRIGGER
 from metrics.perturbations import perturbation
 from reports.figures.source import Source
 from reports.figures.style import PAGE, panels, picture
@@ -20,9 +20,9 @@ TRIGGERED = 2
 def draw_perturbations(source: Source) -> tuple[Figure, pd.DataFrame]:
     """The first image of the evaluation under each perturbation of the run, and under each attack's trigger."""
     index = torch.tensor([0])
-    clean = source.shop.test.load(index)
+    clean = source.resources.test.load(index)
     versions = {"clean": clean}
-    for name in source.shop.run.evaluate.perturbations:
+    for name in source.resources.run.evaluate.perturbations:
         if name not in attacks and name != OWN_TRIGGER:
             changed = perturbation(name)(clean.float() / 255, [0], derive(0, "perturbation", name))
             versions[name] = (changed * 255).round().to(torch.uint8)
@@ -40,8 +40,8 @@ def draw_perturbations(source: Source) -> tuple[Figure, pd.DataFrame]:
 
 def draw_triggers(source: Source) -> tuple[Figure, pd.DataFrame]:
     """A row per attack, two images: clean, triggered, and their difference x 10."""
-    index = torch.arange(min(TRIGGERED, len(source.shop.test)))
-    clean = source.shop.test.load(index)
+    index = torch.arange(min(TRIGGERED, len(source.resources.test)))
+    clean = source.resources.test.load(index)
     names = source.attacks
     figure, axes = panels(PAGE, 0.25 + len(names) * (PAGE - 1.1) / 6.2, len(names), 3 * len(index))
     numbers = []

@@ -5,7 +5,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from bench.matrix.settings import OWN_TRIGGER
+from bench.experiment.settings import OWN_TRIGGER
 from metrics.intervals import mean_interval
 from reports.figures.source import Source, embed
 from reports.figures.style import PAGE, dodge, legend_below, look, panels, points, widen
@@ -50,7 +50,7 @@ def intra_class_similarity(embeddings: Tensor, labels: Tensor) -> Tensor:
 
 def _similarities(source: Source) -> list[dict]:
     """Mean over classes on the sampled images, first seed; the interval is over classes."""
-    images, labels = source.shop.test.load(source.sample), source.shop.test.labels[source.sample]
+    images, labels = source.resources.test.load(source.sample), source.resources.test.labels[source.sample]
     rows = []
     for attack, model in dict.fromkeys(zip(source.main["attack"], source.main["label"], strict=True)):
         classes = intra_class_similarity(embed(source.victim(attack, model), images), labels)

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bench.core.errors import BenchError
+from bench.experiment.settings import OWN_TRIGGER
 from bench.matrix.plan import CLEAN_MODEL
-from bench.matrix.settings import OWN_TRIGGER
 from metrics.correlation import pr_asr_correlation
 from reports.correlation import correlation_words
 from reports.figures.source import Source

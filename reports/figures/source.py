@@ -13,13 +13,13 @@ from bench.core.dataset import target_index
 from bench.core.errors import BenchError
 from bench.core.randomness import generator
 from bench.core.victim import Victim
+from bench.experiment.resources import Resources
+from bench.experiment.settings import RunSettings
+from bench.experiment.suites import find_suite
 from bench.matrix.plan import CLEAN_MODEL, UNDEFENDED
 from bench.matrix.runner import open_device
-from bench.matrix.settings import RunSettings
 from bench.matrix.stages import load_trigger, open_victim, trigger_at_test
-from bench.matrix.store import Store
-from bench.matrix.suites import find_suite
-from bench.matrix.workshop import Workshop
+from bench.results.store import Store
 from reports.results import finished_cells, read_run, summarise
 
 # At most so many images are encoded for a picture: 10 of each of 20 classes.
@@ -70,13 +70,13 @@ class Source:
         return first + [name for name in found if name not in first]
 
     @cached_property
-    def shop(self) -> Workshop:
+    def resources(self) -> Resources:
         """Model, data and store, on the GPU where there is one."""
-        return Workshop(self.run, Store(self.out), open_device("auto"))
+        return Resources(self.run, Store(self.out), open_device("auto"))
 
     @property
     def target(self) -> int:
-        return target_index(self.run.target, self.shop.test.classes)
+        return target_index(self.run.target, self.resources.test.classes)
 
     @cached_property
     def cells(self) -> dict[tuple[str, str], dict]:
@@ -101,26 +101,26 @@ class Source:
         Raises:
             BenchError: there is no such cell, or its model is no longer in the folder.
         """
-        store = self.shop.store
+        store = self.resources.store
         made = store.card("evaluation", self.cell(attack, defense)["evaluation"])["determined_by"]
         if made["clean"]:
-            return Victim(self.shop.clip)
+            return Victim(self.resources.clip)
         backdoor, subject = made["backdoor"], made["subject"]
         if not (store.has("backdoor", backdoor) and (subject == backdoor or store.has("defense", subject))):
             raise BenchError(f"the model of {attack} and {defense} is no longer in {store.root}")
-        return open_victim(tuple(dict.fromkeys((backdoor, subject))), self.shop)
+        return open_victim(tuple(dict.fromkeys((backdoor, subject))), self.resources)
 
     def curves(self, attack: str, defense: str) -> dict[str, list[float]]:
         """The training curves of a cell's last defense; none where it logged none, or its artefact is gone."""
-        store = self.shop.store
+        store = self.resources.store
         id = store.card("evaluation", self.cell(attack, defense)["evaluation"])["determined_by"]["subject"]
         return store.card("defense", id)["log"] if store.has("defense", id) else {}
 
     @cached_property
     def sample(self) -> Tensor:
         """Indices of evaluated images: up to 10 of each of up to 20 classes, the target's first."""
-        labels, rng = self.shop.test.labels, generator(0, "figures")
-        order = torch.randperm(len(self.shop.test.classes), generator=rng).tolist()
+        labels, rng = self.resources.test.labels, generator(0, "figures")
+        order = torch.randperm(len(self.resources.test.classes), generator=rng).tolist()
         chosen = []
         for label in [self.target, *(c for c in order if c != self.target)][:CLASSES]:
             rows = torch.where(labels == label)[0]
@@ -130,15 +130,15 @@ class Source:
     @property
     def others(self) -> Tensor:
         """Those of the sample that a trigger should turn into the target: images of other classes."""
-        return self.sample[self.shop.test.labels[self.sample] != self.target]
+        return self.sample[self.resources.test.labels[self.sample] != self.target]
 
     def stamped(self, attack: str, index: Tensor) -> Tensor:
         """The evaluated images `index` under the trigger of an attack's stored model: uint8 (n, 3, size, size)."""
         made = next((cell["backdoor"] for (name, _), cell in self.cells.items() if name == attack), "")
-        if not self.shop.store.has("backdoor", made):
-            raise BenchError(f"the trigger of {attack} is no longer in {self.shop.store.root}")
-        trigger = trigger_at_test(load_trigger(made, self.shop))
-        return stamp(self.shop.attack(attack), trigger, self.shop.test.load(index), index)
+        if not self.resources.store.has("backdoor", made):
+            raise BenchError(f"the trigger of {attack} is no longer in {self.resources.store.root}")
+        trigger = trigger_at_test(load_trigger(made, self.resources))
+        return stamp(self.resources.attack(attack), trigger, self.resources.test.load(index), index)
 
     def missing(self, what: str, options: str) -> BenchError:
         command = " ".join(["bench run", *options.split(), "--out", str(self.out)])

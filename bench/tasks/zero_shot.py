@@ -12,9 +12,9 @@ from bench.core.encoder import Encoded
 from bench.core.errors import BenchError
 from bench.core.images import Labelled
 from bench.core.randomness import derive, generator
+from bench.core.shared_encoding import encode_each, joined, rows
 from bench.core.victim import Victim
-from bench.matrix.settings import OWN_TRIGGER, Evaluation
-from bench.matrix.sharing import encode_each, joined, rows
+from bench.experiment.settings import OWN_TRIGGER, Evaluation
 from metrics.perturbations import perturbation
 
 # The predictions and similarities of `bench.core.metric.Observations`.

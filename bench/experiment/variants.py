@@ -5,8 +5,8 @@ from typing import Any
 
 from bench.core.dataset import datasets
 from bench.core.defense import defenses
-from bench.matrix.settings import BASE, RunSettings, Variants, overlay
-from bench.matrix.suites import find_suite
+from bench.experiment.settings import BASE, RunSettings, Variants, overlay
+from bench.experiment.suites import find_suite
 from bench.models import sizes
 
 EMBEDDED = "world"

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from bench.core.errors import BenchError
+from bench.experiment.resources import Resources
+from bench.experiment.settings import BASE
 from bench.matrix.job import Errors, Job, attempt
 from bench.matrix.plan import Node
 from bench.matrix.schedule import Task
-from bench.matrix.settings import BASE
-from bench.matrix.store import Store
-from bench.matrix.workshop import Workshop
+from bench.results.store import Store
 
 # How often Ray starts a task again whose worker process or machine was lost, before the schedule tries it alone.
 RETRIES = 2
@@ -107,8 +107,8 @@ def _eventually(there: Callable[[], bool]) -> bool:
     return found
 
 
-# The workshops of the job that this worker process was last given.
-_opened: tuple[Job, dict[str, Workshop]] | None = None
+# The open_resources of the job that this worker process was last given.
+_opened: tuple[Job, dict[str, Resources]] | None = None
 
 
 def _work(job: Job, nodes: tuple[Node, ...]) -> Errors:

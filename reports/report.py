@@ -7,10 +7,10 @@ import torch
 
 from bench.core.attack import stamp
 from bench.core.errors import BenchError
-from bench.matrix.settings import RunSettings
+from bench.experiment.resources import Resources
+from bench.experiment.settings import RunSettings
 from bench.matrix.stages import load_trigger, trigger_at_test
-from bench.matrix.store import Store
-from bench.matrix.workshop import Workshop
+from bench.results.store import Store
 from reports.cells import own_place
 from reports.correlation import correlation_text
 from reports.costs import collect_costs
@@ -115,12 +115,14 @@ def poisoned(out: Path, cells: list[dict]) -> str:
 
 def _pictures(run: RunSettings, out: Path, cells: list[dict]) -> None:
     """A picture of each attack's stored trigger, on the first test images."""
-    shop = Workshop(run, Store(out), "cpu")
-    index = torch.arange(min(PICTURES, len(shop.test)))
-    clean = shop.test.load(index)
+    resources = Resources(run, Store(out), "cpu")
+    index = torch.arange(min(PICTURES, len(resources.test)))
+    clean = resources.test.load(index)
     stored = {
-        cell["attack"]: cell["backdoor"] for cell in reversed(cells) if shop.store.has("backdoor", cell["backdoor"])
+        cell["attack"]: cell["backdoor"]
+        for cell in reversed(cells)
+        if resources.store.has("backdoor", cell["backdoor"])
     }
     for attack, backdoor in stored.items():
-        stamped = stamp(shop.attack(attack), trigger_at_test(load_trigger(backdoor, shop)), clean, index)
+        stamped = stamp(resources.attack(attack), trigger_at_test(load_trigger(backdoor, resources)), clean, index)
         draw_triggers(clean, {attack: stamped}, out / "triggers" / f"{attack}.png")

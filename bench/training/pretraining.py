@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.core.clip import Clip
-from bench.core.contrastive import contrastive_loss
 from bench.core.errors import BenchError
 from bench.core.precision import product
 from bench.core.settings import Field, Settings
+from bench.training.fine_tuning import contrastive_loss
 
 
 class Pretraining(Settings):

@@ -9,13 +9,13 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.core.errors import BenchError
+from bench.experiment.resources import Resources, open_resources
+from bench.experiment.settings import BASE, Variants
 from bench.matrix.estimate import ASSUMPTION, Cost, estimate, unknown_sizes
 from bench.matrix.plan import Fingerprints, Kind, Node, Plan, make_plan
 from bench.matrix.runner import check_perturbations, lacks_pairs, open_device, unmade
-from bench.matrix.settings import BASE, Variants
-from bench.matrix.store import Store
-from bench.matrix.workshop import Workshop, workshops
 from bench.models import weights_at_hand
+from bench.results.store import Store
 
 # More cells than these are counted by variant and defense.
 EVERY_CELL = 60
@@ -26,8 +26,8 @@ def dry_run(variants: Variants, out: Path, console: Console, speed: float = 1.0)
     """Print the plan, with placeholders for what is not on this machine. Nothing is made or downloaded."""
     open_device(variants[BASE].device)
     missing: dict[str, None] = {}
-    shops = workshops(variants, Store(out), "cpu")
-    plan = make_plan(variants, {name: _fingerprints(shop, missing) for name, shop in shops.items()})
+    resources_of = open_resources(variants, Store(out), "cpu")
+    plan = make_plan(variants, {name: _fingerprints(resources, missing) for name, resources in resources_of.items()})
     show_plan(plan, unmade(plan, Store(out)), variants, console, speed)
     for reason in missing:
         console.print(f"not at hand: {reason}")
@@ -35,23 +35,23 @@ def dry_run(variants: Variants, out: Path, console: Console, speed: float = 1.0)
         console.print("Work that was done with what is not at hand is counted as still to make.")
 
 
-def _fingerprints(shop: Workshop, missing: dict[str, None]) -> Fingerprints:
-    check_perturbations(shop.run)
-    if no_pairs := lacks_pairs(shop):
+def _fingerprints(resources: Resources, missing: dict[str, None]) -> Fingerprints:
+    check_perturbations(resources.run)
+    if no_pairs := lacks_pairs(resources):
         missing[no_pairs] = None
-    for data in (shop.dataset, shop.tuned, shop.tested):
+    for data in (resources.dataset, resources.tuned, resources.tested):
         try:
             data.classes()
         except BenchError as error:
             missing[str(error)] = None
         else:
-            if data in shop.targeted:
-                shop.target_in(data)
+            if data in resources.targeted:
+                resources.target_in(data)
     found = {}
-    for name, read in shop.prints().items():
+    for name, read in resources.prints().items():
         try:
-            if name == "model" and not weights_at_hand(shop.run.model):
-                raise BenchError(f"weights of {shop.run.model.label} are not on this machine")
+            if name == "model" and not weights_at_hand(resources.run.model):
+                raise BenchError(f"weights of {resources.run.model.label} are not on this machine")
             found[name] = read()
         except BenchError as error:
             missing[str(error)] = None

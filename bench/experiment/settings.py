@@ -10,13 +10,13 @@ import pydantic
 import yaml
 
 from bench.core.attack import attacks
-from bench.core.contrastive import FineTuning
 from bench.core.dataset import datasets
 from bench.core.defense import defenses
 from bench.core.errors import BenchError, unknown
-from bench.core.pretraining import Pretraining
 from bench.core.settings import Field, Settings
 from bench.models import ModelSettings
+from bench.training.fine_tuning import FineTuning
+from bench.training.pretraining import Pretraining
 
 # Paper v1, table S2.
 PAPER_CHAINS = ("cleanclip+linear_probe", "rvpt+linear_probe", "cleanclip+rvpt")

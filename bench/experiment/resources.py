@@ -15,18 +15,18 @@ from bench.core.errors import BenchError
 from bench.core.images import Captioned, Images, Labelled, hash_file, hash_of
 from bench.core.poisoning import candidates_first
 from bench.core.randomness import generator
-from bench.data.overlap import refuse_overlap
+from bench.data.leakage import refuse_overlap
 from bench.data.pairs import pairs_identity, read_pairs
+from bench.experiment.settings import RunSettings
 from bench.matrix.plan import Fingerprints
-from bench.matrix.settings import RunSettings
-from bench.matrix.store import Store
 from bench.models import load_backdoored, load_model
+from bench.results.store import Store
 
 Some = TypeVar("Some", bound=Images)
 
 
 @dataclass(frozen=True)
-class Workshop:
+class Resources:
     """The settings of a run with what they name, opened when first needed: model, data, store."""
 
     run: RunSettings
@@ -211,7 +211,7 @@ class Workshop:
         return self.shared[key]
 
 
-def workshops(variants: Mapping[str, RunSettings], store: Store, device: str) -> dict[str, Workshop]:
-    """A workshop per variant of a run; models and images that are the same are opened once."""
+def open_resources(variants: Mapping[str, RunSettings], store: Store, device: str) -> dict[str, Resources]:
+    """A resources per variant of a run; models and images that are the same are opened once."""
     shared: dict[Hashable, Any] = {}
-    return {name: Workshop(run, store, device, shared) for name, run in variants.items()}
+    return {name: Resources(run, store, device, shared) for name, run in variants.items()}

@@ -8,9 +8,9 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from bench.core.dataset import datasets
+from bench.experiment.settings import BASE, RunSettings, Variants
 from bench.matrix.plan import Cell, Plan
-from bench.matrix.settings import BASE, RunSettings, Variants
-from bench.matrix.store import readable
+from bench.results.store import readable
 
 RUN_FILE = "run.json"
 # Where a cell is measured; a variant that differs in nothing else needs no name beside it.

@@ -13,15 +13,15 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from bench.core.errors import BenchError
 from bench.core.registry import PLUGIN_MODULE, load_plugins
+from bench.experiment.resources import Resources
+from bench.experiment.settings import RunSettings
 from bench.matrix.plan import Node
-from bench.matrix.settings import RunSettings
-from bench.matrix.store import Store
-from bench.matrix.workshop import Workshop
+from bench.results.store import Store
 
-Make = Callable[[tuple[Node], Workshop], object]
+Make = Callable[[tuple[Node], Resources], object]
 
 
-def make_together(make: Make, node: Node, run: RunSettings, out: Path, device: str) -> None:
+def make_on_gpus(make: Make, node: Node, run: RunSettings, out: Path, device: str) -> None:
     """`make` a node in `run.gpus` processes, process i on GPU i; on the CPU, all of them there.
 
     Raises:
@@ -59,7 +59,7 @@ def _work(
         torch.cuda.set_device(rank)
     dist.init_process_group("nccl" if gpu else "gloo", init_method=meeting, rank=rank, world_size=run.gpus)
     try:
-        make((node,), Workshop(run, Store(out), f"cuda:{rank}" if gpu else device))
+        make((node,), Resources(run, Store(out), f"cuda:{rank}" if gpu else device))
     except BenchError as error:
         said.put(str(error))
         raise

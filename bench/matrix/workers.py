@@ -9,12 +9,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 
+from bench.experiment.resources import Resources
+from bench.experiment.settings import BASE, Variants
 from bench.matrix.job import Errors, Job, attempt
 from bench.matrix.plan import Node
-from bench.matrix.ray_executor import RayWorkers
+from bench.matrix.ray_workers import RayWorkers
 from bench.matrix.schedule import Outcome, Schedule, Task
-from bench.matrix.settings import BASE, Variants
-from bench.matrix.workshop import Workshop
 
 
 class Workers(Protocol):
@@ -57,21 +57,21 @@ def execute(
 def _workers(job: Job, workers: int) -> Workers:
     if job.variants[BASE].executor == "ray":
         return RayWorkers(job)
-    return Here(job) if workers == 1 else Processes(job, workers)
+    return InProcess(job) if workers == 1 else LocalProcesses(job, workers)
 
 
-class Here:
+class InProcess:
     """This process."""
 
     def __init__(self, job: Job) -> None:
-        self._shops = job.open()
+        self._resources_of = job.open()
         self._ended: list[tuple[Task, Errors | None]] = []
 
     def room(self) -> bool:
         return not self._ended
 
     def start(self, task: Task) -> None:
-        self._ended.append((task, attempt(task.nodes, self._shops)))
+        self._ended.append((task, attempt(task.nodes, self._resources_of)))
 
     def wait(self) -> list[tuple[Task, Errors | None]]:
         ended, self._ended = self._ended, []
@@ -81,7 +81,7 @@ class Here:
         pass
 
 
-class Processes:
+class LocalProcesses:
     """Several processes of this machine, each a pool of its own: the death of one leaves the others at work."""
 
     def __init__(self, job: Job, workers: int) -> None:
@@ -126,15 +126,15 @@ class Processes:
         return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _start_worker, (self._job,))
 
 
-_shops: dict[str, Workshop] = {}
+_resources_of: dict[str, Resources] = {}
 
 
 def _start_worker(job: Job) -> None:
-    global _shops
+    global _resources_of
     # Ctrl-C reaches all processes of a terminal; the parent ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _shops = job.open()
+    _resources_of = job.open()
 
 
 def _work(nodes: tuple[Node, ...]) -> Errors:
-    return attempt(nodes, _shops)
+    return attempt(nodes, _resources_of)

@@ -17,12 +17,12 @@ from bench.core.clip import CONFIG_FILE, Clip
 from bench.core.dataset import Geometry
 from bench.core.errors import BenchError
 from bench.core.images import Labelled, crops
-from bench.core.pretraining import Pretraining, pretrain
 from bench.core.randomness import generator, seeded
-from bench.data import world
+from bench.data import world_drawing
 from bench.data.pairs import read_pairs
 from bench.models.load import read_config
 from bench.models.probe import probe
+from bench.training.pretraining import Pretraining, pretrain
 
 TEMPLATES = ("a photo of a {}.",)
 Batches = Callable[[], tuple[Tensor, Tensor, Tensor | None]]
@@ -59,7 +59,7 @@ def train_from_scratch(
     # Initial weights, the helper head's too, come from torch's global generator.
     with seeded(seed):
         clip = Clip.from_config(config).to(device)
-        classes = None if pairs else clip.tokenize([TEMPLATES[0].format(c) for c in world.CLASSES]).to(device)
+        classes = None if pairs else clip.tokenize([TEMPLATES[0].format(c) for c in world_drawing.CLASSES]).to(device)
         say("drawing the world" if pairs is None else f"reading {pairs}")
         batches = _world_batches(clip, recipe, seed) if pairs is None else _pair_batches(clip, recipe, seed, pairs, out)
         pretrain(clip, batches, classes, recipe, report)
@@ -73,7 +73,7 @@ def train_from_scratch(
         "seed": seed,
         "recipe": recipe.model_dump(),
         "samples": recipe.steps * recipe.batch_size,
-        "data": f"embedded world, version {world.VERSION}" if pairs is None else str(pairs),
+        "data": f"embedded world, version {world_drawing.VERSION}" if pairs is None else str(pairs),
         "seconds": round(time.perf_counter() - start),
         "loss": sum(losses[-100:]) / len(losses[-100:]),
     }
@@ -85,13 +85,13 @@ def train_from_scratch(
 
 def _world_batches(clip: Clip, recipe: Pretraining, seed: int) -> Batches:
     rng = generator(seed, "pretrain")
-    labels = torch.randint(len(world.CLASSES), (recipe.images,), generator=generator(seed, "pretrain-labels"))
-    images, factors = world.make(labels, "pretrain")
+    labels = torch.randint(len(world_drawing.CLASSES), (recipe.images,), generator=generator(seed, "pretrain-labels"))
+    images, factors = world_drawing.make(labels, "pretrain")
 
     def batch() -> tuple[Tensor, Tensor, Tensor]:
         index = torch.randint(len(images), (recipe.batch_size,), generator=rng)
-        chosen = world.Factors(**{name: values[index] for name, values in vars(factors).items()})
-        return _fit(images[index], clip), clip.tokenize(world.captions(chosen, rng)), chosen.label
+        chosen = world_drawing.Factors(**{name: values[index] for name, values in vars(factors).items()})
+        return _fit(images[index], clip), clip.tokenize(world_drawing.captions(chosen, rng)), chosen.label
 
     return batch
 
@@ -117,8 +117,10 @@ def _pair_batches(clip: Clip, recipe: Pretraining, seed: int, file: Path, out: P
 
 def _zero_shot_accuracy(clip: Clip, n: int = 1500) -> dict[str, float]:
     """Accuracy of the saved, half-precision weights on unseen pictures, in percent."""
-    images, factors = world.make(torch.arange(n) % len(world.CLASSES), "pretraining check")
-    unseen = Labelled([str(i) for i in range(n)], _fit(images, clip), "", labels=factors.label, classes=world.CLASSES)
+    images, factors = world_drawing.make(torch.arange(n) % len(world_drawing.CLASSES), "pretraining check")
+    unseen = Labelled(
+        [str(i) for i in range(n)], _fit(images, clip), "", labels=factors.label, classes=world_drawing.CLASSES
+    )
     right = probe(clip, unseen, TEMPLATES, n).correct
     return {"percent": 100 * right / n, "count": right, "n": n}
 

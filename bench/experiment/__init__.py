@@ -1,0 +1,1 @@
+"""What is run: settings, suites, and the data and models that they name."""

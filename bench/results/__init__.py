@@ -1,0 +1,1 @@
+"""What a run leaves: artefacts with their cards, and the record of its cells."""

@@ -1,0 +1,1 @@
+"""Training of CLIPs: contrastive fine-tuning, and pretraining from scratch."""
