@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_defenses import SMALL, fit, make_images
 from torch import Tensor
+from tuning import SMALL, fit, make_images
 
 from attacks.badnet import BadNet
 from bench import CleanData, Clip, Defense, Geometry, Preparation, Trigger, Victim, generator, stamp

@@ -15,11 +15,11 @@ import open_clip
 import pandas as pd
 import pytest
 import torch
+from command import bench
 from layouts import caltech, imagenet_kit, pets, photo, photos
 from open_clip import IMAGENET_CLASSNAMES
 from PIL import Image
 from safetensors import safe_open
-from test_cli import bench
 from torch import nn
 
 from bench.data.imagenet import wordnet_ids

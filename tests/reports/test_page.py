@@ -40,7 +40,7 @@ def page(tmp_path: Path) -> Path:
         (tmp_path / folder).mkdir()
     picture = '<svg xmlns="http://www.w3.org/2000/svg" width="30" height="20"><rect width="30" height="20"/></svg>'
     (tmp_path / "figures" / "figure1.svg").write_text(picture)
-    picture = Path(__file__).parent.parent / "docs" / "results" / "figures" / "figureS2.png"
+    picture = Path(__file__).parents[2] / "docs" / "results" / "figures" / "figureS2.png"
     shutil.copy(picture, tmp_path / "triggers" / "badnet.png")
     table = {"model": "mini", "dataset": "world", "target": "t", "method": EVIL, "defense": "rvpt", "attack": "badnet"}
     table |= {"took": True}

@@ -20,7 +20,7 @@ from metrics.perturbations import PERTURBATIONS
 for package in ("attacks", "defenses", "metrics", "bench.data"):
     importlib.import_module(package)
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 METHODS = ROOT / "docs" / "methods"
 TEXTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BUILT_IN = {

@@ -10,8 +10,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from bench.core import eda
 from bench.core.randomness import generator
+from bench.training import eda
 from bench.training.eda import STOP_WORDS, augment, delete, insert, normalise, replace, swap, wordnet
 
 CAPTIONS = [

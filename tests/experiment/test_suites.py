@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from command import bench
 from rich.console import Console
 from tiny import TINY
 
@@ -23,7 +24,6 @@ from bench.results.run_file import label, write_run
 from bench.results.store import Store
 from defenses.rvpt import RVPT
 from reports.results import collect
-from tests.test_cli import bench
 
 PRESETS = ("mini", "paper-imagenet", "paper-caltech101", "paper-oxfordpets")
 QUIET = Console(quiet=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command import bench
 from layouts import caltech, imagenet_kit, pets, photo, photos
 from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
 from open_clip.transform import image_transform
@@ -23,7 +24,6 @@ from bench.experiment.resources import Resources
 from bench.experiment.settings import resolve
 from bench.models import ModelSettings, load_model
 from bench.results.store import Store
-from tests.test_cli import bench
 
 SIZE = 16
 BANANA, TENCH, SAMOYED, ACCORDION = "n07753592", "n01440764", "n02111889", "n02672831"

@@ -85,7 +85,7 @@ def shards(folder: Path, count: int = 2, each: int = 3) -> Path:
 
 
 def stored(folder: Path, i: int, geometry: Geometry) -> torch.Tensor:
-    """Image i by way of a table, whose pixels tests/test_data.py compares with open_clip's."""
+    """Image i by way of a table, whose pixels test_data.py compares with open_clip's."""
     return read_pairs(table(folder / "plain", ["x"] * (i + 1)), geometry).load([i])
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.utils.checkpoint
 from open_clip import transformer
-from test_defenses import PLAIN, SMALL, fit, make_data, make_images, prompts_of
 from torch import Tensor
+from tuning import PLAIN, SMALL, fit, make_data, make_images, prompts_of
 
 from bench import BenchError, Clip, Victim, generator
 from bench.matrix.cost import Meter

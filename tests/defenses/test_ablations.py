@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_defenses import CLASSES, PLAIN, fit, make_data, make_images, prompts_of
 from torch import Tensor
+from tuning import CLASSES, PLAIN, fit, make_data, make_images, prompts_of
 
 from bench import BenchError, CleanData, Clip, Victim, class_embeddings, generator
 from bench.core.encoder import encode

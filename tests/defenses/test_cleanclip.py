@@ -386,7 +386,7 @@ corpus.wordnet = types.SimpleNamespace(
 sys.modules |= {"nltk": types.ModuleType("nltk"), "nltk.corpus": corpus}
 
 from bench import Clip, Victim
-from tests.test_cleanclip import fit, make_data, make_pairs
+from test_cleanclip import fit, make_data, make_pairs
 from defenses import cleanclip
 
 drawn = []
@@ -401,11 +401,12 @@ print(fit(Clip.from_config(config), data).fingerprint(), data.log, drawn)
 
 @pytest.mark.slow
 def test_the_hash_seed_changes_nothing(tiny_config: dict):
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
+    path = os.pathsep.join([str(root), str(Path(__file__).parent)])
     runs = [
         subprocess.Popen(
             [sys.executable, "-c", SCRIPT.replace("CONFIG", repr(tiny_config))],
-            env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+            env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
             cwd=root,
             stdout=subprocess.PIPE,
             text=True,
