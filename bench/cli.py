@@ -16,9 +16,10 @@ from bench.core.attack import attacks, stamp
 from bench.core.dataset import datasets
 from bench.core.defense import defenses
 from bench.core.errors import BenchError, unknown
-from bench.core.metric import metrics
+from bench.core.metric import cell_metrics, metrics
 from bench.core.registry import load_plugins, origin
 from bench.core.settings import Settings
+from bench.core.task import tasks
 
 app = typer.Typer(
     help="Backdoor attacks on CLIP against defenses: numbers with intervals.",
@@ -31,7 +32,7 @@ app.add_typer(cli_gate.app)
 app.add_typer(cli_data.app, name="data")
 # Paths and names may hold brackets, which are no markup.
 screen = Console(markup=False, highlight=False)
-KINDS = ("attacks", "defenses", "metrics", "datasets", "presets", "suites", "models")
+KINDS = ("attacks", "defenses", "tasks", "metrics", "datasets", "presets", "suites", "models")
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:
@@ -45,6 +46,8 @@ def _seeds(text: str | None) -> tuple[int, ...] | None:
         raise BenchError(f"--seeds {text}: write whole numbers, such as --seeds 0,1,2") from None
 
 
+# The flags that say how a run is executed.
+EXECUTION = ("device", "workers", "executor")
 # B006 below: Typer wants a list as the default of a repeatable option, and nothing changes it.
 Preset = Annotated[str, typer.Option(help="Settings to start from; `bench list presets`.")]
 Config = Annotated[Path | None, typer.Option(help="A YAML file of settings, on top of the preset.")]
@@ -86,6 +89,7 @@ def _settings(
     load_plugins(tuple(plugins))
     declared = suite_settings(suite)
     values: dict[str, Any] = {k: v for k, v in flags.items() if v is not None}
+    values["execution"] = {name: values.pop(name) for name in EXECUTION if name in values}
     given = {"name": model, "pretrained": pretrained, "checkpoint": checkpoint, "backdoored": backdoored}
     if chosen := {k: v for k, v in given.items() if v is not None}:
         values["model"] = chosen
@@ -107,6 +111,7 @@ def run(
     paper: Annotated[str | None, typer.Option(help="v1 or v3: whose settings a paper- preset has.")] = None,
     attacks: Attacks = None,
     defenses: Annotated[str | None, typer.Option(help="Defenses and chains (a+b), by comma, or all.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="What is measured, by comma, or all.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds, by comma.")] = None,
     model: Model = None,
     pretrained: Pretrained = None,
@@ -135,8 +140,8 @@ def run(
 
     settings = _settings(
         preset, config, set, plugin, model, pretrained, checkpoint, dataset, data_root,
-        backdoored, paper, suite, attacks=_names(attacks), defenses=_names(defenses), seeds=_seeds(seeds),
-        target=target, pairs=pairs, device=device, workers=workers, executor=executor,
+        backdoored, paper, suite, attacks=_names(attacks), defenses=_names(defenses), tasks=_names(tasks),
+        seeds=_seeds(seeds), target=target, pairs=pairs, device=device, workers=workers, executor=executor,
     )  # fmt: skip
     variants, left_out = variants_of(settings, suite)
     for name, reason in left_out.items():
@@ -200,7 +205,11 @@ def list_(
     listings: dict[str, Any] = {
         "attacks": lambda: [(n, _summary(attacks[n])) for n in attacks],
         "defenses": lambda: [(n, _summary(defenses[n])) for n in defenses],
-        "metrics": lambda: [(n, _summary(metrics[n].measure)) for n in metrics],
+        "tasks": lambda: [(n, _summary(tasks[n])) for n in tasks],
+        "metrics": lambda: [
+            *((n, _summary(metrics[n].measure)) for n in metrics),
+            *((n, _summary(cell_metrics[n].measure)) for n in cell_metrics),
+        ],
         "datasets": lambda: [(n, _summary(datasets[n])) for n in datasets],
         "presets": lambda: list(presets().items()),
         "suites": lambda: [(name, suite.shows) for name, suite in SUITES.items()],
@@ -227,10 +236,10 @@ def show(
         screen.print(f"{name}, better {metrics[name].better}, {origin(metrics[name].measure)}")
         screen.print((metrics[name].measure.__doc__ or "").strip())
         return
-    registries: dict[str, Any] = {"attack": attacks, "defense": defenses, "data set": datasets}
+    registries: dict[str, Any] = {"attack": attacks, "defense": defenses, "task": tasks, "data set": datasets}
     found = {kind: registry[name] for kind, registry in registries.items() if name in registry}
     if not found and name != "run":
-        known = [n for r in (attacks, defenses, datasets, metrics) for n in r] + ["run"]
+        known = [n for r in (attacks, defenses, tasks, datasets, metrics) for n in r] + ["run"]
         raise unknown("method", name, known, "`bench list attacks` and the like explain them.")
     for kind, method in (found or {"settings of a run": RunSettings}).items():
         screen.print(f"{name} ({kind}), {origin(method)}\n")
@@ -258,22 +267,22 @@ def triggers(
     """Draw triggers on test images: clean, triggered, difference x 10. Triggers that a run left in OUT are taken."""
     from bench.experiment.resources import open_resources
     from bench.experiment.settings import BASE
-    from bench.matrix.plan import make_plan
-    from bench.matrix.stages import training_triggers, trigger_at_test
-    from bench.results.store import Store
+    from bench.matrix.plan import make_plan, read_fingerprints
+    from bench.matrix.stages.trigger import training_triggers
+    from bench.results.store import CACHE, Store
     from reports.triggers import draw_triggers
 
     settings = _settings(
         preset, config, set, plugin, model, pretrained, checkpoint, dataset, data_root,
         attacks=_names(attacks), target=target, pairs=pairs,
     )  # fmt: skip
-    resources = open_resources({BASE: settings}, Store(out), "cpu")[BASE]
+    resources = open_resources({BASE: settings}, out / CACHE, "cpu")[BASE]
     index = torch.arange(min(images, len(resources.test)))
     clean = resources.test.load(index)
-    plan = make_plan({BASE: settings}, {BASE: resources.fingerprints()})
+    plan = make_plan({BASE: settings}, {BASE: read_fingerprints(resources)})
     stamped = {
-        attack: stamp(resources.attack(attack), trigger_at_test(trigger), clean, index)
-        for attack, trigger in training_triggers(plan, settings.seeds[0], resources)
+        attack: stamp(resources.attack(attack), trigger.at_test(), clean, index)
+        for attack, trigger in training_triggers(plan, settings.seeds[0], resources, Store(out))
     }
     draw_triggers(clean, stamped, out / "triggers" / "gallery.png")
     screen.print(f"wrote {out / 'triggers' / 'gallery.png'}")
@@ -292,7 +301,7 @@ def pretrain(
     threads: Annotated[int, typer.Option(min=1, help="Threads on the CPU.")] = 1,
 ) -> None:
     """Train a small CLIP from scratch, on the embedded world or on your pairs; `--model local-dir:OUT` then uses it."""
-    from bench.matrix.runner import open_device
+    from bench.experiment.resources import open_device
     from bench.training.from_scratch import architecture as read_architecture
     from bench.training.from_scratch import train_from_scratch
 

@@ -95,6 +95,6 @@ def perturbation(name: str) -> Perturbation:
         BenchError: there is none; the message names the nearest one.
     """
     if name not in PERTURBATIONS:
-        hint = "Attacks' names and `trigger` are known too: --set evaluate.perturbations=[flip,trigger]"
+        hint = "Attacks' names and `trigger` are known too: --set zero_shot.perturbations=[flip,trigger]"
         raise unknown("perturbation", name, PERTURBATIONS, hint)
     return PERTURBATIONS[name]

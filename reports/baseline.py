@@ -11,7 +11,7 @@ import pandas as pd
 
 from bench.core.errors import BenchError
 from bench.core.images import hash_of
-from bench.experiment.settings import OWN_TRIGGER
+from bench.core.names import OWN_TRIGGER
 from bench.results.run_file import runs_of
 from reports.command import command_of, flat
 from reports.mixing import cards, name_of

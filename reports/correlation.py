@@ -4,8 +4,7 @@ import numpy as np
 import pandas as pd
 
 from bench.core.metric import Estimate
-from bench.experiment.settings import OWN_TRIGGER
-from bench.matrix.plan import CLEAN_MODEL
+from bench.core.names import CLEAN_MODEL, OWN_TRIGGER
 from metrics.correlation import Correlation, pr_asr_correlation
 from reports.results import PLACE
 

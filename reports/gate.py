@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import pandas as pd
 
 from bench.core.metric import metrics
-from bench.matrix.plan import UNDEFENDED
+from bench.core.names import UNDEFENDED
 from metrics.intervals import newcombe_independent
 from reports.baseline import CELL
 from reports.command import flat

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench.experiment.settings import OWN_TRIGGER
-from bench.matrix.plan import CLEAN_MODEL
+from bench.core.names import CLEAN_MODEL, OWN_TRIGGER
 from reports.paper_tables import ATTACKS, METRICS, PERTURBATIONS, TABLES
 from reports.render import DAGGER, title, value_text
 from reports.results import summarise

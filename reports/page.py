@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from bench.core.names import CLEAN_MODEL, UNDEFENDED
 from bench.experiment.settings import RunSettings
-from bench.matrix.plan import CLEAN_MODEL, UNDEFENDED
 from reports.cells import own_place, table_cells
 from reports.correlation import correlation_text
 from reports.figures import Drawn

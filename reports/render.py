@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from bench.core.metric import metrics as registered
-from bench.matrix.plan import CLEAN_MODEL
+from bench.core.names import CLEAN_MODEL
 from reports.cells import Cell, Number
 from reports.costs import COSTS
 from reports.paper_tables import ATTACKS, METRICS, PERTURBATIONS, Axis, PaperTable, Place

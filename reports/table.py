@@ -4,8 +4,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from bench.experiment.settings import OWN_TRIGGER
-from bench.matrix.plan import CLEAN_MODEL, UNDEFENDED
+from bench.core.names import CLEAN_MODEL, OWN_TRIGGER, UNDEFENDED
 from reports.results import pooled
 
 DASH = "–"

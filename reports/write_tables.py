@@ -85,7 +85,7 @@ def remedy(table: PaperTable, cells: list[Cell], own: Place, out: Path) -> str:
         if is_paper_place(own) and home != own.dataset:
             commands.append(f"`bench run --preset paper-{home} --suite {table.suite} --out {out}`")
         elif known and cell.perturbation not in known:
-            perturbations = f"--set evaluate.perturbations=[{','.join(table.perturbations)}]"
+            perturbations = f"--set zero_shot.perturbations=[{','.join(table.perturbations)}]"
             commands.append(f"`bench run --suite {table.suite} {perturbations}` with an --out of its own")
         else:
             commands.append(f"`bench run --suite {table.suite} --out {out}` with this folder's preset")

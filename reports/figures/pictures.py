@@ -6,8 +6,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from bench.core.attack import attacks
+from bench.core.names import OWN_TRIGGER
 from bench.core.randomness import derive
-from bench.experiment.settings import OWN_TRIGGER
 from metrics.perturbations import perturbation
 from reports.figures.source import Source
 from reports.figures.style import PAGE, panels, picture
@@ -22,7 +22,7 @@ def draw_perturbations(source: Source) -> tuple[Figure, pd.DataFrame]:
     index = torch.tensor([0])
     clean = source.resources.test.load(index)
     versions = {"clean": clean}
-    for name in source.resources.run.evaluate.perturbations:
+    for name in source.resources.run.zero_shot.perturbations:
         if name not in attacks and name != OWN_TRIGGER:
             changed = perturbation(name)(clean.float() / 255, [0], derive(0, "perturbation", name))
             versions[name] = (changed * 255).round().to(torch.uint8)

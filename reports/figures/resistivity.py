@@ -5,7 +5,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from bench.experiment.settings import OWN_TRIGGER
+from bench.core.names import OWN_TRIGGER
 from metrics.intervals import mean_interval
 from reports.figures.source import Source, embed
 from reports.figures.style import PAGE, dodge, legend_below, look, panels, points, widen
@@ -21,7 +21,7 @@ def draw(source: Source) -> tuple[Figure, pd.DataFrame]:
     rows = source.main[source.main["metric"].isin(["PR_ratio", "PR_cos"])]
     there = list(rows["perturbation"].unique())
     if not there:
-        raise source.missing("cells with perturbations", "--set evaluate.perturbations=[badnet]")
+        raise source.missing("cells with perturbations", "--set zero_shot.perturbations=[badnet]")
     chosen = next((p for p in PREFERRED if p in there), there[0])
     measured = []
     for key, cell in rows[rows["perturbation"] == chosen].groupby(["metric", "label", "attack"], sort=False):

@@ -9,8 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bench.core.errors import BenchError
-from bench.experiment.settings import OWN_TRIGGER
-from bench.matrix.plan import CLEAN_MODEL
+from bench.core.names import CLEAN_MODEL, OWN_TRIGGER
 from metrics.correlation import pr_asr_correlation
 from reports.correlation import correlation_words
 from reports.figures.source import Source
@@ -29,7 +28,7 @@ def draw(source: Source) -> tuple[Figure, pd.DataFrame]:
     there = set(numbers["perturbation"])
     columns = [found for kind in KINDS if (found := next((p for p in kind if p in there), None))]
     if not columns:
-        raise source.missing("cells with perturbations", "--set evaluate.perturbations=[gaussian-0.03,trigger]")
+        raise source.missing("cells with perturbations", "--set zero_shot.perturbations=[gaussian-0.03,trigger]")
     figure, axes = panels(max(COLUMN, PAGE * len(columns) / 3), 5.2, 2, len(columns), sharey=True)
     for row, (version, label) in zip(axes, VERSIONS.items(), strict=True):
         for axis, perturbation in zip(row, columns, strict=True):

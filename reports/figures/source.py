@@ -11,12 +11,12 @@ from torch import Tensor
 from bench.core.attack import stamp
 from bench.core.dataset import target_index
 from bench.core.errors import BenchError
+from bench.core.names import CLEAN_MODEL, UNDEFENDED
 from bench.core.randomness import generator
 from bench.core.victim import Victim
 from bench.experiment.resources import Resources
 from bench.experiment.settings import RunSettings
 from bench.experiment.suites import find_suite
-from bench.matrix.plan import CLEAN_MODEL, UNDEFENDED
 from bench.matrix.runner import open_device
 from bench.matrix.stages import load_trigger, open_victim, trigger_at_test
 from bench.results.store import Store

@@ -456,7 +456,7 @@ def small_run(tmp_path: Path):
     words += " --attacks badnet --defenses linear_probe --workers 1 --device cpu"
     for setting in ("pairs=8", "count=2", "batch_size=4"):
         words += f" --set poison.{setting}"
-    return root, pool, [*words.split(), "--set", "evaluate.perturbations=[]"]
+    return root, pool, [*words.split(), "--set", "zero_shot.perturbations=[]"]
 
 
 def test_a_run_on_files_stores_its_shots_and_the_corrupt_ones(small_run, tmp_path, capsys, monkeypatch):

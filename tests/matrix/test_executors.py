@@ -60,7 +60,7 @@ class Lingers(Defense):
 
 def settings(*assignments: str, **flags) -> RunSettings:
     load_plugins()
-    assignments = (*TINY, "evaluate.perturbations=[flip, blended, trigger]", *assignments)
+    assignments = (*TINY, "zero_shot.perturbations=[flip, blended, trigger]", *assignments)
     return resolve("smoke", None, {"attacks": ("badnet",), **flags}, assignments)
 
 
@@ -268,7 +268,7 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_a_dying_worker_takes_no_healthy_node_with_it(plugin: Path, tmp_path: Path) -> None:
-    run = settings("evaluate.perturbations=[]", defenses=("dies_once", "dies_always"))
+    run = settings("zero_shot.perturbations=[]", defenses=("dies_once", "dies_always"))
     for flag in ("dies_once", "dies_always"):
         (plugin.parent / flag).touch()
     outcomes = run_all(run, tmp_path, workers=2, plugins=(plugin,))

@@ -101,7 +101,7 @@ def test_a_backdoored_model_is_shared_by_its_defenses(finished: Path) -> None:
     [
         ("rvpt.alpha=3", {"defense", "evaluation"}),
         ("badnet.size=5", {"trigger", "backdoor", "defense", "evaluation"}),
-        ("evaluate.perturbation_images=9", {"evaluation"}),
+        ("zero_shot.perturbation_images=9", {"evaluation"}),
         ("evaluate.batch_size=7", set()),
         ("workers=2", set()),
     ],
@@ -159,7 +159,7 @@ def test_a_failing_node_stops_only_what_needs_it(tmp_path: Path, monkeypatch: py
         raise RuntimeError("broken on purpose")
 
     monkeypatch.setattr(BadNet, "prepare", broken)
-    report = run_matrix(settings("evaluate.perturbations=[flip]"), tmp_path, (), QUIET)
+    report = run_matrix(settings("zero_shot.perturbations=[flip]"), tmp_path, (), QUIET)
     assert report.failures["trigger badnet, seed 0"] == "RuntimeError: broken on purpose"
     assert report.failures["evaluation badnet / rvpt, seed 0"] == "not tried, since what it is made from failed"
     assert set(collect(tmp_path)["attack"]) == {"blended"}
