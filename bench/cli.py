@@ -4,7 +4,7 @@ import inspect
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import typer
@@ -20,6 +20,9 @@ from bench.core.metric import cell_metrics, metrics
 from bench.core.registry import load_plugins, origin
 from bench.core.settings import Settings
 from bench.core.task import tasks
+
+if TYPE_CHECKING:
+    from bench.results.folder import ResultsFolder
 
 app = typer.Typer(
     help="Backdoor attacks on CLIP against defenses: numbers with intervals.",
@@ -136,7 +139,7 @@ def run(
     from bench.matrix.dry_run import dry_run as show_dry_run
     from bench.matrix.runner import run_matrix
     from bench.matrix.schedule import NOT_TRIED
-    from reports.results import plugins_of
+    from bench.results.folder import ResultsFolder
 
     settings = _settings(
         preset, config, set, plugin, model, pretrained, checkpoint, dataset, data_root,
@@ -155,9 +158,7 @@ def run(
         screen.print("interrupted. Finished work is kept: the same command goes on from there.")
         raise typer.Exit(130) from None
     if ended.shown:
-        # Its tables have the attacks of earlier runs, too.
-        load_plugins(tuple(file for file in plugins_of(out) if file.is_file()))
-        _write_report(out)
+        _write_report(ResultsFolder(out))
     else:
         screen.print(f"no cell of this run is finished; the tables in {out} are as they were")
     if ended.failures:
@@ -176,19 +177,19 @@ def report(
     html: Annotated[bool, typer.Option("--html", help="Write one page with all of it, too: report.html.")] = False,
 ) -> None:
     """Write tables, figures, tidy results, predictions and trigger pictures of a results folder anew."""
+    from bench.experiment.resources import open_device
+    from bench.results.folder import ResultsFolder
     from reports.figures import draw_all
-    from reports.results import NUMBERS, RESULTS, plugins_of, read_table
 
-    load_plugins(plugins_of(out))
-    _write_report(out, published)
-    results = read_table(out / RESULTS, NUMBERS)
-    drawn = draw_all(out, results)
+    folder = ResultsFolder(out, open_device("auto"))
+    _write_report(folder, published)
+    drawn = draw_all(folder)
     for figure in drawn:
         screen.print(f"{figure.name}: {figure.missing or figure.title}", soft_wrap=True)
     if html:
         from reports.page import write_page
 
-        screen.print(f"wrote {write_page(out, results, drawn)}")
+        screen.print(f"wrote {write_page(folder, drawn)}")
 
 
 @app.command("list")
@@ -318,10 +319,10 @@ def pretrain(
     say(f"wrote {out}{said}. Use it with --model local-dir:{out}")
 
 
-def _write_report(out: Path, published: str | None = None) -> None:
+def _write_report(folder: "ResultsFolder", published: str | None = None) -> None:
     from reports.report import write_report
 
-    screen.print("\n" + write_report(out, published), soft_wrap=True)
+    screen.print("\n" + write_report(folder, published), soft_wrap=True)
 
 
 def _summary(item: Any) -> str:

@@ -7,11 +7,11 @@ import pandas as pd
 
 from bench.experiment.suites import find_suite
 from bench.experiment.variants import EMBEDDED
+from bench.results.tidy import DASH
 from reports.cells import Cell, is_paper_place, table_cells
 from reports.paper_tables import ATTACKS, TABLES, Method, PaperTable, Place
 from reports.published import TARGETS, published
 from reports.render import DAGGER, title, write
-from reports.table import DASH
 
 FILES = ("md", "csv", "tex")
 

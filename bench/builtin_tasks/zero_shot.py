@@ -37,6 +37,7 @@ class ZeroShot(Task):
     """
 
     headline: ClassVar[tuple[str, ...]] = ("ASR", "CA")
+    informing: ClassVar[tuple[str, ...]] = (f"PR_cos ({OWN_TRIGGER})",)
     views: ClassVar[Mapping[str, tuple[tuple[str, str], ...]]] = {
         "PA, the accuracy on triggered images of other classes, in percent": (("PA", ""),),
         "Perturbation Resistivity on the cell's own trigger: PR_cos (PR_ratio)": (

@@ -24,13 +24,17 @@ def sources() -> str:
 
 @cache
 def commit() -> str:
-    """The commit of the code, with a mark if files differ from it; outside a checkout, the installed version."""
+    """The commit of the suite, with a mark if files differ from it; outside a checkout, the installed version."""
+    return commit_of(_folder("bench")) or f"version {_version()}"
+
+
+def commit_of(folder: Path) -> str:
+    """The commit of the checkout that a folder is in, with a mark if files differ from it; empty outside of one."""
     try:
-        git = ["git", "-C", str(_folder("bench")), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-        described = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+        git = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     except OSError:
-        described = ""
-    return described or f"version {_version()}"
+        return ""
 
 
 def _version() -> str:

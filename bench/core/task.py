@@ -56,6 +56,8 @@ class Task(Settings):
     version: ClassVar[int] = 1
     # The metrics of its main table: the first, and in parentheses the second. The gate judges them.
     headline: ClassVar[tuple[str, ...]]
+    # Numbers that the gate shows and does not judge: METRIC (PERTURBATION).
+    informing: ClassVar[tuple[str, ...]] = ()
     # More tables of the report: a caption, and the (metric, perturbation) of the number and of that in parentheses.
     views: ClassVar[Mapping[str, tuple[tuple[str, str], ...]]] = {}
     # Tables of the observations that a report writes for all cells together, as NAME.parquet; numbers are verified

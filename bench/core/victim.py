@@ -241,7 +241,8 @@ def check_fitted(fitted: Any, base: Clip, images: Tensor, classes: Sequence[str]
             raise BenchError(f'the part {type(part).__name__} is not registered: write @part("NAME") above its class')
     delta = fitted.delta(base)
     restored = Victim.restore(base, delta)
-    if not torch.allclose(*(_answers(v, images, classes, templates) for v in (fitted, restored)), 1e-3, 1e-3, True):
+    before, after = (_answers(victim, images, classes, templates) for victim in (fitted, restored))
+    if not torch.allclose(before, after, rtol=1e-3, atol=1e-3, equal_nan=True):
         names = ", ".join(type(part).__name__ for part in fitted.parts) or "prompts, head or weights"
         raise BenchError(
             f"the stored model says something else than the fitted one of the same {len(images)} images. Look at "

@@ -211,8 +211,8 @@ def _checked(values: dict[str, Any]) -> RunSettings:
     methods = {name: v for name, v in values.items() if name not in known}
     for name in methods:
         if not any(name in registry for registry in METHODS):
-            names = [*known, *(method for registry in METHODS for method in registry)]
-            raise unknown("setting", name, names, "`bench show run` lists them.")
+            everything = [*known, *(method for registry in METHODS for method in registry)]
+            raise unknown("setting", name, everything, "`bench show run` lists them.")
         if not isinstance(methods[name], dict):
             raise BenchError(f"setting {name} = {methods[name]!r}: write {name}.KEY=VALUE. `bench show {name}`")
     run = RunSettings.parse({k: v for k, v in values.items() if k in known} | {"methods": methods}, "")

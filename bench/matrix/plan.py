@@ -202,7 +202,7 @@ class _VariantPlan:
             "fresh_triggers": {name: _identity(attacks, name, self.run) for name in fresh},
             "seed": backdoor.seed,
         }
-        needs = (backdoor.id,) if subject == backdoor.id else (backdoor.id, subject)
+        needs: tuple[str, ...] = (backdoor.id,) if subject == backdoor.id else (backdoor.id, subject)
         needs += tuple(self._trigger(name, backdoor.seed, PERTURBATION).id for name in fresh)
         place = {"attack": backdoor.attack, "seed": backdoor.seed, "chain": chain, "clean": clean, "task": task}
         return self._add("evaluation", determines, needs=needs, **place)

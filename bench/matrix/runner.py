@@ -1,7 +1,7 @@
 """Run a matrix: find what is there, make what is missing, tell what happened."""
 
-from collections import Counter
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 from rich.console import Console
@@ -124,7 +124,7 @@ def run_matrix(variants: Variants, out: Path, plugins: tuple[Path, ...], console
         # Earlier cells may leave the tables for this run's, so not before it has one to show.
         shown = any(cell.node and store.has("evaluation", cell.node) for cell in plan.cells) and record()
         failures: dict[str, str] = {}
-        spent: Counter[str] = Counter()
+        spent: dict[str, float] = {}
         for done, outcome in enumerate(execute(todo, variants, out, resources.device, workers, plugins), 1):
             count = f"[{done}/{len(todo)}]"
             if outcome.error:
@@ -133,10 +133,12 @@ def run_matrix(variants: Variants, out: Path, plugins: tuple[Path, ...], console
                 continue
             shown = shown or (outcome.node.kind == "evaluation" and record())
             card = store.card(outcome.node.kind, outcome.node.id)
-            spent[_work(outcome.node)] += card.seconds
+            spent[_work(outcome.node)] = spent.get(_work(outcome.node), 0) + card.seconds
             console.print(f"{count} {outcome.node.label} ({card.seconds:.0f} s){_counts(card)}")
         if spent:
-            parts = ", ".join(f"{work} {seconds:.0f}" for work, seconds in spent.most_common())
+            parts = ", ".join(
+                f"{work} {seconds:.0f}" for work, seconds in sorted(spent.items(), key=itemgetter(1), reverse=True)
+            )
             console.print(f"process seconds: {parts}")
         return Report(len(todo) - len(failures), len(plan.nodes) - len(todo), failures, shown)
 

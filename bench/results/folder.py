@@ -154,7 +154,7 @@ class ResultsFolder:
         defense = None if subject == backdoor else subject
         if not self.store.has("backdoor", backdoor) or (defense and not self.store.has("defense", defense)):
             raise BenchError(f"the model of {cell.name} is no longer in {self.store.root}")
-        return self.store.victim(backdoor, defense, self._backdoored(backdoor))
+        return self.store.victim(self._backdoored(backdoor), defense)
 
     def trigger(self, cell: Cell) -> Trigger:
         """The trigger of a finished cell, as it is at test.

@@ -96,9 +96,8 @@ class Store:
         """A backdoored model, undefended."""
         return Clip.load(self.path("backdoor", id)).to(device)
 
-    def victim(self, backdoor: str, defense: str | None = None, base: Clip | None = None) -> Victim:
-        """A backdoored model, which is `base` where that is open, as the last defense of a chain made it."""
-        base = base or self.clip(backdoor)
+    def victim(self, base: Clip, defense: str | None = None) -> Victim:
+        """An opened backdoored model as a defense, the last one of a chain, made it."""
         return Victim(base) if defense is None else Victim.restore(base, self.delta(defense))
 
     def delta(self, defense: str) -> Delta:

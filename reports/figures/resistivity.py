@@ -6,10 +6,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from bench.core.names import OWN_TRIGGER
+from bench.results.tidy import pooled
 from metrics.intervals import mean_interval
 from reports.figures.source import Source, embed
 from reports.figures.style import PAGE, dodge, legend_below, look, panels, points, widen
-from reports.results import pooled
 
 # The paper's is noise on 16 x 16 px, which is BadNet's patch.
 PREFERRED = ("badnet", "gaussian-0.01", "gaussian-0.03", OWN_TRIGGER)

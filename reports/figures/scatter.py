@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bench.core.errors import BenchError
+from bench.core.metric import Estimate
 from bench.core.names import CLEAN_MODEL, OWN_TRIGGER
-from metrics.correlation import pr_asr_correlation
-from reports.correlation import correlation_words
+from metrics.correlation import Correlation, pr_asr_correlation
 from reports.figures.source import Source
 from reports.figures.style import COLOURS, COLUMN, GRAY, MARKERS, PAGE, panels, widen
 
@@ -84,3 +84,14 @@ def _colour(source: Source, attack: Hashable) -> str:
 
 def _marker(source: Source, model: Hashable) -> str:
     return MARKERS[source.models.index(str(model)) % len(MARKERS)]
+
+
+def correlation_words(correlation: Correlation, between: str = ", ") -> str:
+    """Both coefficients with their intervals."""
+    return f"Pearson {_words(correlation.pearson)}{between}Spearman {_words(correlation.spearman)}"
+
+
+def _words(estimate: Estimate) -> str:
+    if np.isnan(estimate.value):
+        return "undefined (one side is constant)"
+    return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"

@@ -41,7 +41,7 @@ def make_defense(node: Node, resources: Resources, store: Store) -> None:
     """
     cost = Meter(resources.device)
     base = store.clip(node.needs[0], resources.device)
-    victim = store.victim(*node.victim_needs, base=base)
+    victim = store.victim(base, *node.victim_needs[1:])
     method = resources.run.defense(node.chain[-1], node.attack)
     asked: list[int] = []
     pairs: list[int] = []

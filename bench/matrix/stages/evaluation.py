@@ -31,7 +31,7 @@ class EvaluationStage(Stage):
         unchecked = {node.id: check_apart(node, resources, store) for node in nodes}
         base = store.clip(first.needs[0], resources.device)
         victims = unified(
-            Victim(resources.clip) if node.clean else store.victim(*node.victim_needs, base=base) for node in nodes
+            Victim(resources.clip) if node.clean else store.victim(base, *node.victim_needs[1:]) for node in nodes
         )
         task = resources.run.task(first.task)
         seen = task.observe(victims, open_case(first, resources, store))
