@@ -373,7 +373,7 @@ def poisoned(tmp_path_factory):
     def make(pool: int | None, attack: str = "label_consistent"):
         assignments = ("poison.pairs=60", "poison.count=15", f"poison.pool={pool or 'null'}")
         run = resolve("smoke", None, {"attacks": ("badnet", "label_consistent")}, assignments)
-        resources = Resources(run, Store(out), "cpu")
+        resources = Resources(run, out / "data", "cpu")
         method = resources.attack(attack)
         given = resources.preparation(method, 0)
         plan = make_plan({BASE: run}, {BASE: PRINTS})

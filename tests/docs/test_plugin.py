@@ -20,7 +20,7 @@ def test_an_attack_in_a_file_of_ones_own(tmp_path: Path) -> None:
     command = next(line for b in blocks("bash") for line in b.splitlines() if "--plugin my_attack.py" in line)
     words = command.removeprefix("bench ").split()
     small = ["world.test=40", "world.train_per_class=1", "zero_shot.perturbations=[]", "poison.pairs=32"]
-    words += [part for value in [*small, "poison.count=8", "workers=1"] for part in ("--set", value)]
+    words += [part for value in [*small, "poison.count=8", "execution.workers=1"] for part in ("--set", value)]
     done = subprocess.run(
         [sys.executable, "-m", "bench.cli", *words], cwd=tmp_path, capture_output=True, text=True, check=False
     )

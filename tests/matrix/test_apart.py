@@ -103,7 +103,9 @@ def test_an_evaluated_image_among_the_clean_pairs_of_a_stored_defense_stops_that
 ) -> None:
     root = pets(tmp_path / "pets")
     flags = {"dataset": "folder", "pairs": there / "pairs/pairs.csv", "folder": {"root": there / "own"}}
-    resources = Resources(resolve("smoke", None, {**flags, **SMALL, "target": "samoyed"}), Store(there / "out"), "cpu")
+    resources = Resources(
+        resolve("smoke", None, {**flags, **SMALL, "target": "samoyed"}), there / "out" / "data", "cpu"
+    )
     shutil.copy(there / "pairs" / resources.clean_pairs(8).ids[0], root / "images/samoyed_1.jpg")
     assert list(run(there, root).failures) == ["evaluation badnet / cleanclip, seed 0"]
 

@@ -55,7 +55,7 @@ def test_results_have_a_row_per_cell_and_metric(finished: Path) -> None:
 
 
 def test_order_and_processes_do_not_change_numbers(finished: Path, tmp_path: Path) -> None:
-    other = settings("workers=2", attacks=("blended", "badnet"), defenses=("rvpt", "none"))
+    other = settings("execution.workers=2", attacks=("blended", "badnet"), defenses=("rvpt", "none"))
     assert run_matrix(other, tmp_path, (), QUIET).failures == {}
     pd.testing.assert_frame_equal(numbers(finished), numbers(tmp_path), check_exact=True)
 
@@ -103,7 +103,7 @@ def test_a_backdoored_model_is_shared_by_its_defenses(finished: Path) -> None:
         ("badnet.size=5", {"trigger", "backdoor", "defense", "evaluation"}),
         ("zero_shot.perturbation_images=9", {"evaluation"}),
         ("evaluate.batch_size=7", set()),
-        ("workers=2", set()),
+        ("execution.workers=2", set()),
     ],
 )
 def test_a_changed_setting_remakes_what_depends_on_it(finished: Path, assignment: str, remade: set[str]) -> None:

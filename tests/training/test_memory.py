@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.utils.checkpoint
-from bench.matrix.cost import Meter
+from bench.matrix.cards import Meter
 from open_clip import transformer
 from torch import Tensor
 from tuning import PLAIN, SMALL, fit, make_data, make_images, prompts_of
