@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+import bench
 from bench.core.errors import BenchError
-from bench.core.metric import metrics
 from bench.core.registry import load_plugins
 
 app = typer.Typer(rich_markup_mode=None)
@@ -80,7 +80,7 @@ def check(
     _load(out)
     names = tuple(name.strip() for name in judged.split(",") if name.strip())
     for name in names:
-        metrics[name]
+        bench.metrics[name]
     findings = judge(before, now := make_baseline(out), names, tolerance)
     text = to_markdown(findings, before, now, tolerance)
     if junit is not None:
