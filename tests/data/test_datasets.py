@@ -23,7 +23,6 @@ from bench.data.leakage import refuse_overlap, same_ids, same_pixels
 from bench.experiment.resources import Resources
 from bench.experiment.settings import resolve
 from bench.models import ModelSettings, load_model
-from bench.results.store import Store
 
 SIZE = 16
 BANANA, TENCH, SAMOYED, ACCORDION = "n07753592", "n01440764", "n02111889", "n02672831"

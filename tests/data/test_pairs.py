@@ -26,7 +26,6 @@ from bench.data.pairs import pairs_identity, read_pairs
 from bench.experiment.resources import Resources
 from bench.experiment.settings import BASE, resolve
 from bench.matrix.plan import Fingerprints, make_plan
-from bench.results.store import Store
 from bench.training.fine_tuning import FineTuning, contrastive_loss, fine_tune
 
 SIZE = 16

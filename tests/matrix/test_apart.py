@@ -15,7 +15,6 @@ from bench.experiment.resources import Resources
 from bench.experiment.settings import BASE, resolve
 from bench.matrix.cards import NAMES, REASONS, counted
 from bench.matrix.runner import Report, run_matrix
-from bench.results.store import Store
 
 SMALL = {
     "poison": {"pairs": 8, "count": 2, "batch_size": 4},

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from fabricate import Made, predictions, similarities
+from reports.results import collect, finished_cells, read_run
 from rich.console import Console
 
 from bench.core.errors import BenchError
@@ -18,7 +19,6 @@ from bench.results.store import Store
 from reports.baseline import make_baseline
 from reports.cells import own_place
 from reports.report import write_report
-from reports.results import collect, finished_cells, read_run
 from reports.write_tables import write_paper_tables
 
 FLAGS = {"attacks": ("badnet",), "defenses": ("none", "rvpt")}
