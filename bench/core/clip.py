@@ -116,7 +116,12 @@ class Clip:
         custom = model_cfg.pop("custom_text", False) or bool(model_cfg["text_cfg"].get("hf_model_name"))
         towers = open_clip.CoCa if "multimodal_cfg" in model_cfg else open_clip.CustomTextCLIP
         build = towers if custom else open_clip.CLIP
-        return cls(build(**model_cfg), _tokenizer(model_cfg["text_cfg"], folder), config)
+        model = build(**model_cfg)
+        if isinstance(model, open_clip.CoCa):
+            # The one tensor that open_clip leaves as memory holds it; drawn last, and as its other projections.
+            projection = model.text_decoder.text_projection
+            torch.nn.init.normal_(projection, std=projection.shape[0] ** -0.5)
+        return cls(model, _tokenizer(model_cfg["text_cfg"], folder), config)
 
     @classmethod
     def load(cls, folder: Path) -> "Clip":
