@@ -87,7 +87,7 @@ def _settings(
     **flags: Any,
 ):
     from bench.experiment.settings import resolve
-    from bench.experiment.variants import suite_settings
+    from bench.experiment.suites import suite_settings
 
     load_plugins(tuple(plugins))
     declared = suite_settings(suite)
@@ -135,7 +135,7 @@ def run(
     speed: Annotated[float, typer.Option(min=0.01, help="Of the dry run's GPU: times that of an RTX 3090.")] = 1.0,
 ) -> None:
     """Run attacks against defenses. Interrupted, the same command goes on where it was."""
-    from bench.experiment.variants import variants_of
+    from bench.experiment.suites import variants_of
     from bench.matrix.dry_run import dry_run as show_dry_run
     from bench.matrix.runner import run_matrix
     from bench.matrix.schedule import NOT_TRIED
@@ -199,8 +199,8 @@ def list_(
 ) -> None:
     """List what there is, a line each."""
     from bench.experiment.settings import presets
-    from bench.experiment.suites import SUITES
     from bench.models import known_models
+    from bench.papers import suites
 
     load_plugins(tuple(plugin))
     listings: dict[str, Any] = {
@@ -213,7 +213,7 @@ def list_(
         ],
         "datasets": lambda: [(n, _summary(datasets[n])) for n in datasets],
         "presets": lambda: list(presets().items()),
-        "suites": lambda: [(name, suite.shows) for name, suite in SUITES.items()],
+        "suites": lambda: [(name, suite.shows) for name, suite in suites().items()],
         "models": known_models,
     }
     if kind not in listings:
