@@ -66,8 +66,11 @@ def imports() -> dict[str, set[str]]:
                     # `from package import module` imports the module.
                     names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
                 found[module] |= {name for name in names if name.split(".")[0] in FIRST_PARTY}
-    # A package that imports its own modules imports no other.
-    return {module: (names & found.keys()) - {module} for module, names in found.items()}
+    # `from package import module` imports that module, and of the package no name.
+    return {
+        m: {n for n in names & found.keys() if not any(o.startswith(f"{n}.") for o in names)}
+        for m, names in found.items()
+    }
 
 
 def test_no_package_imports_one_below_it_in_the_table() -> None:
