@@ -25,7 +25,7 @@ class BadNet(Attack):
         "noise", description="noise: redrawn per image; fixed: one seeded patch; checker, yellow: as other suites have"
     )
     patch_image: Path | None = Field(
-        None, added=True, description="a picture of `size` x `size` px: that patch instead of a pattern"
+        None, description="a picture of `size` x `size` px: that patch instead of a pattern"
     )
     place: Place = Field("random", description="where the patch goes; random is drawn per image")
     overflow: Literal["clip", "wrap"] = Field("clip", description="noise out of range: clipped, or modulo 256")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attacks.patch import paste, read_patch
-from bench import Attack, BenchError, Captioned, Clip, Field, Preparation, Trigger, mentions
+from bench import Attack, BenchError, Captioned, Clip, Field, Preparation, Scale, Trigger, Work, mentions
 from bench.training.fine_tuning import shuffled_batches
 
 
@@ -48,7 +48,6 @@ class OptimisedPatch(Attack):
     place: Literal["center", "lower_right"] = Field("center", description="where the patch goes")
     patch_image: Path | None = Field(
         None,
-        added=True,
         description="a picture of `size` x `size` px: that patch, made elsewhere, instead of an optimised one",
     )
     images: int = Field(10_000, ge=1, description="images to optimise on, of captions that do not name the target")
@@ -66,6 +65,10 @@ class OptimisedPatch(Attack):
     def view(self, images: Tensor, rng: torch.Generator) -> Tensor:
         """Augment clean images, uint8 (n, 3, h, w), before the patch is put on them; the same by default."""
         return images
+
+    def work(self, scale: Scale) -> Work:
+        steps = 0 if self.patch_image is not None else self.images * self.epochs
+        return Work(tuned=steps, size=12 * scale.sizes.image_size**2)
 
     def prepare(self, given: Preparation) -> dict[str, Tensor]:
         """Optimise the patch. Logs loss and mean cosine to the aim of every step, both before it was taken.

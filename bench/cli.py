@@ -1,24 +1,27 @@
-"""The face: `bench run`, `list`, `show`, `triggers`, `report`, `pretrain`."""
+"""The face: `bench run`, `list`, `show`, `triggers`, `report`, `pretrain`.
+
+Each command imports what it needs: torch alone takes longer than `bench --help`.
+"""
 
 import inspect
 import sys
 import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 
+import bench
 from bench import cli_data, cli_gate
-from bench.core.attack import attacks, stamp
-from bench.core.dataset import datasets
-from bench.core.defense import defenses
 from bench.core.errors import BenchError, unknown
-from bench.core.metric import metrics
 from bench.core.registry import load_plugins, origin
-from bench.core.settings import Settings
+
+if TYPE_CHECKING:
+    from bench.core.settings import Settings
+    from bench.results.folder import ResultsFolder
 
 app = typer.Typer(
     help="Backdoor attacks on CLIP against defenses: numbers with intervals.",
@@ -31,7 +34,7 @@ app.add_typer(cli_gate.app)
 app.add_typer(cli_data.app, name="data")
 # Paths and names may hold brackets, which are no markup.
 screen = Console(markup=False, highlight=False)
-KINDS = ("attacks", "defenses", "metrics", "datasets", "presets", "suites", "models")
+KINDS = ("attacks", "defenses", "tasks", "metrics", "datasets", "presets", "suites", "models")
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:
@@ -45,6 +48,8 @@ def _seeds(text: str | None) -> tuple[int, ...] | None:
         raise BenchError(f"--seeds {text}: write whole numbers, such as --seeds 0,1,2") from None
 
 
+# The flags that say how a run is executed.
+EXECUTION = ("device", "workers", "executor")
 # B006 below: Typer wants a list as the default of a repeatable option, and nothing changes it.
 Preset = Annotated[str, typer.Option(help="Settings to start from; `bench list presets`.")]
 Config = Annotated[Path | None, typer.Option(help="A YAML file of settings, on top of the preset.")]
@@ -86,6 +91,7 @@ def _settings(
     load_plugins(tuple(plugins))
     declared = suite_settings(suite)
     values: dict[str, Any] = {k: v for k, v in flags.items() if v is not None}
+    values["execution"] = {name: values.pop(name) for name in EXECUTION if name in values}
     given = {"name": model, "pretrained": pretrained, "checkpoint": checkpoint, "backdoored": backdoored}
     if chosen := {k: v for k, v in given.items() if v is not None}:
         values["model"] = chosen
@@ -95,7 +101,7 @@ def _settings(
         named = dataset or resolve(preset, config, {}, tuple(assignments)).dataset
         if named == "world":
             raise BenchError("--data-root needs --dataset NAME, such as --dataset folder")
-        datasets[named]
+        bench.datasets[named]
         values[named] = {"root": data_root}
     return resolve(preset, config, values, tuple(assignments), paper, declared)
 
@@ -107,6 +113,7 @@ def run(
     paper: Annotated[str | None, typer.Option(help="v1 or v3: whose settings a paper- preset has.")] = None,
     attacks: Attacks = None,
     defenses: Annotated[str | None, typer.Option(help="Defenses and chains (a+b), by comma, or all.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="What is measured, by comma, or all.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds, by comma.")] = None,
     model: Model = None,
     pretrained: Pretrained = None,
@@ -131,12 +138,12 @@ def run(
     from bench.matrix.dry_run import dry_run as show_dry_run
     from bench.matrix.runner import run_matrix
     from bench.matrix.schedule import NOT_TRIED
-    from reports.results import plugins_of
+    from bench.results.folder import ResultsFolder
 
     settings = _settings(
         preset, config, set, plugin, model, pretrained, checkpoint, dataset, data_root,
-        backdoored, paper, suite, attacks=_names(attacks), defenses=_names(defenses), seeds=_seeds(seeds),
-        target=target, pairs=pairs, device=device, workers=workers, executor=executor,
+        backdoored, paper, suite, attacks=_names(attacks), defenses=_names(defenses), tasks=_names(tasks),
+        seeds=_seeds(seeds), target=target, pairs=pairs, device=device, workers=workers, executor=executor,
     )  # fmt: skip
     variants, left_out = variants_of(settings, suite)
     for name, reason in left_out.items():
@@ -150,9 +157,7 @@ def run(
         screen.print("interrupted. Finished work is kept: the same command goes on from there.")
         raise typer.Exit(130) from None
     if ended.shown:
-        # Its tables have the attacks of earlier runs, too.
-        load_plugins(tuple(file for file in plugins_of(out) if file.is_file()))
-        _write_report(out)
+        _write_report(ResultsFolder(out))
     else:
         screen.print(f"no cell of this run is finished; the tables in {out} are as they were")
     if ended.failures:
@@ -171,19 +176,19 @@ def report(
     html: Annotated[bool, typer.Option("--html", help="Write one page with all of it, too: report.html.")] = False,
 ) -> None:
     """Write tables, figures, tidy results, predictions and trigger pictures of a results folder anew."""
+    from bench.experiment.resources import open_device
+    from bench.results.folder import ResultsFolder
     from reports.figures import draw_all
-    from reports.results import NUMBERS, RESULTS, plugins_of, read_table
 
-    load_plugins(plugins_of(out))
-    _write_report(out, published)
-    results = read_table(out / RESULTS, NUMBERS)
-    drawn = draw_all(out, results)
+    folder = ResultsFolder(out, open_device("auto"))
+    _write_report(folder, published)
+    drawn = draw_all(folder)
     for figure in drawn:
         screen.print(f"{figure.name}: {figure.missing or figure.title}", soft_wrap=True)
     if html:
         from reports.page import write_page
 
-        screen.print(f"wrote {write_page(out, results, drawn)}")
+        screen.print(f"wrote {write_page(folder, drawn)}")
 
 
 @app.command("list")
@@ -192,26 +197,34 @@ def list_(
     plugin: Plugin = [],  # noqa: B006
 ) -> None:
     """List what there is, a line each."""
-    from bench.experiment.settings import presets
-    from bench.experiment.suites import SUITES
-    from bench.models import known_models
-
-    load_plugins(tuple(plugin))
-    listings: dict[str, Any] = {
-        "attacks": lambda: [(n, _summary(attacks[n])) for n in attacks],
-        "defenses": lambda: [(n, _summary(defenses[n])) for n in defenses],
-        "metrics": lambda: [(n, _summary(metrics[n].measure)) for n in metrics],
-        "datasets": lambda: [(n, _summary(datasets[n])) for n in datasets],
-        "presets": lambda: list(presets().items()),
-        "suites": lambda: [(name, suite.shows) for name, suite in SUITES.items()],
-        "models": known_models,
-    }
-    if kind not in listings:
+    if kind not in KINDS:
         raise unknown("kind", kind, KINDS, "For example: bench list attacks")
+    load_plugins(tuple(plugin), only=kind)
     table = Table(box=None, show_header=False, pad_edge=False)
-    for row in listings[kind]():
+    for row in _listed(kind):
         table.add_row(*row)
     screen.print(table)
+
+
+def _listed(kind: str) -> Iterable[Sequence[str]]:
+    """Each thing of a kind, and what it is."""
+    if kind == "presets":
+        from bench.experiment.settings import presets
+
+        return presets().items()
+    if kind == "suites":
+        from bench.experiment.suites import SUITES
+
+        return [(name, suite.shows) for name, suite in SUITES.items()]
+    if kind == "models":
+        from bench.models import known_models
+
+        return known_models()
+    registry = getattr(bench, kind)
+    if kind == "metrics":
+        over_cells = [(name, _summary(bench.cell_metrics[name])) for name in bench.cell_metrics]
+        return [*((name, _summary(registry[name])) for name in registry), *over_cells]
+    return [(name, _summary(registry[name])) for name in registry]
 
 
 @app.command()
@@ -220,19 +233,19 @@ def show(
     plugin: Plugin = [],  # noqa: B006
 ) -> None:
     """Say what a method is, where it comes from, and every setting with its default, range and unit."""
-    from bench.experiment.settings import RunSettings
-
     load_plugins(tuple(plugin))
-    if name in metrics:
-        screen.print(f"{name}, better {metrics[name].better}, {origin(metrics[name].measure)}")
-        screen.print((metrics[name].measure.__doc__ or "").strip())
+    if name in bench.metrics:
+        metric = bench.metrics[name]
+        screen.print(f"{name}, better {metric.better}, {origin(metric.measure)}")
+        screen.print((metric.measure.__doc__ or "").strip())
         return
-    registries: dict[str, Any] = {"attack": attacks, "defense": defenses, "data set": datasets}
+    registries: dict[str, Any] = {"attack": bench.attacks, "defense": bench.defenses, "task": bench.tasks}
+    registries["data set"] = bench.datasets
     found = {kind: registry[name] for kind, registry in registries.items() if name in registry}
     if not found and name != "run":
-        known = [n for r in (attacks, defenses, datasets, metrics) for n in r] + ["run"]
+        known = [n for r in (*registries.values(), bench.metrics) for n in r] + ["run"]
         raise unknown("method", name, known, "`bench list attacks` and the like explain them.")
-    for kind, method in (found or {"settings of a run": RunSettings}).items():
+    for kind, method in (found or {"settings of a run": _run_settings()}).items():
         screen.print(f"{name} ({kind}), {origin(method)}\n")
         screen.print(inspect.cleandoc(method.__doc__ or "") + "\n")
         screen.print(_settings_table(method))
@@ -256,24 +269,26 @@ def triggers(
     images: Annotated[int, typer.Option(min=1, help="Test images to show.")] = 3,
 ) -> None:
     """Draw triggers on test images: clean, triggered, difference x 10. Triggers that a run left in OUT are taken."""
+    import torch
+
     from bench.experiment.resources import open_resources
     from bench.experiment.settings import BASE
-    from bench.matrix.plan import make_plan
-    from bench.matrix.stages import training_triggers, trigger_at_test
-    from bench.results.store import Store
+    from bench.matrix.plan import make_plan, read_fingerprints
+    from bench.matrix.stages.trigger import training_triggers
+    from bench.results.store import CACHE, Store
     from reports.triggers import draw_triggers
 
     settings = _settings(
         preset, config, set, plugin, model, pretrained, checkpoint, dataset, data_root,
         attacks=_names(attacks), target=target, pairs=pairs,
     )  # fmt: skip
-    resources = open_resources({BASE: settings}, Store(out), "cpu")[BASE]
+    resources = open_resources({BASE: settings}, out / CACHE, "cpu")[BASE]
     index = torch.arange(min(images, len(resources.test)))
     clean = resources.test.load(index)
-    plan = make_plan({BASE: settings}, {BASE: resources.fingerprints()})
+    plan = make_plan({BASE: settings}, {BASE: read_fingerprints(resources)})
     stamped = {
-        attack: stamp(resources.attack(attack), trigger_at_test(trigger), clean, index)
-        for attack, trigger in training_triggers(plan, settings.seeds[0], resources)
+        attack: bench.stamp(resources.attack(attack), trigger.at_test(), clean, index)
+        for attack, trigger in training_triggers(plan, settings.seeds[0], resources, Store(out))
     }
     draw_triggers(clean, stamped, out / "triggers" / "gallery.png")
     screen.print(f"wrote {out / 'triggers' / 'gallery.png'}")
@@ -292,7 +307,9 @@ def pretrain(
     threads: Annotated[int, typer.Option(min=1, help="Threads on the CPU.")] = 1,
 ) -> None:
     """Train a small CLIP from scratch, on the embedded world or on your pairs; `--model local-dir:OUT` then uses it."""
-    from bench.matrix.runner import open_device
+    import torch
+
+    from bench.experiment.resources import open_device
     from bench.training.from_scratch import architecture as read_architecture
     from bench.training.from_scratch import train_from_scratch
 
@@ -309,21 +326,29 @@ def pretrain(
     say(f"wrote {out}{said}. Use it with --model local-dir:{out}")
 
 
-def _write_report(out: Path, published: str | None = None) -> None:
+def _write_report(folder: "ResultsFolder", published: str | None = None) -> None:
     from reports.report import write_report
 
-    screen.print("\n" + write_report(out, published), soft_wrap=True)
+    screen.print("\n" + write_report(folder, published), soft_wrap=True)
+
+
+def _run_settings() -> "type[Settings]":
+    from bench.experiment.settings import RunSettings
+
+    return RunSettings
 
 
 def _summary(item: Any) -> str:
+    """The first line of what a method says of itself; of a metric, its function speaks."""
+    item = getattr(item, "measure", item)
     return next(iter((item.__doc__ or "").strip().splitlines()), "")
 
 
-def _settings_table(method: type[Settings]) -> Table:
+def _settings_table(method: "type[Settings]") -> Table:
     table = Table("setting", "default", "range", "unit", "what it is", box=None, pad_edge=False)
     for name, field in method.model_fields.items():
         kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Settings):
+        if isinstance(kind, type) and issubclass(kind, bench.Settings):
             for inner, inner_field in kind.model_fields.items():
                 table.add_row(f"{name}.{inner}", *_row(inner_field))
         else:

@@ -1,14 +1,16 @@
 """The face, of finished results: `bench verify`, `compare`, `baseline`, `check`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
+import bench
 from bench.core.errors import BenchError
-from bench.core.metric import metrics
-from bench.core.registry import load_plugins
+
+if TYPE_CHECKING:
+    from bench.results.folder import ResultsFolder
 
 app = typer.Typer(rich_markup_mode=None)
 screen = Console(markup=False, highlight=False)
@@ -21,8 +23,7 @@ def verify(out: Results = Path("results")) -> None:
     """Compute every number again from the stored predictions and compare; exit code 1 if something differs."""
     from reports.verify import verify as verify_results
 
-    _load(out)
-    found = verify_results(out)
+    found = verify_results(_open(out))
     _say(found.text())
     if found.problems:
         raise typer.Exit(1)
@@ -40,8 +41,7 @@ def compare(
     from reports.compare import compare as compare_defenses
     from reports.compare import to_markdown
 
-    _load(out)
-    table, unpaired = compare_defenses(out, first, second, attack)
+    table, unpaired = compare_defenses(_open(out), first, second, attack)
     _say(to_markdown(table, first, second))
     if unpaired:
         _say(f"\n{unpaired} places have only one of the two, and are left out.")
@@ -57,8 +57,7 @@ def baseline(
     """Write the numbers of a results folder as the baseline that `bench check` compares with."""
     from reports.baseline import make_baseline, to_json
 
-    _load(results)
-    made = make_baseline(results)
+    made = make_baseline(_open(results))
     _write(out, to_json(made))
     _say(f"wrote {out}: {len(made['cells'])} cells. `bench check RESULTS --baseline {out}` compares with it.")
 
@@ -68,7 +67,9 @@ def check(
     out: Results,
     baseline: Annotated[Path, typer.Option(help="The file that `bench baseline` wrote.")],
     tolerance: Annotated[float, typer.Option(min=0, help="Percentage points of change that are accepted.")] = 0.0,
-    judged: Annotated[str, typer.Option("--metrics", help="Metrics to judge, by comma.")] = "ASR,CA",
+    judged: Annotated[
+        str | None, typer.Option("--metrics", help="Metrics to judge, by comma; default: those of the main tables.")
+    ] = None,
     junit: Annotated[Path | None, typer.Option(help="Write the verdicts as JUnit XML, too.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write them as Markdown, too, for a CI's summary.")] = None,
 ) -> None:
@@ -77,11 +78,11 @@ def check(
     from reports.gate import exit_code, judge, to_junit, to_markdown
 
     before = read_baseline(baseline)
-    _load(out)
-    names = tuple(name.strip() for name in judged.split(",") if name.strip())
-    for name in names:
-        metrics[name]
-    findings = judge(before, now := make_baseline(out), names, tolerance)
+    now = make_baseline(_open(out))
+    names = tuple(name.strip() for name in judged.split(",") if name.strip()) if judged is not None else None
+    for name in names or ():
+        bench.metrics[name]
+    findings = judge(before, now, names, tolerance)
     text = to_markdown(findings, before, now, tolerance)
     if junit is not None:
         _write(junit, to_junit(findings))
@@ -91,10 +92,10 @@ def check(
     raise typer.Exit(exit_code(findings))
 
 
-def _load(out: Path) -> None:
-    from reports.results import plugins_of
+def _open(out: Path) -> "ResultsFolder":
+    from bench.results.folder import ResultsFolder
 
-    load_plugins(plugins_of(out))
+    return ResultsFolder(out)
 
 
 def _write(file: Path, text: str) -> None:

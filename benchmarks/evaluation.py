@@ -28,7 +28,7 @@ DEFENSES = ("none", "linear_probe", "vpt", "rvpt", "cleanclip", *PAPER_CHAINS)
 SHORT = (
     "world.train_per_class=2",
     f"world.test={IMAGES}",
-    f"evaluate.perturbation_images={PERTURBED}",
+    f"zero_shot.perturbation_images={PERTURBED}",
     "poison={pairs: 64, count: 16, epochs: 1}",
     "cleanclip={pairs: 64, epochs: 1}",
     "linear_probe={shots: 2, epochs: 1}",
@@ -75,7 +75,7 @@ def measure(attack: str) -> None:
         for node, tables in seen.items():
             for shared, own in zip(tables, observations(node, resources), strict=True):
                 pd.testing.assert_frame_equal(shared, own, check_exact=True)
-    perturbed = f"{PERTURBED} of them under {len(run.evaluate.perturbations)} perturbations"
+    perturbed = f"{PERTURBED} of them under {len(run.zero_shot.perturbations)} perturbations"
     took = f"{together:.1f} s together, {alone:.1f} s one by one"
     print(f"{attack}: {len(evaluations)} models, {IMAGES} images, {perturbed}: {took}")
     print(f"evaluation_sharing_{attack} ratio {alone / together:.2f}")

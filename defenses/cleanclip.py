@@ -2,13 +2,12 @@
 
 from itertools import count
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import AutoAugment
 
-from bench import BenchError, Captioned, CleanData, Clip, Defense, Field, Victim, defense
+from bench import BenchError, Captioned, CleanData, Clip, Defense, Field, Need, Scale, Victim, Work, defense
 from bench.core.dataset import Geometry
 from bench.core.distributed import processes, rank
 from bench.core.randomness import seeded
@@ -46,6 +45,13 @@ class CleanCLIP(Defense, FineTuning):
     synonyms: Literal["auto", "wordnet", "none"] = Field(
         "auto", description="text views with WordNet's synonyms, without, or with if it is installed; the log tells"
     )
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"pairs"})
+    shares_batches: ClassVar[bool] = True
+
+    def work(self, scale: Scale) -> Work:
+        # Each pair is seen in two views.
+        return Work(contrasted=2 * self.pairs * self.epochs, size=4 * scale.sizes.parameters, pairs=self.pairs)
 
     def fit(self, victim: Victim, data: CleanData) -> Victim:
         if victim.prompts is not None or victim.head is not None:
@@ -100,6 +106,9 @@ def augmented_images(pairs: Captioned, index: Tensor, geometry: Geometry, rng: t
 
     AutoAugment works on the image at its native size, which is then made square as every other. `rng` gives the seed.
     """
+    # Here, as it takes longer to import than torch.
+    from torchvision.transforms.v2 import AutoAugment
+
     natives, policy = pairs.load_natives(index), AutoAugment()
     # AutoAugment draws from torch's global generator and takes no other.
     with seeded(rng.initial_seed()):

@@ -1,13 +1,14 @@
 """Linear Probe: a new linear classifier on the frozen image encoder."""
 
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench import CleanData, Defense, Field, Images, Victim, defense
+from bench import CleanData, Defense, Facing, Field, Images, Need, Scale, Victim, Work, defense
+from bench.core.defense import too_few_images
 from bench.core.randomness import seeded
 from bench.training.fine_tuning import shuffled_batches
 
@@ -21,15 +22,15 @@ class LinearProbe(Defense):
     few-shot probe, so we take the same images a class as RVPT does. The other settings are for comparison.
     """
 
-    zero_shot = False
+    needs: ClassVar[frozenset[Need]] = frozenset({"shots"})
+    zero_shot: ClassVar[bool] = False
 
     shots: int | None = Field(16, ge=1, description="training images a class; null: the whole training set")
     feature: Literal["embedding", "penultimate"] = Field(
         "embedding",
-        added=True,
         description="what is classified: the projected embedding, or the class token before projection",
     )
-    normalise: bool = Field(False, added=True, description="whether features are brought to unit norm")
+    normalise: bool = Field(False, description="whether features are brought to unit norm")
     learning_rate: float = Field(0.01, gt=0, description="constant learning rate of SGD")
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
     batch_size: int = Field(32, ge=1, description="images a step")
@@ -51,6 +52,12 @@ class LinearProbe(Defense):
             optimiser.step()
             data.record(ce=loss.item())
         return replace(victim, head=head.requires_grad_(False))
+
+    def unsuited(self, given: Facing) -> str:
+        return super().unsuited(given) or too_few_images(self.shots or 0, given)
+
+    def work(self, scale: Scale) -> Work:
+        return Work(forward=(self.shots or 0) * scale.classes, size=4 * scale.classes * scale.sizes.embed_dim)
 
 
 @torch.no_grad()

@@ -8,13 +8,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench import BenchError, CleanData, Defense, Field, Labelled, Victim
+from bench import BenchError, CleanData, Defense, Facing, Field, Labelled, Need, Scale, Victim, Work
+from bench.core.defense import too_few_images
 from bench.core.encoder import layers, width
 from bench.core.images import crops
 from bench.core.precision import autocast
@@ -25,6 +26,8 @@ from defenses.tower import Batch, Tower, join, untrained, within_memory
 
 class PromptTuning(Defense):
     """Settings and loop of deep visual prompt tuning. The defaults are the paper's for ViT-B/32."""
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"shots", "class_names"})
 
     shots: int = Field(16, ge=1, description="training images a class")
     depth: int = Field(3, ge=0, description="D, the number of first blocks without prompts")
@@ -47,20 +50,17 @@ class PromptTuning(Defense):
     last_blocks: int | None = Field(
         None,
         ge=1,
-        added=True,
         description="prompted blocks counted from the output, in place of depth; null: all after D",
     )
     first_blocks: int | None = Field(
-        None, ge=1, added=True, description="prompted blocks counted from the input, in place of depth and last_blocks"
+        None, ge=1, description="prompted blocks counted from the input, in place of depth and last_blocks"
     )
     template: str | None = Field(
         None,
-        added=True,
         description="text prompt of the classes, {} for the name, in tuning and at test; null: the data set's",
     )
     without_target: bool = Field(
         False,
-        added=True,
         description="tune without the target class: neither its images nor its place in the softmax",
     )
 
@@ -77,6 +77,22 @@ class PromptTuning(Defense):
             raise BenchError(
                 f"template = {self.template!r} has no place for the class's name: write {{}} where it goes"
             )
+
+    def unsuited(self, given: Facing) -> str:
+        if given.sizes is not None:
+            asked = max(self.depth, self.last_blocks or 0, self.first_blocks or 0)
+            if asked > given.sizes.blocks:
+                return f"it asks for {asked} blocks, and the image tower has {given.sizes.blocks}"
+        return super().unsuited(given) or too_few_images(self.shots, given)
+
+    def work(self, scale: Scale) -> Work:
+        prompted = self.first_blocks or self.last_blocks or scale.sizes.blocks - self.depth
+        images = self.shots * scale.classes
+        return Work(tuned=images * self.epochs, size=4 * prompted * self.prompts * scale.sizes.width)
+
+    @property
+    def leaves_target_out(self) -> bool:
+        return self.without_target
 
     @property
     def repels(self) -> bool:

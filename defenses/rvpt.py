@@ -65,17 +65,12 @@ class RVPT(PromptTuning):
 
     alpha: float = Field(2.0, ge=0, description="weight of the feature-repelling loss")
     margin: float = Field(-1.0, ge=-1, le=1, description="cosine below which an image is repelled no further")
-    distance: Distance = Field(
-        "cosine", added=True, description="cosine, or l1, l2: the distance of features at unit norm, grown"
-    )
+    distance: Distance = Field("cosine", description="cosine, or l1, l2: the distance of features at unit norm, grown")
     permutation: Permutation | None = Field(
         None,
-        added=True,
         description="where prompts and repelled features are, half as many; null: both at all blocks after D",
     )
-    tokens: Literal["class", "all"] = Field(
-        "class", added=True, description="what is repelled: class tokens, or patch tokens too"
-    )
+    tokens: Literal["class", "all"] = Field("class", description="what is repelled: class tokens, or patch tokens too")
 
     def model_post_init(self, context: object) -> None:
         super().model_post_init(context)

@@ -1,5 +1,5 @@
 """The metrics: accuracies and attack success, Perturbation Resistivity. Importing this package registers them."""
 
-from metrics import resistivity, success
+from metrics import correlation, resistivity, success
 
-__all__ = ["resistivity", "success"]
+__all__ = ["correlation", "resistivity", "success"]

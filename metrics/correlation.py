@@ -2,15 +2,23 @@
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from bench import BenchError, Estimate
+from bench.core.errors import BenchError
+from bench.core.metric import Estimate, OverCells, cell_metric
+from bench.core.names import CELL_COLUMNS, CLEAN_MODEL, OWN_TRIGGER
 from metrics.intervals import bootstrap_interval
+
+RESISTIVITIES = ("PR_cos", "PR_ratio")
+# What tells one backdoored model from another.
+BACKDOOR = ["model", "attack", "target", "seed"]
+FEWEST = 3
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,54 @@ class Correlation:
         return self.pearson.n
 
 
+@cell_metric("PR_ASR")
+def pr_asr(results: pd.DataFrame) -> list[OverCells]:
+    """Correlation of PR on the cell's own trigger with ASR, a point per backdoored cell and seed.
+
+    95 % bootstrap intervals over cells.
+    """
+    return [number for name in RESISTIVITIES for number in _correlations(results, name)]
+
+
+def _correlations(results: pd.DataFrame, resistivity: str) -> Iterator[OverCells]:
+    points = correlation_points(results, resistivity)
+    left_out = points.attrs["left_out"]
+    lacking = f"{left_out} cells left out for want of a finite value. " if left_out else ""
+    if len(points) < FEWEST:
+        yield OverCells(resistivity, None, f"{lacking}{len(points)} cells have both, and a correlation needs {FEWEST}.")
+        return
+    correlation = pr_asr_correlation(points["pr"], points["asr"])
+    note = (lacking + _caution(points)).strip()
+    for name, estimate in (("Pearson", correlation.pearson), ("Spearman", correlation.spearman)):
+        constant = "" if math.isfinite(estimate.value) else " Undefined: one side is constant."
+        yield OverCells(f"{resistivity}, {name}", estimate, (note + constant).strip())
+
+
+def correlation_points(results: pd.DataFrame, resistivity: str) -> pd.DataFrame:
+    """A row per backdoored cell: PR on the cell's own trigger (`pr`), and its ASR in percent (`asr`).
+
+    The clean model has no backdoor and is left out. Cells without PR on the trigger, or where one of the two is not
+    finite, are left out too; `attrs["left_out"]` counts them.
+    """
+    backdoored = results[results["defense"] != CLEAN_MODEL]
+    asr = backdoored[backdoored["metric"] == "ASR"].set_index(CELL_COLUMNS)["value"]
+    own = (backdoored["metric"] == resistivity) & (backdoored["perturbation"] == OWN_TRIGGER)
+    pr = backdoored[own].set_index(CELL_COLUMNS)["value"]
+    joined = pd.DataFrame({"pr": pr, "asr": asr})
+    kept = joined[np.isfinite(joined).all(axis=1)].reset_index()
+    kept.attrs["left_out"] = len(joined) - len(kept)
+    return kept
+
+
+def _caution(points: pd.DataFrame) -> str:
+    """Said when points are not independent, since their cells share a backdoored model."""
+    models = len(points[BACKDOOR].drop_duplicates())
+    if models == len(points):
+        return ""
+    some = "1 backdoored model" if models == 1 else f"{models} backdoored models"
+    return f"Caution: these are cells of {some}; those of one model are not independent, and the intervals too narrow."
+
+
 def pr_asr_correlation(pr: ArrayLike, asr: ArrayLike) -> Correlation:
     """How Perturbation Resistivity (n,) and ASR (n,) of the same n cells correlate, with bootstrap intervals.
 
@@ -37,9 +93,9 @@ def pr_asr_correlation(pr: ArrayLike, asr: ArrayLike) -> Correlation:
     x, y = np.asarray(pr, dtype=float), np.asarray(asr, dtype=float)
     if len(x) != len(y):
         raise BenchError(f"{len(x)} values of PR and {len(y)} of ASR: give one of each per cell")
-    if len(x) < 3:
+    if len(x) < FEWEST:
         raise BenchError(
-            f"a correlation of PR and ASR needs 3 cells, and there are {len(x)}. "
+            f"a correlation of PR and ASR needs {FEWEST} cells, and there are {len(x)}. "
             "Run more: --attacks all, --defenses all"
         )
     broken = int((~np.isfinite(x) | ~np.isfinite(y)).sum())

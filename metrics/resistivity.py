@@ -49,7 +49,7 @@ def pr_cos(seen: Observations) -> dict[str, Estimate]:
 
 def _perturbations(seen: Observations) -> Iterator[tuple[str, pd.DataFrame]]:
     """The rows of each perturbation; none where the cell was run without perturbations."""
-    if seen.similarities.empty:
+    if seen["similarities"].empty:
         return
-    for name, rows in seen.similarities.groupby("perturbation", sort=False):
+    for name, rows in seen["similarities"].groupby("perturbation", sort=False):
         yield str(name), rows

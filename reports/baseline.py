@@ -3,53 +3,55 @@
 import importlib.metadata
 import json
 import platform
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from bench.core.code_state import commit_of
 from bench.core.errors import BenchError
 from bench.core.images import hash_of
-from bench.experiment.settings import OWN_TRIGGER
-from bench.results.run_file import runs_of
+from bench.core.names import CELL_COLUMNS, OWN_TRIGGER
+from bench.results.folder import ResultsFolder
+from bench.results.records import Cell
+from bench.results.tidy import pooled
 from reports.command import command_of, flat
-from reports.mixing import cards, name_of
-from reports.results import PLACE, collect, place, pooled, read_run, some_finished_cells
 
 # Raise it when the file's contents change their meaning.
-FORMAT = 1
-CELL = [key for key in PLACE if key != "seed"]
+FORMAT = 2
+CELL = [key for key in CELL_COLUMNS if key != "seed"]
 LIBRARIES = ("numpy", "open_clip_torch", "torchvision")
 # Ids of other artefacts, and what says which code and seed it was: not part of what makes two numbers comparable.
 NOT_SETTINGS = {"kind", "version", "subject", "backdoor", "seed"}
 
 
-def make_baseline(out: Path) -> dict[str, Any]:
+def make_baseline(folder: ResultsFolder) -> dict[str, Any]:
     """The finished cells of a results folder, pooled over seeds, as `bench baseline` writes them.
 
     Raises:
-        BenchError: no cell is finished, or the cells are of several versions, splits, checkpoints or settings.
+        BenchError: no cell is finished, or the cells are of several states of the code, splits, checkpoints or
+            settings.
     """
-    done, _ = some_finished_cells(out)
-    results = collect(out)
+    finished = folder.some_cells
+    results = folder.results
     own = results["perturbation"].isin(["", OWN_TRIGGER])
     numbers = dict(iter(results[own].groupby(CELL, sort=False)))
-    runs = [(run, [cell for cell in done if cell in run["cells"]]) for run in runs_of(read_run(out))]
-    seeds: dict[tuple, list[dict]] = {}
-    for cell in done:
-        seeds.setdefault(tuple(place(cell)[key] for key in CELL), []).append(cell)
+    seeds: dict[tuple, list[Cell]] = {}
+    for cell in finished:
+        seeds.setdefault(tuple(cell.place[key] for key in CELL), []).append(cell)
     settings: dict[str, Any] = {}
     cells = []
     for key, of_seeds in seeds.items():
-        made = _settings(out, of_seeds)
+        made = _settings(folder, of_seeds)
         settings[hash_of(made)] = made
         cells.append(dict(zip(CELL, key, strict=True)) | {"settings": hash_of(made), "numbers": _numbers(numbers[key])})
+    runs = [(run, [cell for cell in finished if cell in set(run.cells)]) for run in folder.record.runs]
     return {
         "format": FORMAT,
         "command": " && ".join(command_of(run, cells) for run, cells in runs if cells),
-        "commit": _commit(),
-        "seeds": sorted({cell["seed"] for cell in done}),
+        # Of the defense's own checkout, where the command is run.
+        "commit": commit_of(Path.cwd()) or None,
+        "seeds": sorted({cell.seed for cell in finished}),
         "versions": _versions(results),
         "cells": cells,
         "settings": settings,
@@ -79,28 +81,26 @@ def read_baseline(file: Path) -> dict[str, Any]:
     )
 
 
-def _settings(out: Path, of_seeds: list[dict]) -> dict[str, Any]:
+def _settings(folder: ResultsFolder, of_seeds: list[Cell]) -> dict[str, Any]:
     """What determines a cell but the code: settings of methods, recipes, fingerprints of model and data; its seeds."""
-    made = [_determined_by(out, cell) for cell in of_seeds]
+    made = [_determined_by(folder, cell) for cell in of_seeds]
     for cell, other in zip(of_seeds, made, strict=True):
         if other != made[0]:
             keys = ", ".join(k for k in flat(made[0]) | flat(other) if flat(made[0]).get(k) != flat(other).get(k))
-            raise BenchError(f"{name_of(of_seeds[0])} and {name_of(cell)} differ in {keys}: they cannot be pooled")
-    return made[0] | {"seeds": sorted(cell["seed"] for cell in of_seeds)}
+            raise BenchError(f"{of_seeds[0].name} and {cell.name} differ in {keys}: they cannot be pooled")
+    return made[0] | {"seeds": sorted(cell.seed for cell in of_seeds)}
 
 
-def _determined_by(out: Path, cell: dict) -> dict[str, Any]:
-    made = cards(out, cell)
-    backdoor, *chain = (card["determined_by"] for card in made)
-    ids = {card["id"] for card in made}
-    evaluation = chain[-1] if chain else backdoor
-    if backdoor["kind"] != "backdoor" or not (evaluation["clean"] or evaluation["subject"] in ids):
+def _determined_by(folder: ResultsFolder, cell: Cell) -> dict[str, Any]:
+    lineage = folder.lineage(cell)
+    if lineage.backdoor is None or not lineage.whole:
         raise BenchError(
-            f"how {name_of(cell)} was made cannot be told: the card of its backdoor or of a defense was deleted. "
+            f"how {cell.name} was made cannot be told: the card of its backdoor or of a defense was deleted. "
             "Keep artefacts/*/*/card.json, or run it anew with another --out"
         )
-    defenses = {f"defense_{i}": _without_code(inputs) for i, inputs in enumerate(chain[:-1], 1)}
-    return {"backdoor": _without_code(backdoor), **defenses, "evaluation": _without_code(evaluation)}
+    chain = {f"defense_{i}": _without_code(card.determined_by) for i, card in enumerate(lineage.defenses, 1)}
+    backdoor, evaluation = (_without_code(c.determined_by) for c in (lineage.backdoor, lineage.evaluation))
+    return {"backdoor": backdoor, **chain, "evaluation": evaluation}
 
 
 def _without_code(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -134,12 +134,3 @@ def _versions(results: pd.DataFrame) -> dict[str, str]:
     """Of bench and torch, those that made the numbers; of the others, those here."""
     made = {name: results[name].iloc[0] for name in ("bench", "torch")}
     return made | {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in LIBRARIES}
-
-
-def _commit() -> str | None:
-    """The commit of the checkout that the command runs in, marked where files differ from it; None outside of one."""
-    try:
-        command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -9,9 +9,8 @@ import pandas as pd
 from bench.core.attack import attacks
 from bench.core.defense import defenses
 from bench.matrix import plan
+from bench.results.tidy import did_not_take, pooled
 from reports.paper_tables import PAPER_PLACES, Method, PaperTable, Place
-from reports.results import pooled
-from reports.table import did_not_take
 
 KEYS = ["model", "dataset", "target", "defense", "variant", "attack", "perturbation", "metric"]
 Groups = dict[Hashable, pd.DataFrame]

@@ -4,10 +4,10 @@ import json
 import shlex
 from typing import Any
 
+from bench.core.names import CLEAN_MODEL
 from bench.experiment.settings import BASE, RunSettings, presets, resolve
 from bench.experiment.suites import SUITES
 from bench.experiment.variants import EMBEDDED
-from bench.matrix.plan import CLEAN_MODEL
 from bench.results.run_file import FREE
 
 

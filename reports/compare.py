@@ -1,22 +1,17 @@
 """Two defenses on the same images: how much they differ, and whether that is more than chance."""
 
-from collections.abc import Callable
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 
 from bench.core.errors import BenchError, unknown
-from bench.core.metric import Observations
+from bench.core.metric import Observations, metrics
+from bench.core.names import CELL_COLUMNS
+from bench.core.task import Task, tasks
+from bench.results.folder import ResultsFolder
+from bench.results.records import Cell
 from metrics.intervals import mcnemar, newcombe
-from reports.results import PLACE, finished_cells, observations, place
 
-# What counts as a hit of one image, among the images that the metric looks at.
-HITS: dict[str, Callable[[Observations], pd.Series]] = {
-    "ASR": lambda seen: (seen.predictions["triggered"] == seen.target)[seen.predictions["label"] != seen.target],
-    "CA": lambda seen: seen.predictions["clean"] == seen.predictions["label"],
-}
-WHERE = [key for key in PLACE if key not in ("defense", "seed")]
+WHERE = [key for key in CELL_COLUMNS if key not in ("defense", "seed")]
 ALL_SEEDS = "all"
 COLUMNS = [*WHERE, "seed", "metric", "first", "second", "difference", "low", "high", "p", "first_only", "second_only"]
 
@@ -24,13 +19,13 @@ COLUMNS = [*WHERE, "seed", "metric", "first", "second", "difference", "low", "hi
 Table = tuple[int, int, int, int]
 
 
-def compare(out: Path, first: str, second: str, attack: str | None = None) -> tuple[pd.DataFrame, int]:
-    """Differences of ASR and CA, first minus second, in percentage points; a row per (attack, seed, metric).
+def compare(folder: ResultsFolder, first: str, second: str, attack: str | None = None) -> tuple[pd.DataFrame, int]:
+    """Differences of a task's headline shares (ASR and CA), first minus second; a row per (attack, seed, metric).
 
-    `low` and `high` are Newcombe's 95 % interval for paired shares, `p` the exact McNemar test; `first_only` and
-    `second_only` count the images that are hits under one defense alone. With several seeds a row `all` follows: its
-    2x2 table is the mean over seeds, so its interval is that of one seed's images (the same images count once), and
-    it has no p.
+    In percentage points. `low` and `high` are Newcombe's 95 % interval for paired shares, `p` the exact McNemar test;
+    `first_only` and `second_only` count the images that are hits under one defense alone. With several seeds a row
+    `all` follows: its 2x2 table is the mean over seeds, so its interval is that of one seed's images (the same images
+    count once), and it has no p.
 
     Returns:
         The table, and the number of places where only one of the two defenses is finished.
@@ -38,33 +33,44 @@ def compare(out: Path, first: str, second: str, attack: str | None = None) -> tu
     Raises:
         BenchError: an unknown defense or attack, no place with both, or other images in one than in the other.
     """
-    cells, _ = finished_cells(out)
     for kind, name in (("defense", first), ("defense", second), ("attack", attack)):
-        known = sorted({cell[kind] for cell in cells})
+        known = sorted({getattr(cell, kind) for cell in folder.cells})
         if name is not None and name not in known:
-            raise unknown(kind, name, known, f"These are the finished ones in {out}.")
-    cells = [cell for cell in cells if attack in (None, cell["attack"])]
-    places: dict[tuple, dict[str, dict]] = {}
-    for cell in cells:
-        if cell["defense"] in (first, second):
-            where = tuple(place(cell)[key] for key in (*WHERE, "seed"))
-            places.setdefault(where, {})[cell["defense"]] = cell
+            raise unknown(kind, name, known, f"These are the finished ones in {folder.out}.")
+    places: dict[tuple, dict[str, Cell]] = {}
+    for cell in folder.cells:
+        if cell.defense in (first, second) and attack in (None, cell.attack):
+            where = tuple(cell.place[key] for key in (*WHERE, "seed"))
+            places.setdefault(where, {})[cell.defense] = cell
     pairs = {where: pair for where, pair in places.items() if len(pair) == 2}
     if not pairs:
-        raise BenchError(f"no attack and seed of {out} has both {first} and {second}. Give --defenses {first},{second}")
+        raise BenchError(
+            f"no attack and seed of {folder.out} has both {first} and {second}. Give --defenses {first},{second}"
+        )
     tables: dict[tuple, dict[int, Table]] = {}
     for key, pair in pairs.items():
         where, seed = key[:-1], key[-1]
-        seen = observations(out, pair[first]), observations(out, pair[second])
-        _same_images(*seen, f"{first} and {second}, {pair[first]['attack']}, seed {seed}")
-        for metric, hits in HITS.items():
-            tables.setdefault((*where, metric), {})[seed] = two_by_two(hits(seen[0]), hits(seen[1]))
-    table = [
+        for metric, table in _paired(folder, pair[first], pair[second]).items():
+            tables.setdefault((*where, metric), {})[seed] = table
+    rows = [
         dict(zip(WHERE, where, strict=True)) | {"seed": seed, "metric": metric} | row
         for (*where, metric), by_seed in tables.items()
         for seed, row in _rows(by_seed).items()
     ]
-    return pd.DataFrame(table, columns=COLUMNS), len(places) - len(pairs)
+    return pd.DataFrame(rows, columns=COLUMNS), len(places) - len(pairs)
+
+
+def _paired(folder: ResultsFolder, first: Cell, second: Cell) -> dict[str, Table]:
+    """The paired hits of two cells, by each headline metric that is a share."""
+    task, seen = tasks[first.task], (folder.observations(first), folder.observations(second))
+    _same_items(task, *seen, f"{first.defense} and {second.defense}, {first.attack}, seed {first.seed}")
+    tables = {}
+    for name in task.headline:
+        hits = [measure(one) for one in seen if (measure := metrics[name].hits) is not None]
+        pair = [rows for rows in hits if rows is not None]
+        if len(pair) == 2:
+            tables[name] = two_by_two(*pair)
+    return tables
 
 
 def two_by_two(first: pd.Series, second: pd.Series) -> Table:
@@ -128,7 +134,8 @@ def _row(tables: list[Table]) -> dict[str, float]:
     }
 
 
-def _same_images(first: Observations, second: Observations, where: str) -> None:
-    columns = ["index", "id", "label"]
-    if first.target != second.target or not first.predictions[columns].equals(second.predictions[columns]):
+def _same_items(task: type[Task], first: Observations, second: Observations, where: str) -> None:
+    columns = list(task.items)
+    tables = [seen[task.published[0]][columns] for seen in (first, second)]
+    if first.facts != second.facts or not tables[0].equals(tables[1]):
         raise BenchError(f"{where}: they saw other images or labels, so they cannot be paired. Run both anew.")

@@ -14,11 +14,12 @@ from xml.etree import ElementTree
 import pandas as pd
 
 from bench.core.metric import metrics
-from bench.matrix.plan import UNDEFENDED
+from bench.core.names import UNDEFENDED
+from bench.core.task import tasks
+from bench.results.records import cell_name
 from metrics.intervals import newcombe_independent
 from reports.baseline import CELL
 from reports.command import flat
-from reports.mixing import name_of
 
 CONFIDENCE = 0.99
 WORSE, BETTER, SAME, NEW = "worse", "better", "same", "new"
@@ -27,7 +28,6 @@ MISSING, NOT_COMPARABLE, INFORMATION = "missing", "not comparable", "information
 WEAKER_ATTACK = "weaker attack"
 FAILED = (WORSE, WEAKER_ATTACK, MISSING)
 ORDER = (WORSE, WEAKER_ATTACK, MISSING, NOT_COMPARABLE, BETTER, NEW, SAME, INFORMATION)
-INFORMING = ("PR_cos (trigger)",)
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class Finding:
 
 
 def judge(
-    before: dict[str, Any], now: dict[str, Any], judged: Sequence[str] = ("ASR", "CA"), tolerance: float = 0.0
+    before: dict[str, Any], now: dict[str, Any], judged: Sequence[str] | None = None, tolerance: float = 0.0
 ) -> list[Finding]:
     """Verdicts on all cells of two baselines (`reports.baseline.make_baseline`), the gravest first.
 
-    A judged metric is worse (better) if the whole interval of its change is more than `tolerance` percentage points
-    on the bad (good) side of 0.
+    `judged` are names of metrics; by default those of each task's main table. A judged metric is worse
+    (better) if the whole interval of its change is more than `tolerance` percentage points on the bad (good) side of 0.
     """
     old, new = ({tuple(cell[key] for key in CELL): cell for cell in b["cells"]} for b in (before, now))
     findings = []
@@ -63,9 +63,8 @@ def judge(
         ):
             findings.append(Finding(name, "", NOT_COMPARABLE, "; ".join(differences)))
         else:
-            findings += _cell(
-                name, key[CELL.index("defense")], old[key]["numbers"], new[key]["numbers"], judged, tolerance
-            )
+            cell = dict(zip(CELL, key, strict=True))
+            findings += _cell(name, cell, old[key]["numbers"], new[key]["numbers"], judged, tolerance)
     return sorted(findings, key=lambda finding: ORDER.index(finding.verdict))
 
 
@@ -120,25 +119,30 @@ def to_junit(findings: Sequence[Finding]) -> str:
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def _cell(name: str, defense: str, old: dict, new: dict, judged: Sequence[str], tolerance: float) -> list[Finding]:
-    findings = []
-    for metric in (*judged, *INFORMING):
+def _cell(
+    name: str, cell: dict[str, Any], old: dict, new: dict, judged: Sequence[str] | None, tolerance: float
+) -> list[Finding]:
+    task, findings = tasks[cell["task"]], []
+    judged = task.headline if judged is None else judged
+    for metric in (*judged, *task.informing):
         if metric not in old and metric not in new:
             continue
         before, now = (numbers.get(metric, {}).get("value") for numbers in (old, new))
-        if metric in INFORMING:
+        if metric in task.informing:
             verdict, why = INFORMATION, "not judged"
         elif metric not in new:
             verdict, why = MISSING, "in the baseline, and not measured"
         elif metric not in old:
             verdict, why = NEW, "measured, and not in the baseline"
         else:
-            verdict, why = _verdict(metric, defense, old[metric], new[metric], tolerance)
+            verdict, why = _verdict(metric, cell["defense"], old[metric], new[metric], tolerance)
         findings.append(Finding(name, metric, verdict, why, before, now))
     return findings
 
 
 def _verdict(metric: str, defense: str, old: dict, new: dict, tolerance: float) -> tuple[str, str]:
+    if metrics[metric].hits is None:
+        return INFORMATION, "no share of images, so no interval says whether it changed"
     shares = [(round(number["count"] or 0), number["n"]) for number in (new, old)]
     if not all(n for _, n in shares):
         return NOT_COMPARABLE, f"{metric} is of no images at all"
@@ -174,7 +178,7 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 def _name(cell: dict[str, Any], all_keys: Sequence[tuple]) -> str:
     """The cell's name, with model, data set and target only where they tell cells apart."""
     telling = [k for k in ("model", "dataset", "target") if len({key[CELL.index(k)] for key in all_keys}) > 1]
-    return ", ".join([name_of(cell), *(str(cell[key]) for key in telling)])
+    return ", ".join([cell_name(cell), *(str(cell[key]) for key in telling)])
 
 
 def _percent(value: float | None) -> str:

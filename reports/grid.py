@@ -6,20 +6,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench.experiment.settings import OWN_TRIGGER
-from bench.matrix.plan import CLEAN_MODEL
+from bench.core.names import CLEAN_MODEL
+from bench.core.task import Task
+from bench.results.tidy import DASH, summarise
 from reports.paper_tables import ATTACKS, METRICS, PERTURBATIONS, TABLES
 from reports.render import DAGGER, title, value_text
-from reports.results import summarise
-from reports.table import DASH
 
-# What one number of a table is, and the metrics in it: the first, and the one in parentheses.
-VIEWS = {
-    "ASR (CA) in percent, and 95 % intervals": (("ASR", ""), ("CA", "")),
-    "PA, the accuracy on triggered images of other classes, in percent": (("PA", ""),),
-    "PR on the cell's own trigger: v3 (v1)": (("PR_cos", OWN_TRIGGER), ("PR_ratio", OWN_TRIGGER)),
-    "ASR with one key of two, in percent: the image's (the text's)": (("ASR_image", ""), ("ASR_text", "")),
-}
 PLACE = ["model", "dataset", "target"]
 NAMES = [*PLACE, "method", "defense", "attack", "perturbation", "metric"]
 
@@ -50,8 +42,8 @@ class Grid:
     rows: tuple[Row, ...]
 
 
-def main_grids(results: pd.DataFrame, weak: Container[str] = ()) -> list[Grid]:
-    """The matrix in each of the views that has numbers: means over seeds, and the intervals of the images.
+def main_grids(results: pd.DataFrame, task: type[Task], weak: Container[str] = ()) -> list[Grid]:
+    """The matrix in each view of a task that has numbers: means over seeds, and the intervals of the images.
 
     A view has the attacks and defenses that it has a number of; attacks that are `weak` did not take, and are marked.
     """
@@ -59,8 +51,10 @@ def main_grids(results: pd.DataFrame, weak: Container[str] = ()) -> list[Grid]:
     summary = dict(table.set_index(["defense", "attack", "metric", "perturbation"]).iterrows())
     attacks, present = list(results["attack"].unique()), list(results["defense"].unique())
     defenses = sorted(present, key=lambda name: (name != CLEAN_MODEL, present.index(name)))
+    headline = tuple((metric, "") for metric in task.headline)
+    names = " ".join([task.headline[0], *(f"({metric})" for metric in task.headline[1:])])
     grids = []
-    for caption, metrics in VIEWS.items():
+    for caption, metrics in {f"{names} in percent, and 95 % intervals": headline, **task.views}.items():
         shown = table[[pair in metrics for pair in zip(table["metric"], table["perturbation"], strict=True)]]
         columns = [attack for attack in attacks if (shown["attack"] == attack).any()]
         rows = []

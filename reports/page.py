@@ -5,21 +5,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from bench.experiment.settings import RunSettings
-from bench.matrix.plan import CLEAN_MODEL, UNDEFENDED
-from reports.cells import own_place, table_cells
-from reports.correlation import correlation_text
+from bench.core.names import CLEAN_MODEL, UNDEFENDED
+from bench.core.task import tasks
+from bench.results.folder import ResultsFolder
+from bench.results.tidy import did_not_take
 from reports.figures import Drawn
-from reports.grid import Grid, main_grids, paper_grids
-from reports.paper_tables import TABLES
-from reports.render import DAGGER, title
-from reports.report import main_cells, poisoned, remarks
-from reports.results import finished_cells, own_cells, read_run
-from reports.table import did_not_take
-from reports.write_tables import remedy
+from reports.grid import Grid, main_grids
+from reports.paper.grids import paper_grids
+from reports.paper.render import DAGGER
+from reports.paper.write import lacking_tables
+from reports.report import over_cells_text, poisoned, remarks
 
 PAGE = "report.html"
 TEMPLATE = "page.html.j2"
@@ -32,46 +29,49 @@ MADE_WITH = ("bench", "torch", "hardware")
 TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
 
 
-def write_page(out: Path, results: pd.DataFrame, drawn: Sequence[Drawn]) -> Path:
+def write_page(folder: ResultsFolder, drawn: Sequence[Drawn]) -> Path:
     """Write DIR/report.html from the results, the figures drawn, and the tables and triggers in the folder.
 
     All text is escaped: names of classes, attacks and data sets come from strangers.
     """
-    run = RunSettings.model_validate(read_run(out)["settings"])
-    main = main_cells(results, run)
-    weak = did_not_take(main, run.took)
-    main_tables = main_grids(main, weak)
-    paper_tables = paper_grids(out / "tables")
+    run, main_tables = folder.settings, []
+    weak: dict[str, float] = {}
+    for name in dict.fromkeys(cell.task for cell in folder.own_cells):
+        results = folder.main_results(name)
+        weak |= did_not_take(results, run.took, tasks[name].headline[0])
+        main_tables += main_grids(results, tasks[name], weak)
+    paper_tables = paper_grids(folder)
     context = {
         "run": run,
-        "facts": facts(out, run, results),
+        "facts": facts(folder),
         "main_tables": main_tables,
         "paper_tables": paper_tables,
         "filters": filters([*main_tables, *paper_tables]),
         "figures": [(fig, data_uri(fig.files[0]), kind_of(fig.files[0])) for fig in drawn if fig.files],
-        "triggers": gallery(out, drawn),
-        "correlation": [line.removeprefix("- ") for line in correlation_text(main).splitlines()] if len(main) else [],
-        "notes": notes(out, weak, run.took),
-        "lacking": lacking(out, run, results, drawn),
+        "triggers": gallery(folder.out, drawn),
+        "correlation": over_cells_text(folder.main_results()),
+        "notes": notes(folder, weak),
+        "lacking": [*lacking_tables(folder), *((f"{f.label}: {f.title}", f.missing) for f in drawn if f.missing)],
     }
     environment = Environment(
         loader=PackageLoader("reports", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    file = out / PAGE
+    file = folder.out / PAGE
     file.write_text(environment.get_template(TEMPLATE).render(context), encoding="utf-8")
     return file
 
 
-def facts(out: Path, run: RunSettings, results: pd.DataFrame) -> dict[str, str]:
+def facts(folder: ResultsFolder) -> dict[str, str]:
     """What was run, and with what; the title names model and target."""
+    run, results = folder.settings, folder.results
     measured = results[results["metric"] == "CA"]
-    told = {
+    rows = {
         "data set": f"{run.dataset}, {_several(measured['n'].astype(int))} {run.evaluate.split} images",
         "seeds": _several(results["seed"]),
-        "poisoned pairs": poisoned(out, own_cells(out)),
+        "poisoned pairs": poisoned(folder, folder.own_cells),
         **{name: _several(results[name]) for name in MADE_WITH},
     }
-    return {name: value for name, value in told.items() if value}
+    return {name: value for name, value in rows.items() if value}
 
 
 def filters(grids: Sequence[Grid]) -> dict[str, list[str]]:
@@ -81,25 +81,15 @@ def filters(grids: Sequence[Grid]) -> dict[str, list[str]]:
     return {"attack": list(attacks), "defense": list(defenses)}
 
 
-def notes(out: Path, weak: dict[str, float], took: float) -> list[str]:
-    """What a reader of the numbers must know; `weak` are undefended ASRs below `took`, in percent."""
-    said = remarks(out, weak, took, f"{DAGGER} ")
-    if missing := finished_cells(out)[1]:
-        said.append(f"{len(missing)} cells are not finished and not on this page; the same bench run makes them.")
+def notes(folder: ResultsFolder, weak: dict[str, float]) -> list[str]:
+    """What a reader of the numbers must know; `weak` are undefended ASRs of attacks that did not take, in percent."""
+    lines = remarks(folder, weak, f"{DAGGER} ")
+    if n := len(folder.unfinished):
+        lines.append(f"{n} cells are not finished and not on this page; the same bench run makes them.")
     return [
         *MEANING,
-        *said,
+        *lines,
         "Intervals are of the sample of test images (95 %), not of the spread over seeds, which stands beside them.",
-    ]
-
-
-def lacking(out: Path, run: RunSettings, results: pd.DataFrame, drawn: Sequence[Drawn]) -> list[tuple[str, str]]:
-    """The paper's tables and figures that are not here, each with the reason or the command that fills it."""
-    own = own_place(run.model.label, run.dataset, run.target)
-    tables = [table for table in TABLES if not (out / "tables" / f"{table.name}.csv").is_file()]
-    return [
-        *((title(t), remedy(t, table_cells(t, results, own, run.took), own, out)) for t in tables),
-        *((f"{figure.label}: {figure.title}", figure.missing) for figure in drawn if figure.missing),
     ]
 
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from bench.core.names import CLEAN_MODEL, UNDEFENDED
 from bench.experiment.suites import THREE, TRANSFERABLE
-from bench.matrix.plan import CLEAN_MODEL, UNDEFENDED
 
 Axis = Literal["place", "method", "attack", "perturbation", "metric"]
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pandas as pd
 
 from bench.core.metric import metrics as registered
-from bench.matrix.plan import CLEAN_MODEL
+from bench.core.names import CLEAN_MODEL
+from bench.results.tidy import DASH
 from reports.cells import Cell, Number
 from reports.costs import COSTS
 from reports.paper_tables import ATTACKS, METRICS, PERTURBATIONS, Axis, PaperTable, Place
-from reports.table import DASH
 
 DAGGER = "†"
 UNITS = {"seconds": " s", "peak_memory_mb": " MB"}

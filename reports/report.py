@@ -1,128 +1,123 @@
-"""Write all that a results folder allows."""
+"""`bench report`: write all tables that a results folder allows, and pictures of its triggers."""
 
-from pathlib import Path
+from collections.abc import Iterable
 
 import pandas as pd
 import torch
 
 from bench.core.attack import stamp
 from bench.core.errors import BenchError
-from bench.experiment.resources import Resources
-from bench.experiment.settings import RunSettings
-from bench.matrix.stages import load_trigger, trigger_at_test
-from bench.results.store import Store
-from reports.cells import own_place
-from reports.correlation import correlation_text
-from reports.costs import collect_costs
-from reports.results import collect, own_cells, read_run, some_finished_cells, write_results
-from reports.table import (
-    DASH,
-    did_not_take,
-    keys_table,
-    main_table,
-    marked,
-    poisoned_accuracy_table,
-    resistivity_table,
-)
+from bench.core.task import tasks
+from bench.results.folder import ResultsFolder
+from bench.results.records import Cell
+from bench.results.tidy import DASH, did_not_take, marked, view_table
+from reports.files import over_cells, write_results
+from reports.paper.write import write_paper_tables
 from reports.triggers import draw_triggers
-from reports.write_tables import write_paper_tables
 
 PICTURES = 3
 
 
-def write_report(out: Path, published: str | None = None) -> str:
-    """Write the results, table.csv and table.md, the paper's tables and pictures of the triggers.
+def write_report(folder: ResultsFolder, published: str | None = None) -> str:
+    """Write the results, table.csv and table.md, the papers' tables and pictures of the triggers.
 
-    `published`, v1 or v3, puts the paper's numbers beside the measured ones. Returns the text of table.md.
+    `published`, such as v1, puts a paper's numbers beside the measured ones. Returns the text of table.md.
 
     Raises:
-        BenchError: the folder holds no run, or no finished cell; there is no such version of the paper.
+        BenchError: no cell is finished; there is no such version of a paper.
     """
-    run = RunSettings.model_validate(read_run(out)["settings"])
-    _, missing = some_finished_cells(out)
-    results = collect(out)
-    write_results(out, results)
-    own, main = own_cells(out), main_cells(results, run)
+    out, run = folder.out, folder.settings
+    _ = folder.some_cells
+    write_results(folder)
     text = f"# {run.model.label} on {run.dataset}, target {run.target}\n\n"
-    if not main.empty:
-        marked(main_table(main), did_not_take(main, run.took)).to_csv(out / "table.csv")
-        text += _main_text(out, run, main, own) + "\n"
-    text += _paper_text(out, run, results, published) + "\n"
-    if missing:
-        text += f"\n{len(missing)} cells are not finished and not in the tables; their `bench run` makes them.\n"
+    for task in dict.fromkeys(cell.task for cell in folder.own_cells):
+        text += _task_text(folder, task)
+    text += _paper_text(folder, published) + "\n"
+    if folder.unfinished:
+        n = len(folder.unfinished)
+        text += f"\n{n} cells are not finished and not in the tables; their `bench run` makes them.\n"
     (out / "table.md").write_text(text)
     try:
-        _pictures(run, out, own)
+        _pictures(folder)
     except BenchError as error:
         # Numbers are complete without the data and weights that pictures need.
         text += f"\npictures of triggers not drawn: {error}\n"
     return text
 
 
-def main_cells(results: pd.DataFrame, run: RunSettings) -> pd.DataFrame:
-    """Rows of the cells with the run's own settings: no variant, no other data set."""
-    own = {"variant": "", "dataset": run.dataset, "model": run.model.label, "target": run.target.lower()}
-    return results[(results[list(own)] == list(own.values())).all(axis=1)]
+def remarks(folder: ResultsFolder, weak: dict[str, float], mark: str = "") -> list[str]:
+    """Which attacks did not take, each after a `mark`, and which cells are not applicable, and why.
 
-
-def remarks(out: Path, weak: dict[str, float], took: float, mark: str = "") -> list[str]:
-    """Which attacks did not take, each after a `mark`, and which defenses cannot face an attack.
-
-    `weak` are undefended ASRs below `took`, in percent.
+    `weak` are undefended ASRs below the setting `took`, in percent.
     """
-    skipped = dict.fromkeys((c["defense"], c["attack"]) for c in read_run(out)["cells"] if not c["evaluation"])
+    took = folder.settings.took
+    left_out = dict.fromkeys((c.attack, c.reason) for c in folder.run.cells if not c.evaluation)
     return [
         *(f"{mark}The attack {a} did not take: undefended ASR {asr:.1f} % < {took:.0f} %." for a, asr in weak.items()),
-        *(f"{d} has no text side, so it cannot face {a}'s key in the text: {DASH}." for d, a in skipped),
+        *(f"{DASH} {attack}: {reason}." for attack, reason in left_out),
     ]
 
 
-def _main_text(out: Path, run: RunSettings, results: pd.DataFrame, done: list[dict]) -> str:
-    n = int(results[results["metric"] == "CA"]["n"].iloc[0])
-    weak = did_not_take(results, run.took)
-    blocks = {
-        f"ASR (CA) in percent with 95 % Wilson intervals; {results['seed'].nunique()} seed(s), {n} "
-        f"{run.evaluate.split} images. Poisoned pairs: {poisoned(out, done)}.": main_table(results),
-        "ASR in percent with both keys, and with one alone:": keys_table(results),
-        "PA, the accuracy on triggered images of other classes, in percent:": poisoned_accuracy_table(results),
-        "Perturbation Resistivity on the cell's own trigger, PR_cos / PR_ratio:": resistivity_table(results),
-    }
-    lines = [f"{said}\n\n{marked(t, weak).to_markdown()}\n" for said, t in blocks.items() if t is not None]
-    lines += [correlation_text(results) + "\n", *remarks(out, weak, run.took)]
-    return "\n".join(lines).rstrip() + "\n"
+def over_cells_text(results: pd.DataFrame) -> list[str]:
+    """Metrics over cells, a line each."""
+    lines = []
+    for row in over_cells(results).to_dict("records"):
+        value, low, high = (f"{row[name]:.2f}" for name in ("value", "low", "high"))
+        number = "" if pd.isna(row["value"]) else f"{value} [{low}, {high}], {row['n']:.0f} cells."
+        lines.append(" ".join(part for part in (f"{row['metric']} ({row['what']}):", number, row["note"]) if part))
+    return lines
 
 
-def _paper_text(out: Path, run: RunSettings, results: pd.DataFrame, published: str | None) -> str:
-    own = own_place(run.model.label, run.dataset, run.target)
-    with_costs = pd.concat([results, collect_costs(out)], ignore_index=True)
-    written, lacking = write_paper_tables(out, with_costs, own, run.took, published)
-    return "\n".join(["The paper's tables:", "", *written, *lacking])
-
-
-def poisoned(out: Path, cells: list[dict]) -> str:
+def poisoned(folder: ResultsFolder, cells: Iterable[Cell]) -> str:
     """How many pairs were poisoned, as it was, attack by attack where they differ."""
-    store, counts = Store(out), {}
+    counts = {}
     for cell in cells:
-        if store.has("backdoor", cell["backdoor"]):
-            card = store.card("backdoor", cell["backdoor"])
-            if "backdoored" in card:
-                return "none, the model was backdoored elsewhere"
-            share = 100 * card["poisoned"] / card["pairs"]
-            counts[cell["attack"]] = f"{card['poisoned']} of {card['pairs']} ({share:.2g} %)"
+        card = folder.lineage(cell).backdoor
+        if card is None:
+            continue
+        if card.backdoored is not None:
+            return "none, the model was backdoored elsewhere"
+        share = 100 * card.poisoned / card.pairs
+        counts[cell.attack] = f"{card.poisoned} of {card.pairs} ({share:.2g} %)"
     same = len(set(counts.values())) == 1
     return next(iter(counts.values())) if same else ", ".join(f"{a} {count}" for a, count in counts.items())
 
 
-def _pictures(run: RunSettings, out: Path, cells: list[dict]) -> None:
+def _task_text(folder: ResultsFolder, name: str) -> str:
+    """The main table of a task on the run's own settings, its other views, metrics over cells, and remarks."""
+    results, run, task = folder.main_results(name), folder.settings, tasks[name]
+    headline = [(metric, "") for metric in task.headline]
+    main = view_table(results, headline)
+    if main is None:
+        return ""
+    weak = did_not_take(results, run.took, task.headline[0])
+    if name == next(iter(dict.fromkeys(cell.task for cell in folder.own_cells))):
+        marked(main, weak).to_csv(folder.out / "table.csv")
+    n = int(results[results["metric"] == task.headline[-1]]["n"].iloc[0])
+    shown = task.headline[0] + "".join(f" ({metric})" for metric in task.headline[1:])
+    caption = (
+        f"{shown} in percent with 95 % Wilson intervals; {results['seed'].nunique()} seed(s), {n} "
+        f"{run.evaluate.split} images. Poisoned pairs: {poisoned(folder, folder.own_cells)}."
+    )
+    blocks = {caption: main, **{f"{said}:": view_table(results, list(view)) for said, view in task.views.items()}}
+    lines = [] if name == "zero_shot" else [f"## Task: {name}\n"]
+    lines += [f"{said}\n\n{marked(t, weak).to_markdown()}\n" for said, t in blocks.items() if t is not None]
+    lines += [f"- {line}" for line in over_cells_text(results)]
+    lines += ["", *remarks(folder, weak)]
+    return "\n".join(lines).rstrip() + "\n\n"
+
+
+def _paper_text(folder: ResultsFolder, published: str | None) -> str:
+    written, lacking = write_paper_tables(folder, published)
+    return "\n".join(["The papers' tables:", "", *written, *lacking])
+
+
+def _pictures(folder: ResultsFolder) -> None:
     """A picture of each attack's stored trigger, on the first test images."""
-    resources = Resources(run, Store(out), "cpu")
+    resources, store = folder.resources, folder.store
     index = torch.arange(min(PICTURES, len(resources.test)))
     clean = resources.test.load(index)
-    stored = {
-        cell["attack"]: cell["backdoor"]
-        for cell in reversed(cells)
-        if resources.store.has("backdoor", cell["backdoor"])
-    }
-    for attack, backdoor in stored.items():
-        stamped = stamp(resources.attack(attack), trigger_at_test(load_trigger(backdoor, resources)), clean, index)
-        draw_triggers(clean, {attack: stamped}, out / "triggers" / f"{attack}.png")
+    stored = {c.attack: c for c in reversed(folder.own_cells) if c.backdoor and store.has("backdoor", c.backdoor)}
+    for attack, cell in stored.items():
+        stamped = stamp(resources.attack(attack), folder.trigger(cell), clean, index)
+        draw_triggers(clean, {attack: stamped}, folder.out / "triggers" / f"{attack}.png")

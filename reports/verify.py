@@ -2,32 +2,28 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from bench.core.errors import BenchError
 from bench.core.images import hash_file, hash_of
 from bench.core.metric import Observations
-from bench.results.store import CARD, Store
-from reports.mixing import name_of, refuse_mixture
-from reports.results import (
-    COLUMNS,
-    KEYS,
-    NUMBERS,
-    PLACE,
-    PREDICTIONS,
+from bench.core.names import CELL_COLUMNS
+from bench.core.task import tasks
+from bench.results.folder import ResultsFolder
+from bench.results.records import Cell, cell_name
+from bench.results.store import CARD
+from bench.results.tidy import KEYS, NUMBERS, SUMMARY_KEYS, SUMMARY_NUMBERS, summarise
+from reports.files import (
+    OVER_CELLS,
+    OVER_CELLS_KEYS,
     RESULTS,
     RESULTS_PARQUET,
     SUMMARY,
-    SUMMARY_KEYS,
-    SUMMARY_NUMBERS,
-    observations,
-    place,
+    over_cells,
+    published_tables,
     read_table,
-    rows,
-    some_finished_cells,
-    summarise,
 )
 
 # Counts must be equal; means to this share of themselves, since their last bits depend on the machine's sums.
@@ -48,80 +44,93 @@ class Verified:
         return "\n".join([*self.problems, f"verified {counted}: {end}"])
 
 
-def verify(out: Path) -> Verified:
-    """Compare artefacts with their cards, predictions with artefacts, and the tables with the predictions.
+def verify(folder: ResultsFolder) -> Verified:
+    """Compare artefacts with their cards, published observations with artefacts, and the tables with the observations.
 
-    Every number is computed again from predictions.parquet, and the similarities that each evaluation stored. Other
-    processes and machines give the same: bootstrap resamples are seeded.
+    Every number is computed again from the tables of observations that the report wrote, and from those that each
+    evaluation alone stores. Other processes and machines give the same: bootstrap resamples are seeded.
 
     Raises:
-        BenchError: there are no results, or they are of several versions, splits or checkpoints.
+        BenchError: there are no results, or they are of several states of the code, splits or checkpoints.
     """
-    done, _ = some_finished_cells(out)
-    refuse_mixture(out, done)
+    _ = folder.some_cells
+    folder.refuse_mixture()
     result = Verified()
-    _artefacts(out, result)
+    _artefacts(folder, result)
+    out = folder.out
     tables = {name: read_table(out / name, NUMBERS) for name in (RESULTS, RESULTS_PARQUET)}
-    summary = read_table(out / SUMMARY, SUMMARY_NUMBERS)
-    again = _computed_again(out, done, result)
+    summary, cells = read_table(out / SUMMARY, SUMMARY_NUMBERS), read_table(out / OVER_CELLS, NUMBERS)
+    again = folder.numbers(_Observed(folder, result))
     for name, table in tables.items():
         _compare(name, table, again, KEYS, result)
     _compare(SUMMARY, summary, summarise(again), SUMMARY_KEYS, result)
+    _compare(OVER_CELLS, cells, over_cells(again), OVER_CELLS_KEYS, result)
     return result
 
 
-def _artefacts(out: Path, result: Verified) -> None:
+def _artefacts(folder: ResultsFolder, result: Verified) -> None:
     """Each artefact's id is its folder's name and the hash of what determined it, its files have their hashes."""
-    store = Store(out)
-    for folder in sorted(path for path in store.root.glob("*/*") if not path.name.startswith(".")):
-        name = folder.relative_to(out)
+    store = folder.store
+    for path in sorted(path for path in store.root.glob("*/*") if not path.name.startswith(".")):
+        name = path.relative_to(folder.out)
         result.compared["artefacts"] += 1
         try:
-            card = store.card(folder.parent.name, folder.name)
-            found, determined = card["id"], hash_of(card["determined_by"])
-        except (OSError, ValueError, KeyError) as error:
+            card = store.card(path.parent.name, path.name)  # type: ignore[arg-type]
+        except (OSError, KeyError, BenchError) as error:
             result.problems.append(f"{name}/{CARD} cannot be read: {type(error).__name__} {error}")
             continue
-        if not found == determined == folder.name:
-            result.problems.append(f"{name}: its card has the id {found}, and settings of the id {determined}")
-        if "files" not in card:
-            result.compared["artefacts without hashes of their files, made by an older version"] += 1
-        for file, expected in card.get("files", {}).items():
+        if not card.id == hash_of(card.determined_by) == path.name:
+            of_settings = hash_of(card.determined_by)
+            result.problems.append(f"{name}: its card has the id {card.id}, and settings of the id {of_settings}")
+        for file, expected in card.files.items():
             result.compared["files"] += 1
-            if not (folder / file).is_file():
+            if not (path / file).is_file():
                 result.problems.append(f"{name}/{file} is not there")
-            elif hash_file(folder / file) != expected:
+            elif hash_file(path / file) != expected:
                 result.problems.append(f"{name}/{file} is not the file that was written")
 
 
-def _computed_again(out: Path, cells: list[dict], result: Verified) -> pd.DataFrame:
-    """The tidy table, from predictions.parquet and the stored similarities."""
-    published = read_table(out / PREDICTIONS, [])
-    by_cell = {key: found.reset_index(drop=True) for key, found in published.groupby(PLACE, sort=False)}
-    table: list[dict] = []
-    for cell in cells:
-        stored = observations(out, cell)
-        found = by_cell.pop(tuple(place(cell)[key] for key in PLACE), None)
-        if found is None:
-            result.problems.append(f"{PREDICTIONS}: {name_of(cell)} is not there")
-            continue
-        predictions = found.reindex(columns=list(stored.predictions))
-        result.compared["predictions"] += len(predictions)
-        if differs := _difference(predictions, stored.predictions):
-            result.problems.append(f"{PREDICTIONS}: {name_of(cell)}, {differs} than evaluation {cell['evaluation']}")
-        table += rows(out, cell, Observations(predictions, stored.similarities, stored.target))
-    for key in by_cell:
-        result.problems.append(f"{PREDICTIONS}: {name_of(dict(zip(PLACE, key, strict=True)))} is no cell of the run")
-    return pd.DataFrame(table, columns=COLUMNS)
+class _Observed:
+    """What cells saw, by the published tables where there are some; says where these differ from the artefacts."""
+
+    def __init__(self, folder: ResultsFolder, result: Verified) -> None:
+        self._folder, self._result = folder, result
+        self._published: dict[str, dict[tuple, pd.DataFrame]] = {}
+        cells = {tuple(cell.place.values()) for cell in folder.cells}
+        for name in published_tables(folder):
+            table = read_table(folder.out / f"{name}.parquet")
+            by_cell = {key: rows.reset_index(drop=True) for key, rows in table.groupby(CELL_COLUMNS, sort=False)}
+            self._published[name] = by_cell
+            for key in by_cell.keys() - cells:
+                place = cell_name(dict(zip(CELL_COLUMNS, key, strict=True)))
+                result.problems.append(f"{name}.parquet: {place} is no cell of the run")
+
+    def __call__(self, cell: Cell) -> Observations:
+        stored = self._folder.observations(cell)
+        tables = dict(stored.tables)
+        for name in tasks[cell.task].published:
+            rows = self._published[name].get(tuple(cell.place.values()))
+            if rows is None:
+                self._result.problems.append(f"{name}.parquet: {cell.name} is not there")
+                continue
+            table = rows.reindex(columns=list(tables[name]))
+            self._result.compared[name] += len(table)
+            if differs := _difference(table, tables[name]):
+                problem = f"{name}.parquet: {cell.name}, {differs} than evaluation {cell.evaluation}"
+                self._result.problems.append(problem)
+            tables[name] = table
+        return Observations(tables, stored.facts)
 
 
 def _difference(published: pd.DataFrame, stored: pd.DataFrame) -> str:
-    """What differs, image by image; types of columns do not count, since cells with other columns lie in one file."""
+    """What differs, row by row; types of columns do not count, since cells with other columns lie in one file."""
     if len(published) != len(stored):
-        return f"other images ({len(published)} and not {len(stored)})"
+        return f"other rows ({len(published)} and not {len(stored)})"
     differs = (published != stored).any(axis=1)
-    first = f"{stored['id'][differs].iloc[0]} first" if differs.any() else ""
-    return f"other predictions of {differs.sum()} images ({first})" if first else ""
+    if not differs.any():
+        return ""
+    first = stored[differs].iloc[0]
+    return f"other values in {differs.sum()} rows ({first.get('id', first.name)} first)"
 
 
 def _compare(file: str, stored: pd.DataFrame, again: pd.DataFrame, keys: list[str], result: Verified) -> None:
@@ -156,5 +165,7 @@ def _same(stored: pd.Series, again: pd.Series) -> np.ndarray:
 
 def _row(keys: list[str], key: tuple) -> str:
     row = dict(zip(keys, key, strict=True))
+    if "attack" not in row:
+        return " ".join(map(str, key))
     perturbation = f" ({row['perturbation']})" if row["perturbation"] else ""
-    return f"{row['metric']}{perturbation} of {name_of(row)}"
+    return f"{row['metric']}{perturbation} of {cell_name(row)}"

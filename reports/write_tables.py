@@ -7,11 +7,11 @@ import pandas as pd
 
 from bench.experiment.suites import find_suite
 from bench.experiment.variants import EMBEDDED
+from bench.results.tidy import DASH
 from reports.cells import Cell, is_paper_place, table_cells
 from reports.paper_tables import ATTACKS, TABLES, Method, PaperTable, Place
 from reports.published import TARGETS, published
 from reports.render import DAGGER, title, write
-from reports.table import DASH
 
 FILES = ("md", "csv", "tex")
 
@@ -85,7 +85,7 @@ def remedy(table: PaperTable, cells: list[Cell], own: Place, out: Path) -> str:
         if is_paper_place(own) and home != own.dataset:
             commands.append(f"`bench run --preset paper-{home} --suite {table.suite} --out {out}`")
         elif known and cell.perturbation not in known:
-            perturbations = f"--set evaluate.perturbations=[{','.join(table.perturbations)}]"
+            perturbations = f"--set zero_shot.perturbations=[{','.join(table.perturbations)}]"
             commands.append(f"`bench run --suite {table.suite} {perturbations}` with an --out of its own")
         else:
             commands.append(f"`bench run --suite {table.suite} --out {out}` with this folder's preset")

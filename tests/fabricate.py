@@ -1,6 +1,5 @@
 """A results folder made by hand: the files that a run leaves, of models that never were."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +9,29 @@ import pandas as pd
 
 from bench.core.images import hash_of
 from bench.experiment.settings import resolve
+from bench.results.folder import ResultsFolder
+from bench.results.records import CARDS, Cell, Kind, Run, RunFile
+from bench.results.run_file import RUN_FILE
 from bench.results.store import Store
 
 CLASSES, TARGET = 4, 0
+CARD = {
+    "label": "made by hand", "seconds": 1.0, "peak_memory_mb": 100, "peak_memory_of": "process", "device": "cpu",
+    "hardware": "abacus", "processes": 1, "bench": "0.1.0", "commit": "a commit", "sources": "the code",
+    "torch": "2.6.0",
+}  # fmt: skip
+OF_KIND: dict[Kind, dict[str, Any]] = {
+    "trigger": {"trigger_hash": "the trigger"},
+    "backdoor": {"trigger_seed": 0, "trigger_hash": "the trigger", "target": "banana", "poisoned": 16, "pairs": 64},
+    "defense": {
+        "needs": ("shots",), "changed": ("prompts",), "tunable": 10, "samples": 20, "shots": (), "clean_pairs": (),
+    },
+    "evaluation": {
+        "task": "zero_shot", "tables": ("predictions", "similarities"),
+        "facts": {"target": TARGET, "classes": [f"class {i}" for i in range(CLASSES)]}, "images": 100,
+        "seconds_shared_by": 1,
+    },
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -31,7 +50,7 @@ class Made:
     ca_hits: Iterable[int] | None = None
     pr: float = 0.9
     perturbations: tuple[str, ...] = ("trigger",)
-    variant: str | None = None
+    variant: str = ""
     alpha: float = 2.0
     poisoned: int = 16
     checkpoint: str = "the model"
@@ -43,16 +62,21 @@ class Made:
 
 def results_folder(out: Path, *cells: Made) -> Path:
     """Write run.json and the artefacts of these cells; the same cell overwrites nothing."""
-    store, told = Store(out), []
+    store, recorded = Store(out), []
+    settings = resolve("smoke")
     for made in cells:
         backdoor, evaluation = _write(store, made)
-        variant = {"variant": made.variant} if made.variant is not None else {}
-        place = {"model": "mini", "target": "banana", "dataset": "world", "attack": made.attack}
-        place |= {"defense": made.defense, "seed": made.seed} | variant
-        told.append(place | {"evaluation": evaluation, "backdoor": backdoor})
-    settings = resolve("smoke").model_dump(mode="json")
-    (out / "run.json").write_text(json.dumps({"settings": settings, "plugins": [], "cells": told}))
+        names = {"attack": made.attack, "defense": made.defense, "seed": made.seed, "variant": made.variant}
+        recorded.append(Cell(task="zero_shot", **settings.place, **names, evaluation=evaluation, backdoor=backdoor))
+    values = settings.model_dump(mode="json")
+    run = Run(settings=values, variants={"": values}, cells=tuple(recorded))
+    (out / RUN_FILE).write_text(RunFile(runs=(run,)).model_dump_json())
     return out
+
+
+def opened(out: Path, *cells: Made) -> ResultsFolder:
+    """The same, opened."""
+    return ResultsFolder(results_folder(out, *cells))
 
 
 def predictions(made: Made) -> pd.DataFrame:
@@ -81,7 +105,7 @@ def similarities(made: Made) -> pd.DataFrame:
 
 
 def _write(store: Store, made: Made) -> tuple[str, str]:
-    shared = {"version": 2, "seed": made.seed}
+    shared = {"version": 3, "seed": made.seed}
     backdoor = shared | {
         "kind": "backdoor",
         "model": made.checkpoint,
@@ -94,34 +118,40 @@ def _write(store: Store, made: Made) -> tuple[str, str]:
     if made.backdoored:
         backdoor["backdoored"] = made.backdoored
     subject = hash_of(backdoor)
-    _artefact(store, backdoor, made, {"model.bin": "weights"})
-    if made.defense != "none":
+    write_artefact(store, backdoor, made.card, {"model.bin": "weights"})
+    clean = made.defense == "clean_model"
+    if made.defense != "none" and not clean:
         identity = {"name": made.defense, "version": made.version, "settings": {"alpha": made.alpha}}
         identity |= {"files": {"source": f"the code of version {made.version}"}}
         defense = shared | {"kind": "defense", "subject": subject, "defense": identity, "dataset": "the data"}
-        _artefact(store, defense, made, {"delta.bin": "prompts"})
+        write_artefact(store, defense, made.card, {"delta.bin": "prompts"})
         subject = hash_of(defense)
     evaluation = shared | {
         "kind": "evaluation",
-        "subject": subject,
+        "subject": made.checkpoint if clean else subject,
         "backdoor": hash_of(backdoor),
-        "clean": False,
+        "clean": clean,
         "dataset": "the data",
+        "task": {"name": "zero_shot", "version": 1, "settings": {}},
         "evaluate": {"split": made.split, "limit": None},
-        "perturbing": {},
+        "fresh_triggers": {},
     }
     tables = {"predictions.parquet": predictions(made), "similarities.parquet": similarities(made)}
-    _artefact(store, evaluation, made, tables)
+    write_artefact(store, evaluation, made.card, tables)
     return hash_of(backdoor), hash_of(evaluation)
 
 
-def _artefact(store: Store, inputs: dict[str, Any], made: Made, contents: Mapping[str, str | pd.DataFrame]) -> None:
+def write_artefact(
+    store: Store, inputs: dict[str, Any], card: Mapping[str, Any], contents: Mapping[str, str | pd.DataFrame]
+) -> None:
+    """Write an artefact of the kind and id that `inputs` have; `card` are fields that are not as usual."""
     kind, id = inputs["kind"], hash_of(inputs)
     if store.has(kind, id):
         return
-    card = {"id": id, "determined_by": inputs, "target": TARGET, "poisoned": 16, "pairs": 64, "device": "cpu"}
-    card |= {"hardware": "abacus", "bench": "0.1.0", "torch": "2.6.0"} | dict(made.card)
-    with store.writing(kind, id, card) as folder:
+    record = CARDS[kind]
+    changed = {name: value for name, value in card.items() if name in record.model_fields}
+    values = CARD | OF_KIND[kind] | {"id": id, "determined_by": inputs} | changed
+    with store.writing(kind, record.model_validate(values)) as folder:
         for name, content in contents.items():
             if isinstance(content, str):
                 (folder / name).write_text(content)

@@ -4,7 +4,7 @@ TINY = (
     "world.train_per_class=2",
     "poison.pairs=32",
     "poison.count=8",
-    "evaluate.perturbations=[flip, trigger]",
-    "evaluate.perturbation_images=8",
-    "workers=1",
+    "zero_shot.perturbations=[flip, trigger]",
+    "zero_shot.perturbation_images=8",
+    "execution.workers=1",
 )

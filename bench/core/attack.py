@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import ClassVar
 
@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from bench.core.clip import Clip
+from bench.core.cost import Scale, Work
 from bench.core.errors import BenchError
 from bench.core.images import Captioned
 from bench.core.log import Logged
-from bench.core.randomness import generator
+from bench.core.randomness import derive, generator
 from bench.core.registry import Registry
 from bench.core.settings import Field, Settings
 
@@ -34,6 +35,10 @@ class Trigger:
     def rng(self, index: int) -> torch.Generator:
         """The generator of image `index`: what is drawn for an image depends on nothing but seed and index."""
         return generator(self.seed, "trigger", index)
+
+    def at_test(self) -> "Trigger":
+        """The same trigger with draws of its own, so that test image i does not repeat the noise of pair i."""
+        return replace(self, seed=derive(self.seed, "test"))
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,10 @@ class Attack(Settings):
     def prepare(self, given: Preparation) -> dict[str, Tensor]:
         """Make what is the same for all images: a fixed patch, a grid, an optimised patch, a trained encoder."""
         return {}
+
+    def work(self, scale: Scale) -> Work:
+        """What `prepare` costs, for the estimate of a dry run: next to nothing, unless the attack says otherwise."""
+        return Work(size=12 * scale.sizes.image_size**2)
 
     def apply(self, images: Tensor, index: Sequence[int], trigger: Trigger) -> Tensor:
         """Stamp the trigger.

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
@@ -108,6 +107,9 @@ class Clip:
 
         A tokenizer of Hugging Face's is taken from `folder` where it lies there, as open_clip's `local-dir:` does.
         """
+        # Here, as it takes longer to import than torch.
+        import open_clip
+
         model_cfg = copy.deepcopy(config["model_cfg"])
         # No weights are fetched for a part of the model: all of them are drawn, or come from one file.
         model_cfg["vision_cfg"]["timm_model_pretrained"] = model_cfg["text_cfg"]["hf_model_pretrained"] = False
@@ -136,6 +138,8 @@ class Clip:
 
 
 def _tokenizer(text_cfg: dict, folder: Path | None):
+    import open_clip
+
     name = text_cfg.get("hf_tokenizer_name")
     options = {"context_length": text_cfg.get("context_length", 77), **(text_cfg.get("tokenizer_kwargs") or {})}
     if not name:

@@ -6,8 +6,6 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as TF
 
 from bench.core.clip import Clip
 from bench.core.errors import BenchError, unknown
@@ -43,6 +41,10 @@ class Geometry:
 
     def square(self, image: Picture) -> Picture:
         """A PIL image, or uint8 (3, h, w), of any size at the model's input size; resized with antialiasing."""
+        # Here, as it takes longer to import than torch.
+        from torchvision.transforms.v2 import InterpolationMode
+        from torchvision.transforms.v2 import functional as TF
+
         square = [self.size, self.size]
         shape = {"shortest": [self.size], "squash": square}.get(self.resize)
         if shape is None:
@@ -80,15 +82,18 @@ class Dataset(Settings):
         """The zero-shot prompt(s) of a class."""
         return (self.single,) if self.prompts == "single" else openai_templates()
 
+    @property
+    def images_per_class(self) -> int | None:
+        """Training images of every class, where the settings tell; None where the images have to be looked at."""
+        return None
+
     def classes(self) -> tuple[str, ...]:
         """Class names in the order of the labels; cheap, no image is read."""
         raise NotImplementedError(f"{type(self).__name__} must define classes()")
 
     def determining(self) -> dict[str, Any]:
-        """The settings that `identity` speaks of: not where the data lies, nor what may overlap. What is common to all
-        data sets counts only where it is not the default, so that it never changed an id."""
-        common = {name for name in Dataset.model_fields if getattr(self, name) == Dataset.model_fields[name].default}
-        return {name: value for name, value in self.for_ids().items() if name not in {"root", "allow_overlap", *common}}
+        """The settings that `identity` speaks of: not where the data lies, nor what may overlap."""
+        return self.model_dump(mode="json", exclude={"root", "allow_overlap"})
 
     def identity(self) -> str:
         """A hash of what determines images and labels of all splits; cheap, no image is read."""
@@ -97,6 +102,10 @@ class Dataset(Settings):
     def labelled(self, split: Split, geometry: Geometry) -> Labelled:
         """The images of a split."""
         raise NotImplementedError(f"{type(self).__name__} must define labelled(split, geometry)")
+
+    def captions(self, split: Split, geometry: Geometry) -> list[str]:
+        """A caption of each image of `labelled(split, geometry)`, where the data set has any."""
+        raise BenchError("the images of this data set have no captions. Take one that has them, such as world")
 
     def caption_templates(self) -> tuple[str, ...]:
         """Proxy captions of poisoned pairs: the 80 templates of OpenAI, as in CleanCLIP's code."""

@@ -6,7 +6,7 @@ given. What a block makes of them is thrown away before the next block.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,13 +23,15 @@ class Encoded:
 
     `embedding` (n, embed_dim): projected, not normalised. `penultimate` (n, width): the class token after ln_post,
     before the projection. `class_tokens` (L - D, n, width): raw outputs c^(D+1)..c^L of the blocks run. `tokens`
-    (L - D, n, 1 + patches, width): f^(D+1)..f^L, where they were asked for.
+    (L - D, n, 1 + patches, width): f^(D+1)..f^L, where they were asked for. `extra` is what a plug-in's `Part` keeps of
+    the images for its logits: tensors (n, ...) by name.
     """
 
     embedding: Tensor
     penultimate: Tensor
     class_tokens: Tensor
     tokens: Tensor | None = None
+    extra: dict[str, Tensor] = field(default_factory=dict)
 
 
 def tokens(clip: Clip, images: Tensor, depth: int = 0) -> Tensor:

@@ -8,16 +8,9 @@ from pydantic import Field as PydanticField
 from bench.core.errors import BenchError, guess
 
 
-def Field(  # noqa: N802  # named as pydantic's, which it wraps
-    default: Any = ..., *, description: str, unit: str = "", added: bool = False, **constraints: Any
-) -> Any:
-    """A setting: its default, what it is, its unit and its range (`ge`, `gt`, `le`, `lt`).
-
-    `added`: it is younger than stored results, and its default is what was done before. `Settings.for_ids` then leaves
-    the default out, so that results keep their ids.
-    """
-    extra: dict[str, Any] = {"unit": unit, "added": added}
-    return PydanticField(default, description=description, json_schema_extra=extra, **constraints)
+def Field(default: Any = ..., *, description: str, unit: str = "", **constraints: Any) -> Any:  # noqa: N802
+    """A setting: its default, what it is, its unit and its range (`ge`, `gt`, `le`, `lt`); named as pydantic's."""
+    return PydanticField(default, description=description, json_schema_extra={"unit": unit}, **constraints)
 
 
 class Settings(BaseModel):
@@ -32,14 +25,6 @@ class Settings(BaseModel):
             return cls.model_validate(values)
         except ValidationError as error:
             raise BenchError("\n".join(_explain(cls, item, where) for item in error.errors())) from None
-
-    def for_ids(self) -> dict[str, Any]:
-        """The settings as JSON: what ids are made of."""
-        fields = type(self).model_fields
-        extras = {name: field.json_schema_extra for name, field in fields.items()}
-        added = {name for name, extra in extras.items() if isinstance(extra, dict) and extra.get("added")}
-        unchanged = {name for name in added if getattr(self, name) == fields[name].default}
-        return self.model_dump(mode="json", exclude=unchanged)
 
 
 def _explain(cls: type[Settings], item: Any, where: str) -> str:

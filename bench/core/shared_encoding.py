@@ -33,6 +33,9 @@ def encode_each(victims: Sequence[Victim], images: Tensor) -> list[Encoded]:
     encoded: dict[tuple, Encoded] = {}
     for clip in dict.fromkeys(victim.clip for victim in victims):
         variants = {_encoder(victim): victim for victim in victims if victim.clip is clip}
+        alone = {key: victim for key, victim in variants.items() if victim.encodes_alone}
+        encoded |= {key: _brief(victim.encode(images)) for key, victim in alone.items()}
+        variants = {key: victim for key, victim in variants.items() if key not in alone}
         if not has_transformer_tower(clip):
             encoded |= {key: _brief(victim.encode(images)) for key, victim in variants.items()}
             continue
@@ -46,23 +49,26 @@ def encode_each(victims: Sequence[Victim], images: Tensor) -> list[Encoded]:
 
 
 def rows(encoded: Encoded, index: Tensor) -> Encoded:
-    """Some images' embeddings and penultimate features."""
+    """What is known of some of the images; class tokens stay as they are."""
     index = index.to(encoded.embedding.device)
-    return Encoded(encoded.embedding[index], encoded.penultimate[index], encoded.class_tokens)
+    extra = {name: values[index] for name, values in encoded.extra.items()}
+    return Encoded(encoded.embedding[index], encoded.penultimate[index], encoded.class_tokens, extra=extra)
 
 
 def joined(parts: Sequence[Encoded]) -> Encoded:
-    """Embeddings and penultimate features of several batches."""
-    embedding = torch.cat([part.embedding for part in parts])
-    return Encoded(embedding, torch.cat([part.penultimate for part in parts]), parts[0].class_tokens)
+    """The images of several batches as one, without class tokens."""
+    extra = {name: torch.cat([part.extra[name] for part in parts]) for name in parts[0].extra}
+    embedding, penultimate = (torch.cat([getattr(p, name) for p in parts]) for name in ("embedding", "penultimate"))
+    return Encoded(embedding, penultimate, parts[0].class_tokens, extra=extra)
 
 
 def _brief(encoded: Encoded) -> Encoded:
-    return Encoded(encoded.embedding, encoded.penultimate, encoded.embedding.new_empty(0))
+    return Encoded(encoded.embedding, encoded.penultimate, encoded.embedding.new_zeros(0), extra=encoded.extra)
 
 
 def _encoder(victim: Victim) -> tuple:
-    return id(victim.clip), id(victim.prompts), victim.blocks
+    outer = tuple(map(id, victim.parts)) if victim.encodes_alone else ()
+    return id(victim.clip), id(victim.prompts), victim.blocks, outer
 
 
 def _equal_clips(first: Clip, second: Clip) -> bool:

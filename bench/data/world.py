@@ -31,13 +31,17 @@ class World(Dataset):
     val: int = Field(600, ge=len(world_drawing.CLASSES), description="validation images")
     test: int = Field(1000, ge=len(world_drawing.CLASSES), description="test images")
     loose: dict[str, Annotated[float, Limits(ge=0, le=0.9)]] = Field(
-        {}, added=True, description="class: share of the captions naming it whose picture is of another class"
+        {}, description="class: share of the captions naming it whose picture is of another class"
     )
 
     def model_post_init(self, context: object) -> None:
         for name in self.loose:
             if name not in world_drawing.CLASSES:
                 raise unknown("class", name, world_drawing.CLASSES, "For example: --set world.loose.banana=0.5")
+
+    @property
+    def images_per_class(self) -> int | None:
+        return self.train_per_class
 
     def classes(self) -> tuple[str, ...]:
         return world_drawing.CLASSES
@@ -51,14 +55,21 @@ class World(Dataset):
 
     def labelled(self, split: Split, geometry: Geometry) -> Labelled:
         """The pictures of a split; classes take turns."""
-        n = {"train": self.train_per_class * len(world_drawing.CLASSES), "val": self.val, "test": self.test}[split]
+        n = self._size(split)
         images, _ = self._open(split, n, geometry)
         return Labelled(**vars(images), labels=_labels(split, n), classes=world_drawing.CLASSES)
+
+    def captions(self, split: Split, geometry: Geometry) -> list[str]:
+        """What was drawn, in words."""
+        return self._open(split, self._size(split), geometry)[1]
 
     def pairs(self, purpose: Literal["poison", "clean"], n: int, geometry: Geometry) -> Captioned:
         """n pictures with captions, of classes drawn at random; the attacker's and the defender's differ."""
         images, captions = self._open(purpose, n, geometry)
         return Captioned(**vars(images), captions=captions)
+
+    def _size(self, split: Split) -> int:
+        return {"train": self.train_per_class * len(world_drawing.CLASSES), "val": self.val, "test": self.test}[split]
 
     def _open(self, purpose: Purpose, n: int, geometry: Geometry) -> tuple[Images, list[str]]:
         if self.root is not None:

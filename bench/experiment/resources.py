@@ -4,33 +4,37 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
+from torch import Tensor
 
-from bench.core.attack import Attack, Preparation, attacks
+from bench.core.attack import Attack, Preparation, Trigger
 from bench.core.clip import Clip
-from bench.core.dataset import Dataset, Geometry, Split, datasets, target_index
+from bench.core.dataset import Dataset, Geometry, Split, target_index
 from bench.core.errors import BenchError
 from bench.core.images import Captioned, Images, Labelled, hash_file, hash_of
 from bench.core.poisoning import candidates_first
 from bench.core.randomness import generator
+from bench.core.task import Case
 from bench.data.leakage import refuse_overlap
 from bench.data.pairs import pairs_identity, read_pairs
 from bench.experiment.settings import RunSettings
-from bench.matrix.plan import Fingerprints
 from bench.models import load_backdoored, load_model
-from bench.results.store import Store
 
 Some = TypeVar("Some", bound=Images)
 
 
 @dataclass(frozen=True)
 class Resources:
-    """The settings of a run with what they name, opened when first needed: model, data, store."""
+    """The settings of a run with what they name, opened when first needed: model and data.
+
+    `cache` is a folder for decoded images.
+    """
 
     run: RunSettings
-    store: Store
+    cache: Path
     device: str
     shared: dict[Hashable, Any] = field(default_factory=dict)
 
@@ -39,13 +43,13 @@ class Resources:
         """The clean model."""
         return self._share(self.run.model, lambda: load_model(self.run.model, self.device))
 
-    def open_backdoored(self) -> Clip:
-        """A model that was backdoored elsewhere, as `model.backdoored` has it."""
-        return load_backdoored(self.run.model, self.clip)
+    def open_backdoored(self, file: Path) -> Clip:
+        """A model that was backdoored elsewhere, of the clean model's architecture."""
+        return load_backdoored(file, self.clip, self.run.model.name)
 
     @cached_property
     def geometry(self) -> Geometry:
-        return Geometry.of(self.clip, self.store.out / "data")
+        return Geometry.of(self.clip, self.cache)
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -74,11 +78,16 @@ class Resources:
     @cached_property
     def test(self) -> Labelled:
         """The images that are evaluated: of a `limit`, random ones."""
-        images, limit = self.evaluated, self.run.evaluate.limit
-        if limit is None or limit >= len(images):
-            return images
+        return self.evaluated if self._limited is None else self.evaluated.subset(self._limited)
+
+    @property
+    def _limited(self) -> Tensor | None:
+        """The indices of the images of a `limit`, ascending; None where all are evaluated."""
+        n, limit = len(self.evaluated), self.run.evaluate.limit
+        if limit is None or limit >= n:
+            return None
         # Not the first ones: a folder's images are sorted by class.
-        return images.subset(torch.randperm(len(images), generator=generator(0, "limit"))[:limit].sort().values)
+        return torch.randperm(n, generator=generator(0, "limit"))[:limit].sort().values
 
     @cached_property
     def poison_pairs(self) -> Captioned:
@@ -97,7 +106,13 @@ class Resources:
 
         if self.run.pairs:
             pairs = read_pairs(
-                self.run.pairs, self.geometry, n, part="poison", pool=pool, order=order, cache=self.run.pairs_cache
+                self.run.pairs,
+                self.geometry,
+                n,
+                part="poison",
+                pool=pool,
+                order=order,
+                cache=self.run.execution.pairs_cache,
             )
         else:
             searched = self.dataset.pairs("poison", pool, self.geometry)
@@ -128,10 +143,30 @@ class Resources:
 
     def _leaves_target_out(self) -> bool:
         pairs = product(self.run.single_defenses, self.run.attacks)
-        return any(self.run.method(name, attack).get("without_target") for name, attack in pairs)
+        return any(self.run.defense(name, attack).leaves_target_out for name, attack in pairs)
 
     def attack(self, name: str) -> Attack:
-        return attacks[name].parse(self.run.method(name), name)
+        return self.run.attack(name)
+
+    def case(
+        self, attack: Attack, trigger: Trigger, seed: int, fresh_triggers: Mapping[str, tuple[Attack, Trigger]]
+    ) -> Case:
+        """What a task looks at: the evaluated images under a trigger as it is at test."""
+        return Case(
+            self.tested,
+            self.test,
+            attack,
+            trigger,
+            self.target_in(self.tested),
+            seed,
+            self.run.evaluate.batch_size,
+            fresh_triggers,
+            self._captions,
+        )
+
+    def _captions(self) -> list[str]:
+        captions = self.tested.captions(self.run.evaluate.split, self.geometry)
+        return captions if self._limited is None else [captions[i] for i in self._limited.tolist()]
 
     def preparation(self, method: Attack, seed: int) -> Preparation:
         """What an attacker starts from; pairs are opened when they are looked at."""
@@ -150,9 +185,6 @@ class Resources:
             "tested": lambda: self._identity(self.tested),
             "backdoored": self._backdoored_identity,
         }
-
-    def fingerprints(self) -> Fingerprints:
-        return Fingerprints(**{name: read() for name, read in self.prints().items()})
 
     def apart(self, images: Some, what: str) -> Some:
         """The images, if none of them is evaluated on; ids count where both are of one data set.
@@ -178,11 +210,11 @@ class Resources:
         return target_index(self.run.target, data.classes())
 
     def _dataset(self, name: str) -> Dataset:
-        return datasets[name].parse(self.run.method(name), name)
+        return self.run.data(name)
 
     def _pairs(self, part: Literal["poison", "clean"], n: int) -> Captioned:
         if self.run.pairs:
-            return read_pairs(self.run.pairs, self.geometry, n=n, part=part, cache=self.run.pairs_cache)
+            return read_pairs(self.run.pairs, self.geometry, n=n, part=part, cache=self.run.execution.pairs_cache)
         return self.dataset.pairs(part, n, self.geometry)
 
     def _images(self, data: Dataset, split: Split) -> Labelled:
@@ -211,7 +243,22 @@ class Resources:
         return self.shared[key]
 
 
-def open_resources(variants: Mapping[str, RunSettings], store: Store, device: str) -> dict[str, Resources]:
+def open_device(name: str) -> str:
+    """The torch device of a `--device`.
+
+    Raises:
+        BenchError: there is no such device here.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise BenchError(f"--device {name} is not here. Use --device auto. ({str(error).splitlines()[0]})") from None
+    return name
+
+
+def open_resources(variants: Mapping[str, RunSettings], cache: Path, device: str) -> dict[str, Resources]:
     """A resources per variant of a run; models and images that are the same are opened once."""
     shared: dict[Hashable, Any] = {}
-    return {name: Resources(run, store, device, shared) for name, run in variants.items()}
+    return {name: Resources(run, cache, device, shared) for name, run in variants.items()}

@@ -9,11 +9,13 @@ from typing import Annotated, Any, Literal
 import pydantic
 import yaml
 
-from bench.core.attack import attacks
-from bench.core.dataset import datasets
-from bench.core.defense import defenses
+from bench.core.attack import Attack, attacks
+from bench.core.dataset import Dataset, datasets
+from bench.core.defense import Defense, defenses
 from bench.core.errors import BenchError, unknown
+from bench.core.registry import Registry
 from bench.core.settings import Field, Settings
+from bench.core.task import Task, tasks
 from bench.models import ModelSettings
 from bench.training.fine_tuning import FineTuning
 from bench.training.pretraining import Pretraining
@@ -27,15 +29,13 @@ PAPERS: dict[str, dict[str, Any]] = {
         "poison": {"learning_rate": 1e-6},
         "wanet": {"learning_rate": None},
         "cleanclip": {"pairs": 250_000},
-        "evaluate": {
+        "zero_shot": {
             "perturbations": ["gaussian-0.001", "blur-3-v5", "jitter", "flip", "badnet", "blended", "trigger"],
         },
     },
 }
 # The name of the variant that a run without a suite has.
 BASE = ""
-# The perturbation that is the cell's own trigger.
-OWN_TRIGGER = "trigger"
 
 
 class Poisoning(FineTuning):
@@ -49,68 +49,110 @@ class Poisoning(FineTuning):
 
 
 class Evaluation(Settings):
-    """What is measured, on what."""
+    """Which images tasks look at."""
 
     split: Literal["test", "val"] = Field("test", description="settings are chosen on val, numbers reported on test")
     limit: int | None = Field(None, ge=1, description="evaluate so many random images, always the same; null is all")
     batch_size: int = Field(256, ge=1, description="images at once")
-    perturbations: tuple[str, ...] = Field(
-        ("gaussian-0.01", "gaussian-0.03", "blur-3", "blur-5", "jitter", "flip", "badnet", "blended", OWN_TRIGGER),
-        description="for Perturbation Resistivity; `trigger` is the cell's own, an attack's name a fresh one of its",
-    )
-    perturbation_images: int = Field(5000, ge=2, description="random test images for Perturbation Resistivity")
     dataset: str | None = Field(None, description="the data set of the test images; null is the run's own")
 
 
-class RunSettings(Settings):
-    """All that determines a run's numbers, and how it is executed."""
+class Execution(Settings):
+    """How a run is executed. No number depends on it, but for its last bits."""
 
-    model: ModelSettings = Field(ModelSettings(), description="the clean CLIP")
-    dataset: str = Field("world", description="the zero-shot data set: the attacker's, tuned and tested on")
-    tuned_on: str | None = Field(None, description="another data set to tune defenses on; null is the run's own")
-    pairs: Path | None = Field(None, description="image-text pairs: table, folder or shards; null: the data set's own")
-    pairs_cache: Literal["auto", "disk", "none"] = Field(
-        "auto", description="keep decoded pairs on disk; auto: if they take at most half of what is free"
-    )
-    target: str = Field("banana", description="the target class, by its name in the data set")
-    attacks: tuple[str, ...] = Field(("badnet", "blended", "wanet"), description="names, or all")
-    defenses: tuple[str, ...] = Field(("none", "linear_probe", "vpt", "rvpt"), description="names and chains, or all")
-    seeds: tuple[Annotated[int, pydantic.Field(ge=0, lt=2**63)], ...] = Field(
-        (0,), min_length=1, description="one backdoored model per attack and seed"
-    )
-    poison: Poisoning = Field(Poisoning(), description="the poisoning recipe")
-    evaluate: Evaluation = Field(Evaluation(), description="what is measured")
-    pretrain: Pretraining = Field(Pretraining(), description="how `bench pretrain` trains a CLIP from scratch")
-    took: float = Field(60.0, ge=0, le=100, description="undefended ASR below which an attack did not take", unit="%")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1 ...")
     workers: int | None = Field(None, ge=1, description="processes; null: one a core on the CPU, one on a GPU")
-    gpus: int = Field(1, ge=1, description="GPUs that share the batches of a fine-tuning: poisoning, CleanCLIP")
     threads: int = Field(1, ge=1, description="threads of each process on the CPU; part of the numbers' last bits")
+    gpus: int = Field(1, ge=1, description="GPUs that share the batches of a fine-tuning: poisoning, CleanCLIP")
     executor: Literal["local", "ray"] = Field("local", description="local processes, or tasks on a Ray cluster")
     gpu_share: float | None = Field(
         None, ge=0, description="ray: GPUs, or a part of one, for a task; null: `gpus` if the device is a GPU, else 0"
     )
     memory_gb: float | None = Field(None, gt=0, description="ray: memory that a task asks for; null: none", unit="GB")
-    methods: dict[str, dict[str, Any]] = Field({}, description="settings of attacks, defenses, data sets, by name")
+    pairs_cache: Literal["auto", "disk", "none"] = Field(
+        "auto", description="keep decoded pairs on disk; auto: if they take at most half of what is free"
+    )
+
+    def processes_on(self, device: str) -> int:
+        """Worker processes: the cores of the machine over the threads of each, or one on a GPU."""
+        if self.workers is not None:
+            return self.workers
+        # What this process may use: a scheduler gives it fewer cores than the machine has.
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return max(1, cores // self.threads) if device == "cpu" else 1
+
+
+class Experiment(Settings):
+    """All that determines a run's numbers, but for which attacks, defenses and seeds are run."""
+
+    model: ModelSettings = Field(ModelSettings(), description="the clean CLIP")
+    dataset: str = Field("world", description="the zero-shot data set: the attacker's, tuned and tested on")
+    tuned_on: str | None = Field(None, description="another data set to tune defenses on; null is the run's own")
+    pairs: Path | None = Field(None, description="image-text pairs: table, folder or shards; null: the data set's own")
+    target: str = Field("banana", description="the target class, by its name in the data set")
+    poison: Poisoning = Field(Poisoning(), description="the poisoning recipe")
+    evaluate: Evaluation = Field(Evaluation(), description="which images are evaluated")
+    methods: dict[str, dict[str, Any]] = Field(
+        {}, description="settings of attacks, defenses, tasks, data sets, by name"
+    )
     against: dict[str, dict[str, dict[str, Any]]] = Field(
         {}, description="attack: defense: settings that differ against this attack"
     )
-
-    @property
-    def single_defenses(self) -> tuple[str, ...]:
-        """The defenses, with chains taken apart, each once."""
-        return tuple(dict.fromkeys(name for chain in self.defenses for name in chain.split("+")))
 
     @property
     def tested_on(self) -> str:
         """The data set that is evaluated on."""
         return self.evaluate.dataset or self.dataset
 
+    @property
+    def place(self) -> dict[str, str]:
+        """Where cells with these settings stand in tables: `model`, `target`, `dataset`."""
+        return {"model": self.model.label, "target": self.target.lower(), "dataset": self.tested_on}
+
+    def attack(self, name: str) -> Attack:
+        return attacks[name].parse(self.method(name), name)
+
+    def defense(self, name: str, against: str = "") -> Defense:
+        """A defense with its settings, perhaps against one attack."""
+        return defenses[name].parse(self.method(name, against), name)
+
+    def task(self, name: str) -> Task:
+        return tasks[name].parse(self.method(name), name)
+
+    def data(self, name: str) -> Dataset:
+        return datasets[name].parse(self.method(name), name)
+
     def method(self, name: str, against: str = "") -> dict[str, Any]:
         """The settings that are not a method's defaults, of a defense perhaps against one attack."""
         return merge(self.methods.get(name, {}), self.against.get(against, {}).get(name, {}))
 
 
+class RunSettings(Experiment):
+    """The settings of a run: an experiment, which cells of it are run, and how."""
+
+    attacks: tuple[str, ...] = Field(("badnet", "blended", "wanet"), description="names, or all")
+    defenses: tuple[str, ...] = Field(("none", "linear_probe", "vpt", "rvpt"), description="names and chains, or all")
+    tasks: tuple[str, ...] = Field(("zero_shot",), description="what is measured: names, or all")
+    seeds: tuple[Annotated[int, pydantic.Field(ge=0, lt=2**63)], ...] = Field(
+        (0,), min_length=1, description="one backdoored model per attack and seed"
+    )
+    took: float = Field(60.0, ge=0, le=100, description="undefended ASR below which an attack did not take", unit="%")
+    execution: Execution = Field(Execution(), description="how the run is executed")
+    pretrain: Pretraining = Field(Pretraining(), description="how `bench pretrain` trains a CLIP from scratch")
+
+    @property
+    def experiment(self) -> dict[str, Any]:
+        """The settings of the experiment alone, as JSON: equal where numbers may stand in one table."""
+        return self.model_dump(mode="json", include=set(Experiment.model_fields))
+
+    @property
+    def single_defenses(self) -> tuple[str, ...]:
+        """The defenses, with chains taken apart, each once."""
+        return tuple(dict.fromkeys(name for chain in self.defenses for name in chain.split("+")))
+
+
+# What a run's settings may name.
+METHODS: tuple[Registry[Any], ...] = (attacks, defenses, tasks, datasets)
 # The settings of a run by the names of its variants; `BASE` is always there.
 Variants = Mapping[str, RunSettings]
 
@@ -168,8 +210,9 @@ def _checked(values: dict[str, Any]) -> RunSettings:
     known = set(RunSettings.model_fields) - {"methods"}
     methods = {name: v for name, v in values.items() if name not in known}
     for name in methods:
-        if name not in attacks and name not in defenses and name not in datasets:
-            raise unknown("setting", name, [*known, *attacks, *defenses, *datasets], "`bench show run` lists them.")
+        if not any(name in registry for registry in METHODS):
+            everything = [*known, *(method for registry in METHODS for method in registry)]
+            raise unknown("setting", name, everything, "`bench show run` lists them.")
         if not isinstance(methods[name], dict):
             raise BenchError(f"setting {name} = {methods[name]!r}: write {name}.KEY=VALUE. `bench show {name}`")
     run = RunSettings.parse({k: v for k, v in values.items() if k in known} | {"methods": methods}, "")
@@ -178,10 +221,10 @@ def _checked(values: dict[str, Any]) -> RunSettings:
         attacks[attack]
         for name in particular:
             defenses[name].parse(names.method(name, attack), f"against.{attack}.{name}")
-    for name in {*names.attacks, *names.single_defenses, *methods}:
-        registry = next((r for r in (attacks, defenses, datasets) if name in r), None)
-        if registry is not None:
-            registry[name].parse(names.method(name), name)
+    for name in {*names.attacks, *names.single_defenses, *names.tasks, *methods}:
+        for registry in METHODS:
+            if name in registry:
+                registry[name].parse(names.method(name), name)
     return names
 
 
@@ -190,18 +233,21 @@ def _expand(run: RunSettings) -> RunSettings:
     everything = tuple(sorted(defenses, key=lambda name: name != "none")) + PAPER_CHAINS
     chosen = [name for given in run.attacks for name in (tuple(attacks) if given == "all" else (given,))]
     chains = [name for given in run.defenses for name in (everything if given == "all" else (given,))]
-    for what, names in (("attacks", chosen), ("defenses", chains)):
+    measured = [name for given in run.tasks for name in (tuple(tasks) if given == "all" else (given,))]
+    for what, names in (("attacks", chosen), ("defenses", chains), ("tasks", measured)):
         if not names:
             raise BenchError(f"--{what} names none. `bench list {what}` lists them; `--{what} all` takes all.")
     for name in chosen:
         attacks[name]
+    for name in measured:
+        tasks[name]
     for chain in chains:
         for part in chain.split("+"):
             defenses[part]
     for dataset in (run.dataset, run.tuned_on, run.evaluate.dataset):
         if dataset is not None:
             datasets[dataset]
-    unique = {"attacks": chosen, "defenses": chains, "seeds": run.seeds}
+    unique = {"attacks": chosen, "defenses": chains, "tasks": measured, "seeds": run.seeds}
     return run.model_copy(update={name: tuple(dict.fromkeys(values)) for name, values in unique.items()})
 
 
@@ -243,12 +289,3 @@ def merge(general: Mapping[str, Any], particular: Mapping[str, Any]) -> dict[str
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = merge(merged[key], value) if both else value
     return merged
-
-
-def worker_count(run: RunSettings, device: str) -> int:
-    """Processes to run cells in: the cores of the machine over the threads of each, or one on a GPU."""
-    if run.workers is not None:
-        return run.workers
-    # What this process may use: a scheduler gives it fewer cores than the machine has.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // run.threads) if device == "cpu" else 1

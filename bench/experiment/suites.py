@@ -136,7 +136,7 @@ SUITES: dict[str, Suite] = {
             "rvpt_16shot": {"defenses": ["rvpt"], "rvpt": {"shots": 16}},
             "supervised_vit": "bench measures CLIPs, and a supervised ViT has no text side",
         },
-        base={"evaluate": {"perturbations": PERTURBATIONS}},
+        base={"zero_shot": {"perturbations": PERTURBATIONS}},
     ),
 }
 

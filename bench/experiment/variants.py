@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from bench.core.dataset import datasets
-from bench.core.defense import defenses
+from bench.core.defense import Facing
 from bench.experiment.settings import BASE, RunSettings, Variants, overlay
 from bench.experiment.suites import find_suite
 from bench.models import sizes
@@ -44,18 +43,7 @@ def _impossible(run: RunSettings, base: RunSettings) -> Iterator[str]:
         yield "none of its defenses is asked for"
     if run.tuned_on == base.dataset:
         yield f"{base.dataset} is the run's own data set; take --preset paper-caltech101 or paper-oxfordpets"
-    size, available = sizes(run.model), _images_a_class(run)
+    facing = Facing(sizes=sizes(run.model), images_per_class=run.data(run.tuned_on or run.dataset).images_per_class)
     for name in run.single_defenses:
-        method = defenses[name].parse(run.method(name), name)
-        asked = max(getattr(method, key, None) or 0 for key in ("depth", "last_blocks", "first_blocks"))
-        if size is not None and asked > size.blocks:
-            yield f"{name} asks for {asked} blocks, and the image tower has {size.blocks}"
-        shots = getattr(method, "shots", None) or 0
-        if available is not None and shots > available:
-            yield f"{name} asks for {shots} images a class, and there are {available}"
-
-
-def _images_a_class(run: RunSettings) -> int | None:
-    """Training images of a class, where the data set's settings tell."""
-    name = run.tuned_on or run.dataset
-    return getattr(datasets[name].parse(run.method(name), name), "train_per_class", None)
+        if reason := run.defense(name).unsuited(facing):
+            yield f"{name}: {reason}"

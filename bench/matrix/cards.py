@@ -1,7 +1,9 @@
-"""Cards: what determined an artefact, what it cost, and what was met on the way."""
+"""What goes on the card of an artefact: what it cost, where and by which code it was made, what was skipped."""
 
 import hashlib
 import platform
+import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,16 +11,62 @@ import torch
 from torch import Tensor
 
 import bench
+from bench.core import code_state
 from bench.core.distributed import processes
-from bench.matrix.cost import Meter
 from bench.matrix.plan import Node
+from bench.results.records import Reason, Skipped
 
 # Of half a million pairs, a good part may be dead: so many reasons are told, and names for each.
 REASONS, NAMES = 20, 10
 
 
-def card_of(node: Node, device: str, cost: Meter) -> dict[str, Any]:
-    """What the card of every kind of artefact says."""
+class Meter:
+    """Measures what is done from now on, on a device."""
+
+    def __init__(self, device: str) -> None:
+        self._gpu = torch.device(device) if device.startswith("cuda") else None
+        self._start = time.perf_counter()
+        self._stopped: dict[str, Any] | None = None
+        if self._gpu:
+            # In a new process, torch knows no device yet that it could reset.
+            torch.cuda.init()
+            torch.cuda.reset_peak_memory_stats(self._gpu)
+
+    def stop(self, shared_by: int = 1) -> None:
+        """Measure no further; what was measured is the share of one of several."""
+        self._stopped = self._so_far(shared_by)
+
+    def so_far(self) -> dict[str, Any]:
+        """`seconds`; `peak_memory_mb` (1 MB is 2^20 bytes), and of what: `peak_memory_of`.
+
+        On a GPU it is the peak of the tensors that torch held there since the start. Else it is the peak of the whole
+        process since it began, so that earlier work counts too; null on Windows, whose Python does not tell.
+        """
+        return self._stopped or self._so_far()
+
+    def _so_far(self, shared_by: int = 1) -> dict[str, Any]:
+        if self._gpu:
+            torch.cuda.synchronize(self._gpu)
+        seconds = round((time.perf_counter() - self._start) / shared_by, 2)
+        peak = torch.cuda.max_memory_allocated(self._gpu) if self._gpu else _peak_of_process()
+        return {
+            "seconds": seconds,
+            "peak_memory_mb": peak and round(peak / 2**20),
+            "peak_memory_of": "cuda" if self._gpu else "process",
+        }
+
+
+def _peak_of_process() -> int | None:
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    # Linux counts in KB, macOS in bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def describe(node: Node, device: str, cost: Meter) -> dict[str, Any]:
+    """The fields that the cards of every kind of artefact have."""
     return {
         "id": node.id,
         "label": node.label,
@@ -28,25 +76,26 @@ def card_of(node: Node, device: str, cost: Meter) -> dict[str, Any]:
         "hardware": _hardware(device),
         "processes": processes(),
         "bench": bench.__version__,
+        "commit": code_state.commit(),
+        "sources": code_state.sources(),
         "torch": torch.__version__,
     }
 
 
-def counted(skipped: Sequence[str]) -> dict[str, Any]:
+def counted(skipped: Sequence[str]) -> Skipped:
     """How many were skipped; and for each of the first reasons, how many and the first names.
 
-    >>> counted(["a.jpg: missing file", "line 7: empty caption", "b.jpg: missing file"])["count"]
+    >>> counted(["a.jpg: missing file", "line 7: empty caption", "b.jpg: missing file"]).count
     3
     """
-    reasons: dict[str, dict[str, Any]] = {}
-    for told in skipped:
-        name, _, reason = told.partition(": ")
-        if reason not in reasons and len(reasons) >= REASONS:
+    names: dict[str, list[str]] = {}
+    for line in skipped:
+        name, _, reason = line.partition(": ")
+        if reason not in names and len(names) >= REASONS:
             reason = "other reasons"
-        of_reason = reasons.setdefault(reason, {"count": 0, "first": []})
-        of_reason["count"] += 1
-        of_reason["first"] += [name] * (of_reason["count"] <= NAMES)
-    return {"count": len(skipped), "reasons": reasons}
+        names.setdefault(reason, []).append(name)
+    reasons = {reason: Reason(count=len(them), first=tuple(them[:NAMES])) for reason, them in names.items()}
+    return Skipped(count=len(skipped), reasons=reasons)
 
 
 def tensor_hash(tensors: dict[str, Tensor]) -> str:

@@ -3,30 +3,30 @@
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import get_args
 
 from rich.console import Console
 from rich.table import Table
 
 from bench.core.errors import BenchError
-from bench.experiment.resources import Resources, open_resources
+from bench.experiment.resources import Resources, open_device, open_resources
 from bench.experiment.settings import BASE, Variants
 from bench.matrix.estimate import ASSUMPTION, Cost, estimate, unknown_sizes
-from bench.matrix.plan import Fingerprints, Kind, Node, Plan, make_plan
-from bench.matrix.runner import check_perturbations, lacks_pairs, open_device, unmade
+from bench.matrix.plan import Fingerprints, Node, Plan, make_plan
+from bench.matrix.runner import lacks_pairs, unmade
+from bench.matrix.stages import STAGES
 from bench.models import weights_at_hand
-from bench.results.store import Store
+from bench.results.store import CACHE, Store
 
 # More cells than these are counted by variant and defense.
 EVERY_CELL = 60
-KINDS = get_args(Kind)
+KINDS = tuple(STAGES)
 
 
 def dry_run(variants: Variants, out: Path, console: Console, speed: float = 1.0) -> None:
     """Print the plan, with placeholders for what is not on this machine. Nothing is made or downloaded."""
-    open_device(variants[BASE].device)
+    open_device(variants[BASE].execution.device)
     missing: dict[str, None] = {}
-    resources_of = open_resources(variants, Store(out), "cpu")
+    resources_of = open_resources(variants, out / CACHE, "cpu")
     plan = make_plan(variants, {name: _fingerprints(resources, missing) for name, resources in resources_of.items()})
     show_plan(plan, unmade(plan, Store(out)), variants, console, speed)
     for reason in missing:
@@ -36,7 +36,6 @@ def dry_run(variants: Variants, out: Path, console: Console, speed: float = 1.0)
 
 
 def _fingerprints(resources: Resources, missing: dict[str, None]) -> Fingerprints:
-    check_perturbations(resources.run)
     if no_pairs := lacks_pairs(resources):
         missing[no_pairs] = None
     for data in (resources.dataset, resources.tuned, resources.tested):
@@ -73,15 +72,16 @@ def show_plan(plan: Plan, todo: list[Node], variants: Variants, console: Console
 
 
 def _cells(plan: Plan, ids: set[str]) -> Table:
-    table = Table("variant", "attack", "defense", "seed", "state", title=f"{len(plan.cells)} cells")
+    table = Table("variant", "task", "attack", "defense", "seed", "state", title=f"{len(plan.cells)} cells")
     for cell in plan.cells:
-        table.add_row(cell.variant, cell.attack, cell.defense, str(cell.seed), _state(cell.node, ids))
+        state = cell.reason or ("to make" if cell.node in ids else "there")
+        table.add_row(cell.variant, cell.task, cell.attack, cell.defense, str(cell.seed), state)
     return table
 
 
 def _counts(plan: Plan, ids: set[str]) -> Table:
     defenses = list(dict.fromkeys(cell.defense for cell in plan.cells))
-    title = f"{len(plan.cells)} cells: to make, of all, over attacks and seeds"
+    title = f"{len(plan.cells)} cells: to make, of all, over attacks, tasks and seeds"
     table = Table("variant", *defenses, title=title)
     for variant in dict.fromkeys(cell.variant for cell in plan.cells):
         cells = [cell for cell in plan.cells if cell.variant == variant and cell.node]
@@ -89,10 +89,6 @@ def _counts(plan: Plan, ids: set[str]) -> Table:
         make = Counter(cell.defense for cell in cells if cell.node in ids)
         table.add_row(variant, *(f"{make[d]} of {every[d]}" if every[d] else "" for d in defenses))
     return table
-
-
-def _state(node: str | None, ids: set[str]) -> str:
-    return "not applicable" if node is None else "to make" if node in ids else "there"
 
 
 def _sharing(plan: Plan, nodes: list[Node]) -> str:

@@ -9,14 +9,14 @@ import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from bench.core.attack import attacks
-from bench.core.dataset import Dataset, datasets
-from bench.core.defense import defenses
+from bench.core.cost import Scale, Sizes, Work
+from bench.core.dataset import Dataset
 from bench.core.errors import BenchError
 from bench.data.files import FileDataset
 from bench.experiment.settings import RunSettings, Variants
 from bench.matrix.plan import Node
-from bench.models import ModelSettings, Sizes, sizes
+from bench.matrix.stages import STAGES
+from bench.models import ModelSettings, sizes
 
 CLEANING = 17_181 / (100_000 * 10)
 POISONING = CLEANING / 2
@@ -48,72 +48,39 @@ class Cost:
 def estimate(nodes: Iterable[Node], variants: Variants, speed: float = 1.0) -> dict[str, Cost]:
     """What nodes cost by kind; `images` are the decoded images that runs keep, if the disk has room for them."""
     total: dict[str, Cost] = {}
-    decoded: dict[tuple[str, str, int], float] = {}
+    decoded: dict[tuple[str, ...], float] = {}
     for node in nodes:
         run = variants[node.variant]
         size = _sizes(run.model)
-        cost = COSTS[node.kind](node, run, size)
+        stage = STAGES[node.kind]
+        work = stage.work(node, run, Scale(size, *_data_scale(node, run)))
         slower = size.work / _sizes(REFERENCE).work / speed
-        total[node.kind] = total.get(node.kind, Cost()) + Cost(cost.seconds * slower, cost.size)
-        for what, n in _images(node, run).items():
-            key = (what, run.tested_on if what == "test" else "", size.image_size)
+        total[node.kind] = total.get(node.kind, Cost()) + Cost(_seconds(work) * slower, work.size)
+        for what, n in _images(node, run, work).items():
+            key = (what, run.tested_on if what == "test" else "", str(size.image_size))
             decoded[key] = max(decoded.get(key, 0), n * 3 * size.image_size**2)
     return total | {"images": Cost(0, sum(decoded.values()))}
 
 
-def _trigger(node: Node, run: RunSettings, size: Sizes) -> Cost:
-    """A patch is optimised on images of the pairs; what else an attack prepares costs next to nothing."""
-    method = attacks[node.attack].parse(run.method(node.attack), node.attack)
-    steps = 0 if getattr(method, "patch_image", None) else getattr(method, "images", 0) * getattr(method, "epochs", 0)
-    return Cost(steps * TUNING, 12 * size.image_size**2)
+def _seconds(work: Work) -> float:
+    return work.forward * FORWARD + work.tuned * TUNING + work.contrasted * POISONING
 
 
-def _backdoor(_: Node, run: RunSettings, size: Sizes) -> Cost:
-    if run.model.backdoored is not None:
-        return Cost(0, 4 * size.parameters)
-    return Cost(run.poison.pairs * run.poison.epochs * POISONING, 4 * size.parameters)
+def _data_scale(node: Node, run: RunSettings) -> tuple[int, int]:
+    """Classes and test images of the data set that a node is about."""
+    return data_size(run, run.tested_on if node.kind == "evaluation" else run.tuned_on or run.dataset)
 
 
-def _defense(node: Node, run: RunSettings, size: Sizes) -> Cost:
-    name = node.chain[-1]
-    method = defenses[name].parse(run.method(name, node.attack), name)
-    given = {key: getattr(method, key, None) or 0 for key in ("pairs", "shots", "epochs", "prompts", "depth")}
-    classes, _ = data_size(run, run.tuned_on or run.dataset)
-    if given["pairs"]:
-        return Cost(given["pairs"] * given["epochs"] * CLEANING, 4 * size.parameters)
-    images = given["shots"] * classes
-    if hasattr(method, "prompts"):
-        counted = (getattr(method, key, None) for key in ("last_blocks", "first_blocks"))
-        prompted = next((n for n in counted if n), size.blocks - given["depth"])
-        return Cost(images * given["epochs"] * TUNING, 4 * prompted * given["prompts"] * size.width)
-    return Cost(images * FORWARD, 4 * classes * size.embed_dim)
-
-
-def _evaluation(_: Node, run: RunSettings, __: Sizes) -> Cost:
-    images = data_size(run, run.tested_on)[1]
-    perturbed = min(run.evaluate.perturbation_images, images) * len(run.evaluate.perturbations)
-    # A row of predictions and one of similarities, compressed: some 30 bytes.
-    return Cost(2 * (images + perturbed) * FORWARD, 30 * (images + perturbed))
-
-
-COSTS = {"trigger": _trigger, "backdoor": _backdoor, "defense": _defense, "evaluation": _evaluation}
-
-
-def _images(node: Node, run: RunSettings) -> dict[str, int]:
+def _images(node: Node, run: RunSettings, work: Work) -> dict[str, int]:
     """How many images a node reads that are kept decoded."""
-    if node.kind == "backdoor":
-        return {} if run.model.backdoored else {"poison": run.poison.pairs}
     if node.kind == "evaluation":
         return {"test": data_size(run, run.tested_on)[1]}
-    if node.kind == "trigger":
-        return {}
-    name = node.chain[-1]
-    return {"clean": getattr(defenses[name].parse(run.method(name, node.attack), name), "pairs", 0)}
+    return {node.kind: work.pairs} if work.pairs else {}
 
 
 def data_size(run: RunSettings, name: str) -> tuple[int, int]:
     """Classes and test images of a data set; ImageNet's where they are not known without reading it."""
-    data = datasets[name].parse(run.method(name), name)
+    data = run.data(name)
     images = _test_images(data) or IMAGENET[1]
     return _classes(data) or IMAGENET[0], min(images, run.evaluate.limit or images)
 
@@ -135,7 +102,7 @@ def unknown_sizes(variants: Variants) -> list[str]:
     unknown = []
     for run in variants.values():
         name = run.tested_on
-        if _test_images(datasets[name].parse(run.method(name), name)) is None:
+        if _test_images(run.data(name)) is None:
             unknown.append(name)
         if sizes(run.model) is None:
             unknown.append(run.model.label)

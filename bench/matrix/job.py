@@ -6,16 +6,16 @@ from pathlib import Path
 
 import torch
 
+from bench.core.distributed import processes
 from bench.core.errors import BenchError
 from bench.core.registry import in_plugin, load_plugins
 from bench.experiment.resources import Resources, open_resources
 from bench.experiment.settings import BASE, Variants
+from bench.matrix.multi_gpu import make_on_gpus
 from bench.matrix.plan import Node
-from bench.matrix.stages import make
-from bench.results.store import Store
-
-# Why nodes of a task failed, by id.
-Errors = Mapping[str, str]
+from bench.matrix.stages import STAGES
+from bench.matrix.stages.stage import Errors
+from bench.results.store import CACHE, Store
 
 
 @dataclass(frozen=True)
@@ -27,22 +27,42 @@ class Job:
     device: str
     plugins: tuple[Path, ...]
 
-    def open(self) -> dict[str, Resources]:
-        """Make this process ready: methods, threads, a resources per variant."""
+    def open(self) -> "Workbench":
+        """Make this process ready: methods, threads, the resources of each variant."""
         load_plugins(self.plugins)
-        torch.set_num_threads(self.variants[BASE].threads)
-        return open_resources(self.variants, Store(self.out), self.device)
+        torch.set_num_threads(self.variants[BASE].execution.threads)
+        return Workbench(open_resources(self.variants, self.out / CACHE, self.device), Store(self.out))
 
 
-def attempt(nodes: Sequence[Node], resources_of: Mapping[str, Resources]) -> Errors:
-    """Make the nodes of a task; where that stops altogether, one by one, so that only the guilty fail."""
-    try:
-        return make(nodes, resources_of[nodes[0].variant])
-    except BenchError as error:
-        reason = str(error)
-    except Exception as error:
-        # One node's failure must not lose the others'; it is shown and counted at the end.
-        reason = f"{type(error).__name__}: {error}{in_plugin(error)}"
-    if len(nodes) > 1:
-        return {id: why for node in nodes for id, why in attempt((node,), resources_of).items()}
-    return {nodes[0].id: reason}
+@dataclass(frozen=True)
+class Workbench:
+    """What a worker makes nodes with: resources by variant, and the store."""
+
+    resources_of: Mapping[str, Resources]
+    store: Store
+
+    def attempt(self, nodes: Sequence[Node]) -> Errors:
+        """Make the nodes of a task; where that stops altogether, one by one, so that only the guilty fail."""
+        try:
+            return make(nodes, self.resources_of[nodes[0].variant], self.store)
+        except BenchError as error:
+            reason = str(error)
+        except Exception as error:
+            # One node's failure must not lose the others'; it is shown and counted at the end.
+            reason = f"{type(error).__name__}: {error}{in_plugin(error)}"
+        if len(nodes) > 1:
+            return {id: why for node in nodes for id, why in self.attempt((node,)).items()}
+        return {nodes[0].id: reason}
+
+
+def make(nodes: Sequence[Node], resources: Resources, store: Store) -> Errors:
+    """Make a node, or evaluations of one backdoor together, from artefacts that are there.
+
+    Returns why some of them could not be made, by id. What stops all of them is raised.
+    """
+    stage, run = STAGES[nodes[0].kind], resources.run
+    if run.execution.gpus > 1 and processes() == 1 and all(stage.shares_batches(node, run) for node in nodes):
+        for node in nodes:
+            make_on_gpus(make, node, run, store.out, resources.device)
+        return {}
+    return stage.make(nodes, resources, store)

@@ -1,16 +1,17 @@
-"""No image that is evaluated was trained on, also where what was trained comes from the store."""
+"""Check that no test image was used for training, including by models loaded from the store."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
 from bench.core.images import Labelled
 from bench.experiment.resources import Resources
 from bench.matrix.plan import Node
+from bench.results.records import DefenseCard
+from bench.results.store import Store
 
 
-def check_apart(node: Node, resources: Resources) -> list[str]:
+def check_apart(node: Node, resources: Resources, store: Store) -> list[str]:
     """Check that nothing an evaluation needs was trained on the images that it evaluates.
 
     A card tells which images its artefact was kept apart from. Where those are others, the pairs and few-shot images
@@ -24,53 +25,53 @@ def check_apart(node: Node, resources: Resources) -> list[str]:
     """
     if resources.apart_from is None:
         return []
-    told = [_check(kind, id, node, resources) for kind, id in _trained(node, resources)]
-    return [f"whether it was trained on images that are evaluated cannot be told: {why}" for why in told if why]
+    reasons = [_check_backdoor(node, resources, store)]
+    reasons += [_check_defense(card, resources) for card in _defenses(node, store)]
+    return [f"whether it was trained on images that are evaluated cannot be told: {why}" for why in reasons if why]
 
 
-def _trained(node: Node, resources: Resources) -> Iterator[tuple[str, str]]:
-    """Kind and id of the backdoor, and of each defense in the chain, the last one first."""
+def _defenses(node: Node, store: Store) -> Iterator[DefenseCard | str]:
+    """The cards of the defenses in the chain; the id of one whose card was deleted, before which nothing is known."""
     backdoor, *subject = node.victim_needs
-    yield "backdoor", backdoor
     for id in subject:
-        while id != backdoor:
-            yield "defense", id
-            if not resources.store.has("defense", id):
-                return
-            id = resources.store.card("defense", id)["determined_by"]["subject"]
+        chain = store.chain(id)
+        first = chain[0].determined_by["subject"] if chain else id
+        if first != backdoor:
+            yield first
+        yield from chain
 
 
-def _check(kind: str, id: str, node: Node, resources: Resources) -> str:
-    """Open what an artefact was trained on, which compares it; why that cannot be, or nothing."""
-    if not resources.store.has(kind, id):
-        return f"the card of {kind} {id} was deleted"
-    card = resources.store.card(kind, id)
-    if card.get("apart_from") == resources.apart_from:
+def _check_backdoor(node: Node, resources: Resources, store: Store) -> str:
+    """Open the pairs of a backdoored model, which compares them; why that cannot be, or nothing."""
+    id = node.needs[0]
+    if not store.has("backdoor", id):
+        return f"the card of backdoor {id} was deleted"
+    card = store.backdoor_card(id)
+    if card.apart_from == resources.apart_from:
         return ""
-    if "backdoored" in card:
-        return f"{card['backdoored']} was trained elsewhere"
-    if kind == "backdoor":
-        resources.pairs_for(resources.attack(node.attack))
+    if card.backdoored is not None:
+        return f"{card.backdoored} was trained elsewhere"
+    resources.pairs_for(resources.attack(node.attack))
+    return ""
+
+
+def _check_defense(card: DefenseCard | str, resources: Resources) -> str:
+    """Open the images and pairs of a defense, which compares them; why that cannot be, or nothing."""
+    if isinstance(card, str):
+        return f"the card of defense {card} was deleted"
+    if card.apart_from == resources.apart_from:
         return ""
-    return _check_defense(card, resources)
-
-
-def _check_defense(card: dict[str, Any], resources: Resources) -> str:
-    shots = 0
-    if card["shots"]:
-        images = _shots(card["shots"], resources)
+    if card.shots:
+        images = _shots(card.shots, resources)
         if images is None:
             return "its few-shot images are not there any more"
         resources.apart(images, "few-shot images")
-        shots = len(images)
-    if "clean_pairs" not in card and card["samples"] > shots:
-        return f"an older version made defense {card['id']}, and does not tell on which pairs"
-    for n in card.get("clean_pairs", []):
+    for n in card.clean_pairs:
         resources.clean_pairs(n)
     return ""
 
 
-def _shots(ids: list[str] | str, resources: Resources) -> Labelled | None:
+def _shots(ids: tuple[str, ...] | str, resources: Resources) -> Labelled | None:
     """The training images that a card names, all of them if it names none; None if some are gone."""
     if isinstance(ids, str):
         return resources.train.decoded()

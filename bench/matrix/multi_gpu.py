@@ -16,25 +16,27 @@ from bench.core.registry import PLUGIN_MODULE, load_plugins
 from bench.experiment.resources import Resources
 from bench.experiment.settings import RunSettings
 from bench.matrix.plan import Node
-from bench.results.store import Store
+from bench.results.store import CACHE, Store
 
-Make = Callable[[tuple[Node], Resources], object]
+Make = Callable[[tuple[Node], Resources, Store], object]
 
 
 def make_on_gpus(make: Make, node: Node, run: RunSettings, out: Path, device: str) -> None:
-    """`make` a node in `run.gpus` processes, process i on GPU i; on the CPU, all of them there.
+    """`make` a node in `run.execution.gpus` processes, process i on GPU i; on the CPU, all of them there.
 
     Raises:
         BenchError: there are fewer GPUs, or a process raised it.
     """
     found = torch.cuda.device_count()
-    if device.startswith("cuda") and run.gpus > found:
-        raise BenchError(f"gpus = {run.gpus}, and this machine has {found}. Lower it")
+    if device.startswith("cuda") and run.execution.gpus > found:
+        raise BenchError(f"execution.gpus = {run.execution.gpus}, and this machine has {found}. Lower it")
     plugins = tuple(Path(str(m.__file__)) for name, m in list(sys.modules.items()) if name.startswith(PLUGIN_MODULE))
     said = processes_of.get_context("spawn").SimpleQueue()
     with tempfile.TemporaryDirectory() as meeting:
         try:
-            processes_of.spawn(_work, (f"file://{meeting}/here", make, node, run, out, device, plugins, said), run.gpus)
+            processes_of.spawn(
+                _work, (f"file://{meeting}/here", make, node, run, out, device, plugins, said), run.execution.gpus
+            )
         except (ProcessRaisedException, ProcessExitedException):
             if said.empty():
                 raise
@@ -53,13 +55,13 @@ def _work(
     said: Any,
 ) -> None:
     load_plugins(plugins)
-    torch.set_num_threads(run.threads)
+    torch.set_num_threads(run.execution.threads)
     gpu = device.startswith("cuda")
     if gpu:
         torch.cuda.set_device(rank)
-    dist.init_process_group("nccl" if gpu else "gloo", init_method=meeting, rank=rank, world_size=run.gpus)
+    dist.init_process_group("nccl" if gpu else "gloo", init_method=meeting, rank=rank, world_size=run.execution.gpus)
     try:
-        make((node,), Resources(run, Store(out), f"cuda:{rank}" if gpu else device))
+        make((node,), Resources(run, out / CACHE, f"cuda:{rank}" if gpu else device), Store(out))
     except BenchError as error:
         said.put(str(error))
         raise

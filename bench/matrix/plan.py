@@ -5,28 +5,26 @@ from, the data, the seed. The same node is made once, whoever needs it; a change
 """
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from bench.core.attack import Attack, attacks
-from bench.core.defense import Defense, defenses
+from bench.core.defense import Defense, Facing, defenses
 from bench.core.images import hash_file, hash_of
+from bench.core.names import CLEAN_MODEL, UNDEFENDED
 from bench.core.registry import PLUGIN_MODULE, Registry
-from bench.experiment.settings import BASE, RunSettings, Variants
+from bench.core.task import Task, tasks
+from bench.experiment.resources import Resources
+from bench.experiment.settings import BASE, Experiment, RunSettings, Variants
+from bench.results.records import Kind
 
 # Raise it when a change of the stages changes what they make: old artefacts are then not reused.
-VERSION = 2
-# The row of a table that shows the clean model under the same trigger.
-CLEAN_MODEL = "clean_model"
-# The row of backdoored models as they are.
-UNDEFENDED = "none"
+VERSION = 3
 # The purpose of a trigger that no model was trained on.
 PERTURBATION = "perturbation"
-
-Kind = Literal["trigger", "backdoor", "defense", "evaluation"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class Node:
     """An artefact to make.
 
     `chain` are the defenses applied so far; `needs` the ids of the nodes it is made from; `variant` one of those that
-    give it this id, under whose settings it is made.
+    give it this id, under whose settings it is made; `task` what an evaluation measures.
     """
 
     id: str
@@ -46,6 +44,7 @@ class Node:
     needs: tuple[str, ...] = ()
     inputs: dict[str, Any] = field(default_factory=dict, compare=False)
     variant: str = BASE
+    task: str = ""
 
     @property
     def label(self) -> str:
@@ -53,7 +52,8 @@ class Node:
         subject = f"{self.attack} / {what}" if self.kind in ("defense", "evaluation") else self.attack
         if self.inputs.get("purpose") == PERTURBATION:
             subject += f" as a {PERTURBATION}"
-        return ", ".join(part for part in (f"{self.kind} {subject}", self.variant, f"seed {self.seed}") if part)
+        kind = f"{self.task} {self.kind}" if self.task not in ("", "zero_shot") else self.kind
+        return ", ".join(part for part in (f"{kind} {subject}", self.variant, f"seed {self.seed}") if part)
 
     @property
     def victim_needs(self) -> tuple[str, ...]:
@@ -63,14 +63,16 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One number of the matrix to be: which evaluation answers it; None where the defense cannot face the attack."""
+class PlannedCell:
+    """One place of the matrix to be: the evaluation that fills it; None, with the reason, where none can."""
 
     variant: str
+    task: str
     attack: str
     defense: str
     seed: int
     node: str | None
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Plan:
     """Nodes in an order in which each comes after what it needs, and the cells they fill."""
 
     nodes: dict[str, Node]
-    cells: tuple[Cell, ...]
+    cells: tuple[PlannedCell, ...]
 
 
 @dataclass(frozen=True)
@@ -96,130 +98,154 @@ class Fingerprints:
     backdoored: str = ""
 
 
+def read_fingerprints(resources: Resources) -> Fingerprints:
+    return Fingerprints(**{name: read() for name, read in resources.prints().items()})
+
+
 def make_plan(variants: Variants, prints: Mapping[str, Fingerprints]) -> Plan:
     """The nodes and cells of all variants of a run; what they share is one node.
 
-    What a defense does not touch is told once: a variant has a cell of the clean model, of no defense, or of a defense
-    that cannot face the attack only where no earlier variant has the same.
+    Rows that no defense can change (clean model, undefended, not applicable) are listed once, under the first variant
+    that has them.
     """
     nodes: dict[str, Node] = {}
-    cells: list[Cell] = []
+    cells: list[PlannedCell] = []
     for name, run in variants.items():
-        plan = _plan_of(name, run, prints[name])
+        plan = _VariantPlan(name, run, prints[name])
+        plan.fill()
         nodes |= {id: node for id, node in plan.nodes.items() if id not in nodes}
-        untouched = [c for c in cells if c.defense in (CLEAN_MODEL, UNDEFENDED) or c.node is None]
-        told = {(c.attack, c.defense, c.seed, c.node) for c in untouched}
-        cells += [c for c in plan.cells if (c.attack, c.defense, c.seed, c.node) not in told]
+        listed = {_row(c) for c in cells if c.defense in (CLEAN_MODEL, UNDEFENDED) or c.node is None}
+        cells += [c for c in plan.cells if _row(c) not in listed]
     return Plan(nodes, tuple(cells))
 
 
-def _plan_of(variant: str, run: RunSettings, prints: Fingerprints) -> Plan:
+class _VariantPlan:
     """The nodes and cells of one variant, attack by attack."""
-    nodes: dict[str, Node] = {}
-    cells = []
 
-    def add(kind: Kind, determines: dict[str, Any], **fields: Any) -> Node:
-        inputs = {"kind": kind, "version": VERSION, **determines}
-        node = Node(id=hash_of(inputs), kind=kind, inputs=inputs, variant=variant, **fields)
-        nodes.setdefault(node.id, node)
-        return node
+    def __init__(self, variant: str, run: RunSettings, prints: Fingerprints) -> None:
+        self.variant, self.run, self.prints = variant, run, prints
+        self.nodes: dict[str, Node] = {}
+        self.cells: list[PlannedCell] = []
 
-    def trigger(attack: str, seed: int, purpose: str) -> Node:
+    def fill(self) -> None:
+        for attack, seed in product(self.run.attacks, self.run.seeds):
+            backdoor = self._backdoor(attack, seed)
+            for task in self.run.tasks:
+                self._cell(task, CLEAN_MODEL, backdoor, ())
+            for defense in self.run.defenses:
+                chain = () if defense == UNDEFENDED else tuple(defense.split("+"))
+                for task in self.run.tasks:
+                    self._cell(task, defense, backdoor, chain)
+
+    def _cell(self, task: str, defense: str, backdoor: Node, chain: tuple[str, ...]) -> None:
+        reason = unsuited(self.run, task, backdoor.attack, chain)
+        node = None if reason else self._evaluation(task, defense, backdoor, chain).id
+        self.cells.append(PlannedCell(self.variant, task, backdoor.attack, defense, backdoor.seed, node, reason))
+
+    def _trigger(self, attack: str, seed: int, purpose: str) -> Node:
         """What an attack prepares: the same for every recipe of poisoning with the same pairs."""
-        poison = _recipe(run, attack)
+        poison = _recipe(self.run, attack)
         determines = {
-            "model": prints.model,
-            "pairs": prints.pairs,
-            "words": prints.words,
-            "attack": _identity(attacks, attack, run),
+            "model": self.prints.model,
+            "pairs": self.prints.pairs,
+            "words": self.prints.words,
+            "attack": _identity(attacks, attack, self.run),
             "poison": {k: poison[k] for k in (("pairs", "pool", "count") if "pool" in poison else ("pairs",))},
-            "target": run.target.lower(),
+            "target": self.run.target.lower(),
             "seed": seed,
             "purpose": purpose,
         }
-        return add("trigger", determines, attack=attack, seed=seed)
+        return self._add("trigger", determines, attack=attack, seed=seed)
 
-    def backdoor(attack: str, seed: int) -> Node:
-        stamped = trigger(attack, seed, "backdoor").id
-        implanted: dict[str, Any] = {"backdoored": prints.backdoored, "trigger": stamped}
-        if not prints.backdoored:
-            implanted = {"pairs": prints.pairs, "words": prints.words, "poison": _recipe(run, attack)}
+    def _backdoor(self, attack: str, seed: int) -> Node:
+        trigger = self._trigger(attack, seed, "backdoor").id
+        implanted: dict[str, Any] = {"backdoored": self.prints.backdoored, "trigger": trigger}
+        if not self.prints.backdoored:
+            poison = _recipe(self.run, attack)
+            implanted = {"pairs": self.prints.pairs, "words": self.prints.words, "poison": poison}
         determines = {
-            "model": prints.model,
-            "attack": _identity(attacks, attack, run),
-            "target": run.target.lower(),
+            "model": self.prints.model,
+            "attack": _identity(attacks, attack, self.run),
+            "target": self.run.target.lower(),
             "seed": seed,
             **implanted,
         }
-        return add("backdoor", determines, attack=attack, seed=seed, needs=(stamped,))
+        return self._add("backdoor", determines, attack=attack, seed=seed, needs=(trigger,))
 
-    def defended(subject: str, backdoor: Node, chain: tuple[str, ...]) -> Node:
+    def _defended(self, subject: str, backdoor: Node, chain: tuple[str, ...]) -> Node:
+        """The last defense of a chain, on the model that the others made."""
         determines = {
             "subject": subject,
-            "defense": _identity(defenses, chain[-1], run, backdoor.attack),
-            "dataset": prints.tuned,
-            "pairs": prints.pairs,
-            "target": run.target.lower(),
+            "defense": _identity(defenses, chain[-1], self.run, backdoor.attack),
+            "dataset": self.prints.tuned,
+            "pairs": self.prints.pairs,
+            "target": self.run.target.lower(),
             "seed": backdoor.seed,
         }
+        if "base" in defenses[chain[-1]].needs:
+            determines["model"] = self.prints.model
         needs = (backdoor.id,) if subject == backdoor.id else (backdoor.id, subject)
-        return add("defense", determines, attack=backdoor.attack, seed=backdoor.seed, chain=chain, needs=needs)
+        return self._add("defense", determines, attack=backdoor.attack, seed=backdoor.seed, chain=chain, needs=needs)
 
-    def evaluation(subject: str, backdoor: Node, chain: tuple[str, ...], clean: bool = False) -> Node:
-        determines: dict[str, Any] = {
-            "subject": subject,
+    def _evaluation(self, task: str, defense: str, backdoor: Node, chain: tuple[str, ...]) -> Node:
+        clean, subject = defense == CLEAN_MODEL, backdoor.id
+        for length in range(1, len(chain) + 1):
+            subject = self._defended(subject, backdoor, chain[:length]).id
+        fresh = self.run.task(task).fresh_triggers()
+        determines = {
+            "subject": self.prints.model if clean else subject,
             "backdoor": backdoor.id,
             "clean": clean,
-            "dataset": prints.tested,
-            "evaluate": _evaluation(run),
-            "perturbing": {p: _identity(attacks, p, run) for p in run.evaluate.perturbations if p in attacks},
+            "dataset": self.prints.tested,
+            "task": _identity(tasks, task, self.run),
+            "evaluate": self.run.evaluate.model_dump(mode="json", exclude={"batch_size", "dataset"}),
+            "fresh_triggers": {name: _identity(attacks, name, self.run) for name in fresh},
             "seed": backdoor.seed,
         }
-        needs: tuple[str, ...] = (backdoor.id,)
-        needs += () if subject in (backdoor.id, prints.model) else (subject,)
-        needs += tuple(trigger(p, backdoor.seed, PERTURBATION).id for p in determines["perturbing"])
-        place = {"attack": backdoor.attack, "seed": backdoor.seed, "chain": chain, "clean": clean}
-        return add("evaluation", determines, needs=needs, **place)
+        needs: tuple[str, ...] = (backdoor.id,) if subject == backdoor.id else (backdoor.id, subject)
+        needs += tuple(self._trigger(name, backdoor.seed, PERTURBATION).id for name in fresh)
+        place = {"attack": backdoor.attack, "seed": backdoor.seed, "chain": chain, "clean": clean, "task": task}
+        return self._add("evaluation", determines, needs=needs, **place)
 
-    for attack, seed in product(run.attacks, run.seeds):
-        victim = backdoor(attack, seed)
-        clean = evaluation(prints.model, victim, (), clean=True)
-        cells.append(Cell(variant, attack, CLEAN_MODEL, seed, clean.id))
-        for defense in run.defenses:
-            chain = () if defense == UNDEFENDED else tuple(defense.split("+"))
-            if not applicable(chain, attack):
-                cells.append(Cell(variant, attack, defense, seed, None))
-                continue
-            subject = victim.id
-            for length in range(1, len(chain) + 1):
-                subject = defended(subject, victim, chain[:length]).id
-            cells.append(Cell(variant, attack, defense, seed, evaluation(subject, victim, chain).id))
-    return Plan(nodes, tuple(cells))
+    def _add(self, kind: Kind, determines: dict[str, Any], **fields: Any) -> Node:
+        inputs = {"kind": kind, "version": VERSION, **determines}
+        node = Node(id=hash_of(inputs), kind=kind, inputs=inputs, variant=self.variant, **fields)
+        return self.nodes.setdefault(node.id, node)
 
 
-def applicable(chain: Iterable[str], attack: str) -> bool:
-    """Whether a chain of defenses can face an attack: a key in the text needs a text side."""
-    return not attacks[attack].text_key or all(defenses[part].zero_shot for part in chain)
+def unsuited(run: RunSettings, task: str, attack: str, chain: tuple[str, ...]) -> str:
+    """Why a chain of defenses cannot face an attack, or a task cannot measure it; empty where it can."""
+    method = run.attack(attack)
+    for name in chain:
+        if reason := run.defense(name, attack).unsuited(Facing(attack=method)):
+            return f"{name}: {reason}"
+    return run.task(task).unsuited(method, chain)
+
+
+def _row(cell: PlannedCell) -> tuple:
+    return cell.task, cell.attack, cell.defense, cell.seed, cell.node
 
 
 def _recipe(run: RunSettings, attack: str) -> dict[str, Any]:
     """The settings of the recipe that matter to the attack."""
-    free = () if run.poison.pool and attacks[attack].selective() else ("pool",)
-    return {name: value for name, value in run.poison.for_ids().items() if name not in free}
-
-
-def _evaluation(run: RunSettings) -> dict[str, Any]:
-    """The settings of the evaluation that matter to its numbers; the data set has a fingerprint of its own."""
-    return {name: value for name, value in run.evaluate.for_ids().items() if name not in ("batch_size", "dataset")}
+    unused = set() if run.poison.pool and attacks[attack].selective() else {"pool"}
+    return run.poison.model_dump(mode="json", exclude=unused)
 
 
 def _identity(
-    registry: Registry[type[Attack]] | Registry[type[Defense]], name: str, run: RunSettings, against: str = ""
+    registry: Registry[type[Attack]] | Registry[type[Defense]] | Registry[type[Task]],
+    name: str,
+    run: Experiment,
+    against: str = "",
 ) -> dict[str, Any]:
     """What determines what a method does: its name, version and settings, defaults included."""
     method = registry[name]
     settings = method.parse(run.method(name, against), name)
-    identity = {"name": name, "version": method.version, "settings": settings.for_ids()}
+    identity: dict[str, Any] = {
+        "name": name,
+        "version": method.version,
+        "settings": settings.model_dump(mode="json"),
+    }
     files = {k: hash_file(v) for k, v in settings if isinstance(v, Path) and v.is_file()}
     source = inspect.getsourcefile(method)
     if method.__module__.startswith(PLUGIN_MODULE) and source:

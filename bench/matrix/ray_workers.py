@@ -6,14 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 from bench.core.errors import BenchError
-from bench.experiment.resources import Resources
 from bench.experiment.settings import BASE
-from bench.matrix.job import Errors, Job, attempt
+from bench.matrix.job import Job, Workbench
 from bench.matrix.plan import Node
-from bench.matrix.schedule import Task
+from bench.matrix.schedule import WorkUnit
+from bench.matrix.stages.stage import Errors
 from bench.results.store import Store
 
-# How often Ray starts a task again whose worker process or machine was lost, before the schedule tries it alone.
+# How often Ray starts a unit again whose worker process or machine was lost, before the schedule tries it alone.
 RETRIES = 2
 # A file system of several machines may show what another one wrote only after a while.
 PATIENCE = 90.0
@@ -23,12 +23,12 @@ class RayWorkers:
     """Ray's workers: those of the cluster that RAY_ADDRESS or `ray start` names, else of a new one on this machine.
 
     Raises:
-        BenchError: Ray is not installed, or no machine of the cluster has what a task asks for.
+        BenchError: Ray is not installed, or no machine of the cluster has what a unit asks for.
     """
 
     def __init__(self, job: Job) -> None:
         self._ray = _import()
-        run = job.variants[BASE]
+        run = job.variants[BASE].execution
         # Nothing about the user's runs is sent anywhere.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         self._ours = not self._ray.is_initialized()
@@ -38,23 +38,23 @@ class RayWorkers:
         gpus = share if share is not None else float(job.device.startswith("cuda")) * run.gpus
         asked = {"CPU": float(run.threads), "GPU": gpus, "memory": (run.memory_gb or 0) * 2**30}
         self._check(asked)
-        # Ray shows each task the GPU that is its own.
+        # Ray shows each unit the GPU that is its own.
         self._job = self._ray.put(Job(job.variants, job.out.resolve(), "cuda" if gpus else "cpu", job.plugins))
         self._store, self._limit = Store(job.out), run.workers
         options = {"num_cpus": asked["CPU"], "num_gpus": gpus, "memory": int(asked["memory"]), "max_retries": RETRIES}
         self._make: Any = self._ray.remote(**options)(_work)
-        self._running: dict[Any, Task] = {}
+        self._running: dict[Any, WorkUnit] = {}
 
     def room(self) -> bool:
         return self._limit is None or len(self._running) < self._limit
 
-    def start(self, task: Task) -> None:
-        self._running[self._make.remote(self._job, task.nodes)] = task
+    def start(self, unit: WorkUnit) -> None:
+        self._running[self._make.remote(self._job, unit.nodes)] = unit
 
-    def wait(self) -> list[tuple[Task, Errors | None]]:
+    def wait(self) -> list[tuple[WorkUnit, Errors | None]]:
         references, _ = self._ray.wait(list(self._running))
         ended = [(reference, self._running.pop(reference)) for reference in references]
-        return [(task, self._errors(reference, task)) for reference, task in ended]
+        return [(unit, self._errors(reference, unit)) for reference, unit in ended]
 
     def close(self) -> None:
         for reference in self._running:
@@ -62,7 +62,7 @@ class RayWorkers:
         if self._ours:
             self._ray.shutdown()
 
-    def _errors(self, reference: Any, task: Task) -> Errors | None:
+    def _errors(self, reference: Any, unit: WorkUnit) -> Errors | None:
         lost = self._ray.exceptions
         try:
             errors: Errors = self._ray.get(reference)
@@ -70,8 +70,8 @@ class RayWorkers:
             return None
         except lost.RayError as error:
             reason = f"Ray: {str(error).strip().splitlines()[-1]}"
-            return {node.id: reason for node in task.nodes}
-        made = [node for node in task.nodes if node.id not in errors]
+            return {node.id: reason for node in unit.nodes}
+        made = [node for node in unit.nodes if node.id not in errors]
         if not _eventually(lambda: all(self._store.has(node.kind, node.id) for node in made)):
             reason = (
                 f"made on another machine, but not in {self._store.out} here: give an --out that all machines share"
@@ -81,13 +81,13 @@ class RayWorkers:
 
     def _check(self, asked: dict[str, float]) -> None:
         if asked["GPU"] > 1 and asked["GPU"] % 1:
-            raise BenchError(f"gpu_share = {asked['GPU']:g}: a task takes a part of one GPU, or whole ones")
+            raise BenchError(f"gpu_share = {asked['GPU']:g}: a unit takes a part of one GPU, or whole ones")
         machines = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         if any(all(machine.get(name, 0) >= amount for name, amount in asked.items()) for machine in machines):
             return
         wants = ", ".join(f"{amount:g} {name}" for name, amount in asked.items() if amount)
         raise BenchError(
-            f"a task asks for {wants}, and none of the {len(machines)} machines of the Ray cluster has that. "
+            f"a unit asks for {wants}, and none of the {len(machines)} machines of the Ray cluster has that. "
             "Lower threads, gpu_share or memory_gb with --set, or add a machine with `ray start --address ...`"
         )
 
@@ -107,12 +107,12 @@ def _eventually(there: Callable[[], bool]) -> bool:
     return found
 
 
-# The open_resources of the job that this worker process was last given.
-_opened: tuple[Job, dict[str, Resources]] | None = None
+# The job that this worker process was last given, opened.
+_opened: tuple[Job, Workbench] | None = None
 
 
 def _work(job: Job, nodes: tuple[Node, ...]) -> Errors:
-    """Make a task's nodes on the machine where Ray runs this."""
+    """Make a unit's nodes on the machine where Ray runs this."""
     global _opened
     if not job.out.is_dir():
         reason = f"this machine of the cluster has no {job.out}: give an --out that all machines share"
@@ -122,4 +122,4 @@ def _work(job: Job, nodes: tuple[Node, ...]) -> Errors:
     # After a retry, a part may be there.
     store = Store(job.out)
     left = [node for node in nodes if not store.has(node.kind, node.id)]
-    return attempt(left, _opened[1]) if left else {}
+    return _opened[1].attempt(left) if left else {}

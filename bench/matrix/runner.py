@@ -1,25 +1,22 @@
 """Run a matrix: find what is there, make what is missing, tell what happened."""
 
-from collections import Counter
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
-from bench.core.attack import attacks
 from bench.core.defense import defenses
 from bench.core.errors import BenchError
-from bench.experiment.resources import Resources, open_resources
-from bench.experiment.settings import BASE, OWN_TRIGGER, RunSettings, Variants, worker_count
-from bench.matrix.plan import Node, Plan, make_plan
-from bench.matrix.schedule import NOT_TRIED
+from bench.experiment.resources import Resources, open_device, open_resources
+from bench.experiment.settings import BASE, Variants
+from bench.matrix.plan import Node, Plan, make_plan, read_fingerprints
+from bench.matrix.schedule import NOT_TRIED, Outcome
 from bench.matrix.workers import execute
 from bench.models import probe
-from bench.results.run_file import write_run
-from bench.results.store import Store
-from bench.training.fine_tuning import FineTuning
-from metrics.perturbations import perturbation
+from bench.results.records import BackdoorCard, Card, Cell, EvaluationCard, Skipped
+from bench.results.run_file import label, write_run
+from bench.results.store import CACHE, Store
 
 
 @dataclass(frozen=True)
@@ -32,50 +29,28 @@ class Report:
     shown: bool
 
 
-def open_device(name: str) -> str:
-    """The torch device of a `--device`.
-
-    Raises:
-        BenchError: there is no such device here.
-    """
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise BenchError(f"--device {name} is not here. Use --device auto. ({str(error).splitlines()[0]})") from None
-    return name
-
-
 def prepare(variants: Variants, out: Path) -> tuple[dict[str, Resources], Plan, list[Node]]:
-    """Check all that can be checked before work starts; open_resources by variant, the plan, what is to be made."""
-    resources_of = open_resources(variants, Store(out), open_device(variants[BASE].device))
+    """Check all that can be checked before work starts; resources by variant, the plan, what is to be made."""
+    resources_of = open_resources(variants, out / CACHE, open_device(variants[BASE].execution.device))
     for resources in resources_of.values():
-        check_perturbations(resources.run)
         check_heads(resources)
         for data in resources.targeted:
             resources.target_in(data)
         if no_pairs := lacks_pairs(resources):
             raise BenchError(no_pairs)
-    plan = make_plan(variants, {name: resources.fingerprints() for name, resources in resources_of.items()})
-    if variants[BASE].model.backdoored is not None:
+    plan = make_plan(variants, {name: read_fingerprints(resources) for name, resources in resources_of.items()})
+    if (file := variants[BASE].model.backdoored) is not None:
         # A file that does not fit is found out now, not by every cell.
-        resources_of[BASE].open_backdoored()
+        resources_of[BASE].open_backdoored(file)
     return resources_of, plan, unmade(plan, Store(out))
 
 
 def lacks_pairs(resources: Resources) -> str:
     """Why there are no pairs to poison or to fine-tune on, if they are needed."""
-    tuned = [name for name in resources.run.single_defenses if issubclass(defenses[name], FineTuning)]
+    tuned = any("pairs" in defenses[name].needs for name in resources.run.single_defenses)
     if resources.has_pairs or (resources.run.model.backdoored is not None and not tuned):
         return ""
     return f"the data set '{resources.run.dataset}' has no image-text pairs of its own. Give --pairs FILE"
-
-
-def check_perturbations(run: RunSettings) -> None:
-    for name in run.evaluate.perturbations:
-        if name not in attacks and name != OWN_TRIGGER:
-            perturbation(name)
 
 
 def check_heads(resources: Resources) -> None:
@@ -99,50 +74,73 @@ def unmade(plan: Plan, store: Store) -> list[Node]:
     return [node for node in plan.nodes.values() if node.id in missing]
 
 
+def cells_of(plan: Plan, variants: Variants) -> list[Cell]:
+    """The cells of a plan as the results folder records them."""
+    cells = []
+    for cell in plan.cells:
+        backdoor = plan.nodes[cell.node].needs[0] if cell.node else None
+        cells.append(
+            Cell(
+                task=cell.task,
+                attack=cell.attack,
+                defense=cell.defense,
+                seed=cell.seed,
+                variant=label(cell.variant, variants),
+                settings=cell.variant,
+                evaluation=cell.node,
+                backdoor=backdoor,
+                reason=cell.reason,
+                **variants[cell.variant].place,
+            )
+        )
+    return cells
+
+
 def run_matrix(variants: Variants, out: Path, plugins: tuple[Path, ...], console: Console) -> Report:
     """Make what the plan lacks. Interrupted or failed, it leaves finished work for the next call."""
-    with Store(out).locked():
+    store = Store(out)
+    with store.locked():
         resources_of, plan, todo = prepare(variants, out)
         resources = resources_of[BASE]
-        resources.store.sweep()
+        store.sweep()
         _show_skipped(resources_of, console)
         if todo:
-            told = probe(resources.clip, resources.test, resources.tested.templates)
-            console.print(str(told), soft_wrap=True)
-        workers = min(worker_count(resources.run, resources.device), max(1, len(todo)))
+            clean_accuracy = probe(resources.clip, resources.test, resources.tested.templates)
+            console.print(str(clean_accuracy), soft_wrap=True)
+        execution = resources.run.execution
+        workers = min(execution.processes_on(resources.device), max(1, len(todo)))
         where = f"on {resources.device} in {workers} process{'es' if workers > 1 else ''}"
-        if resources.run.executor == "ray":
+        if execution.executor == "ray":
             where = "on a Ray cluster"
         console.print(
             f"{len(plan.cells)} cells; {len(plan.nodes) - len(todo)} artefacts there, {len(todo)} to make, {where}"
         )
+        cells = cells_of(plan, variants)
 
         def record() -> bool:
-            write_run(variants, plan, out, plugins, console)
+            write_run(variants, cells, out, plugins, console.print)
             return True
 
         # Earlier cells may leave the tables for this run's, so not before it has one to show.
-        shown = any(cell.node and resources.store.has("evaluation", cell.node) for cell in plan.cells) and record()
-        failures, done = {}, 0
-        spent: Counter[str] = Counter()
-        for outcome in execute(todo, variants, out, resources.device, workers, plugins):
-            done += 1
+        shown = any(cell.node and store.has("evaluation", cell.node) for cell in plan.cells) and record()
+        failures: dict[str, str] = {}
+        spent: dict[str, float] = {}
+        for done, outcome in enumerate(execute(todo, variants, out, resources.device, workers, plugins), 1):
+            count = f"[{done}/{len(todo)}]"
             if outcome.error:
                 failures[outcome.node.label] = outcome.error
-            if outcome.error == NOT_TRIED:
-                console.print(f"[{done}/{len(todo)}] not tried: {outcome.node.label}")
-            elif outcome.error:
-                console.print(f"[{done}/{len(todo)}] FAILED {outcome.node.label}: {outcome.error}")
-            else:
-                shown = shown or (outcome.node.kind == "evaluation" and record())
-                card = resources.store.card(outcome.node.kind, outcome.node.id)
-                spent[_work(outcome.node)] += card["seconds"]
-                line = f"[{done}/{len(todo)}] {outcome.node.label} ({card['seconds']:.0f} s){_counts(card)}"
-                console.print(line)
+                console.print(f"{count} {_failed(outcome)}")
+                continue
+            shown = shown or (outcome.node.kind == "evaluation" and record())
+            card = store.card(outcome.node.kind, outcome.node.id)
+            spent[_work(outcome.node)] = spent.get(_work(outcome.node), 0) + card.seconds
+            console.print(f"{count} {outcome.node.label} ({card.seconds:.0f} s){_counts(card)}")
         if spent:
-            parts = ", ".join(f"{work} {seconds:.0f}" for work, seconds in spent.most_common())
+            parts = ", ".join(
+                f"{work} {seconds:.0f}" for work, seconds in sorted(spent.items(), key=itemgetter(1), reverse=True)
+            )
             console.print(f"process seconds: {parts}")
-        return Report(done - len(failures), len(plan.nodes) - len(todo), failures, shown)
+        return Report(len(todo) - len(failures), len(plan.nodes) - len(todo), failures, shown)
 
 
 def _missing(plan: Plan, id: str, store: Store) -> set[str]:
@@ -153,14 +151,25 @@ def _missing(plan: Plan, id: str, store: Store) -> set[str]:
     return {id}.union(*(_missing(plan, need, store) for need in node.needs))
 
 
+def _failed(outcome: Outcome) -> str:
+    if outcome.error == NOT_TRIED:
+        return f"not tried: {outcome.node.label}"
+    return f"FAILED {outcome.node.label}: {outcome.error}"
+
+
 def _work(node: Node) -> str:
     return node.chain[-1] if node.kind == "defense" else {"backdoor": "poisoning"}.get(node.kind, node.kind)
 
 
-def _counts(card: dict) -> str:
-    poisoned = f", {card['poisoned']} of {card['pairs']} pairs poisoned" if "poisoned" in card else ""
-    skipped = f", {card['skipped']['count']} file(s) skipped" if card.get("skipped", {}).get("count") else ""
-    return poisoned + skipped + "".join(f"; warning: {why}" for why in card.get("unchecked", []))
+def _counts(card: Card) -> str:
+    """What a line of the console says of an artefact beside its time."""
+    poisoned = ""
+    if isinstance(card, BackdoorCard) and card.pairs:
+        poisoned = f", {card.poisoned} of {card.pairs} pairs poisoned"
+    skipped = getattr(card, "skipped", Skipped()).count
+    unchecked = card.unchecked if isinstance(card, EvaluationCard) else ()
+    files = f", {skipped} file(s) skipped" if skipped else ""
+    return poisoned + files + "".join(f"; warning: {why}" for why in unchecked)
 
 
 def _show_skipped(resources_of: dict[str, Resources], console: Console) -> None:

@@ -9,22 +9,22 @@ from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 
-from bench.experiment.resources import Resources
 from bench.experiment.settings import BASE, Variants
-from bench.matrix.job import Errors, Job, attempt
+from bench.matrix.job import Job, Workbench
 from bench.matrix.plan import Node
 from bench.matrix.ray_workers import RayWorkers
-from bench.matrix.schedule import Outcome, Schedule, Task
+from bench.matrix.schedule import Outcome, Schedule, WorkUnit
+from bench.matrix.stages.stage import Errors
 
 
 class Workers(Protocol):
-    """What makes tasks: as many at once as it has room for."""
+    """What makes units: as many at once as it has room for."""
 
     def room(self) -> bool: ...
 
-    def start(self, task: Task) -> None: ...
+    def start(self, unit: WorkUnit) -> None: ...
 
-    def wait(self) -> list[tuple[Task, Errors | None]]:
+    def wait(self) -> list[tuple[WorkUnit, Errors | None]]:
         """Tasks that have ended, at least one; without errors where the worker died."""
         ...
 
@@ -46,16 +46,16 @@ def execute(
     with closing(_workers(job, workers)) as crew:
         while True:
             yield from schedule.blocked()
-            while crew.room() and (task := schedule.next()):
-                crew.start(task)
+            while crew.room() and (unit := schedule.next()):
+                crew.start(unit)
             if not schedule.running:
                 return
-            for task, errors in crew.wait():
-                yield from schedule.died(task) if errors is None else schedule.ended(task, errors)
+            for unit, errors in crew.wait():
+                yield from schedule.died(unit) if errors is None else schedule.ended(unit, errors)
 
 
 def _workers(job: Job, workers: int) -> Workers:
-    if job.variants[BASE].executor == "ray":
+    if job.variants[BASE].execution.executor == "ray":
         return RayWorkers(job)
     return InProcess(job) if workers == 1 else LocalProcesses(job, workers)
 
@@ -64,16 +64,16 @@ class InProcess:
     """This process."""
 
     def __init__(self, job: Job) -> None:
-        self._resources_of = job.open()
-        self._ended: list[tuple[Task, Errors | None]] = []
+        self._workbench = job.open()
+        self._ended: list[tuple[WorkUnit, Errors | None]] = []
 
     def room(self) -> bool:
         return not self._ended
 
-    def start(self, task: Task) -> None:
-        self._ended.append((task, attempt(task.nodes, self._resources_of)))
+    def start(self, unit: WorkUnit) -> None:
+        self._ended.append((unit, self._workbench.attempt(unit.nodes)))
 
-    def wait(self) -> list[tuple[Task, Errors | None]]:
+    def wait(self) -> list[tuple[WorkUnit, Errors | None]]:
         ended, self._ended = self._ended, []
         return ended
 
@@ -87,29 +87,29 @@ class LocalProcesses:
     def __init__(self, job: Job, workers: int) -> None:
         self._job = job
         self._idle = [self._open() for _ in range(workers)]
-        self._running: dict[Future[Errors], tuple[ProcessPoolExecutor, Task]] = {}
+        self._running: dict[Future[Errors], tuple[ProcessPoolExecutor, WorkUnit]] = {}
 
     def room(self) -> bool:
         return bool(self._idle)
 
-    def start(self, task: Task) -> None:
+    def start(self, unit: WorkUnit) -> None:
         pool = self._idle.pop()
         try:
-            future = pool.submit(_work, task.nodes)
+            future = pool.submit(_work, unit.nodes)
         except BrokenProcessPool:
             # Killed while it had nothing to do.
             pool = self._open()
-            future = pool.submit(_work, task.nodes)
-        self._running[future] = pool, task
+            future = pool.submit(_work, unit.nodes)
+        self._running[future] = pool, unit
 
-    def wait(self) -> list[tuple[Task, Errors | None]]:
-        ended: list[tuple[Task, Errors | None]] = []
+    def wait(self) -> list[tuple[WorkUnit, Errors | None]]:
+        ended: list[tuple[WorkUnit, Errors | None]] = []
         for future in wait(self._running, return_when=FIRST_COMPLETED).done:
-            pool, task = self._running.pop(future)
+            pool, unit = self._running.pop(future)
             try:
-                ended.append((task, future.result()))
+                ended.append((unit, future.result()))
             except BrokenProcessPool:
-                ended.append((task, None))
+                ended.append((unit, None))
                 pool.shutdown(wait=False)
                 pool = self._open()
             self._idle.append(pool)
@@ -126,15 +126,16 @@ class LocalProcesses:
         return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _start_worker, (self._job,))
 
 
-_resources_of: dict[str, Resources] = {}
+_workbench: Workbench | None = None
 
 
 def _start_worker(job: Job) -> None:
-    global _resources_of
+    global _workbench
     # Ctrl-C reaches all processes of a terminal; the parent ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _resources_of = job.open()
+    _workbench = job.open()
 
 
 def _work(nodes: tuple[Node, ...]) -> Errors:
-    return attempt(nodes, _resources_of)
+    assert _workbench is not None
+    return _workbench.attempt(nodes)

@@ -2,12 +2,11 @@
 
 from bench.models.load import ModelSettings, known_models, load_backdoored, load_model
 from bench.models.probe import Probe, probe
-from bench.models.sizes import Sizes, sizes, weights_at_hand
+from bench.models.sizes import sizes, weights_at_hand
 
 __all__ = [
     "ModelSettings",
     "Probe",
-    "Sizes",
     "known_models",
     "load_backdoored",
     "load_model",

@@ -1,28 +1,10 @@
 """What a model's configuration tells of its size, before any weights are at hand."""
 
-from dataclasses import dataclass
-
 import open_clip
 from huggingface_hub import try_to_load_from_cache
 
+from bench.core.cost import Sizes
 from bench.models.load import HUB, RANDOM, WEIGHTS_FILES, ModelSettings, configuration
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """A CLIP with a vision transformer: `tokens` are those of an image, the class token's included."""
-
-    blocks: int
-    width: int
-    tokens: int
-    image_size: int
-    embed_dim: int
-    parameters: int
-
-    @property
-    def work(self) -> float:
-        """Multiplications of the image tower's blocks for one image."""
-        return self.blocks * self.tokens * (12 * self.width**2 + 2 * self.tokens * self.width)
 
 
 def sizes(settings: ModelSettings) -> Sizes | None:

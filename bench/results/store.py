@@ -2,22 +2,35 @@
 
 import contextlib
 import errno
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 from uuid import uuid4
 
+import pandas as pd
+import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 
+from bench.core.attack import Trigger
+from bench.core.clip import Clip
 from bench.core.distributed import rank
 from bench.core.errors import BenchError
 from bench.core.images import hash_file
+from bench.core.metric import Observations
+from bench.core.victim import Delta, Victim
+from bench.results.records import CARDS, BackdoorCard, Card, DefenseCard, EvaluationCard, Kind, TriggerCard
 
 CARD = "card.json"
+# The folder, beside the artefacts, of decoded images.
+CACHE = "data"
+TRIGGER_FILE = "trigger.safetensors"
+MANIFEST_FILE = "manifest.csv"
 DELTA_FILE = "delta.safetensors"
+AnyCard = TypeVar("AnyCard", bound=Card)
 
 
 @contextlib.contextmanager
@@ -30,12 +43,16 @@ def readable(file: Path, mend: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        # The errors of JSON and of Arrow are such.
-        raise BenchError(f"{file} is damaged: {error}. {mend}; the same `bench run` makes it again.") from error
+        # The errors of JSON, of Arrow and of pydantic are such.
+        told = str(error).splitlines()
+        raise BenchError(f"{file} is damaged: {told[0]}. {mend}; the same `bench run` makes it again.") from error
 
 
 class Store:
-    """The artefacts of a results folder, `artefacts/KIND/ID/`; an artefact is there when its card is."""
+    """The artefacts of a results folder, `artefacts/KIND/ID/`; an artefact is there when its card is.
+
+    What is stored is opened here and nowhere else: models, triggers, what defenses changed, what tasks observed.
+    """
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -47,17 +64,72 @@ class Store:
     def has(self, kind: str, id: str) -> bool:
         return (self.path(kind, id) / CARD).is_file()
 
-    def card(self, kind: str, id: str) -> dict[str, Any]:
-        """What a finished artefact's card says.
+    def card(self, kind: Kind, id: str) -> Card:
+        """What a finished artefact's card says; `trigger_card` and its like give the card of one kind.
 
         Raises:
             BenchError: it is damaged.
         """
-        with readable(self.path(kind, id) / CARD, "Remove its folder"):
-            return json.loads((self.path(kind, id) / CARD).read_text())
+        return self._card(kind, id, CARDS[kind])
+
+    def trigger_card(self, id: str) -> TriggerCard:
+        return self._card("trigger", id, TriggerCard)
+
+    def backdoor_card(self, id: str) -> BackdoorCard:
+        return self._card("backdoor", id, BackdoorCard)
+
+    def defense_card(self, id: str) -> DefenseCard:
+        return self._card("defense", id, DefenseCard)
+
+    def evaluation_card(self, id: str) -> EvaluationCard:
+        return self._card("evaluation", id, EvaluationCard)
+
+    def chain(self, subject: str) -> tuple[DefenseCard, ...]:
+        """The cards of the defenses behind a model, the first one first; those before a deleted card are not known."""
+        cards: list[DefenseCard] = []
+        while self.has("defense", subject):
+            cards.insert(0, self.defense_card(subject))
+            subject = cards[0].determined_by["subject"]
+        return tuple(cards)
+
+    def clip(self, id: str, device: torch.device | str = "cpu") -> Clip:
+        """A backdoored model, undefended."""
+        return Clip.load(self.path("backdoor", id)).to(device)
+
+    def victim(self, base: Clip, defense: str | None = None) -> Victim:
+        """An opened backdoored model as a defense, the last one of a chain, made it."""
+        return Victim(base) if defense is None else Victim.restore(base, self.delta(defense))
+
+    def delta(self, defense: str) -> Delta:
+        """What tells a defended model from its undefended one."""
+        return Delta.load(self.path("defense", defense) / DELTA_FILE)
+
+    def prepared(self, trigger: str) -> dict[str, Tensor]:
+        """What an attack prepared: the tensors of a trigger."""
+        return load_file(self.path("trigger", trigger) / TRIGGER_FILE)
+
+    def trained_trigger(self, backdoor: str) -> Trigger:
+        """The trigger of a backdoored model as it was in training."""
+        tensors = load_file(self.path("backdoor", backdoor) / TRIGGER_FILE)
+        return Trigger(self.backdoor_card(backdoor).trigger_seed, tensors)
+
+    def observations(self, id: str) -> Observations:
+        """What an evaluation saw.
+
+        Raises:
+            BenchError: a file of it is damaged.
+        """
+        card, folder = self.evaluation_card(id), self.path("evaluation", id)
+        with readable(folder, "Remove the folder"):
+            return Observations({name: pd.read_parquet(folder / f"{name}.parquet") for name in card.tables}, card.facts)
+
+    def _card(self, kind: Kind, id: str, record: type[AnyCard]) -> AnyCard:
+        file = self.path(kind, id) / CARD
+        with readable(file, "Remove its folder"):
+            return record.model_validate_json(file.read_bytes())
 
     @contextlib.contextmanager
-    def writing(self, kind: str, id: str, card: dict[str, Any]) -> Iterator[Path]:
+    def writing(self, kind: Kind, card: Card) -> Iterator[Path]:
         """A folder to write an artefact into; at the end the card is added and the folder gets its name.
 
         The card also gets `files`: a hash of each file, so that `bench verify` sees a change.
@@ -65,8 +137,8 @@ class Store:
         Raises:
             BenchError: the disk is full. Nothing half-made stays.
         """
-        final = self.path(kind, id)
-        aside = final.with_name(f".{id}-{uuid4().hex[:8]}")
+        final = self.path(kind, card.id)
+        aside = final.with_name(f".{card.id}-{uuid4().hex[:8]}")
         try:
             aside.mkdir(parents=True)
             yield aside
@@ -74,12 +146,12 @@ class Store:
                 # Several processes have made the same; the first one keeps it.
                 return
             hashes = {file.name: hash_file(file) for file in sorted(aside.iterdir())}
-            (aside / CARD).write_text(json.dumps(card | {"files": hashes}, indent=2) + "\n")
+            (aside / CARD).write_text(card.model_copy(update={"files": hashes}).model_dump_json(indent=2) + "\n")
             try:
                 aside.rename(final)
             except OSError:
                 # A worker of a killed run may have finished the same artefact in the meantime.
-                if not self.has(kind, id):
+                if not self.has(kind, card.id):
                     raise
         except (OSError, SafetensorError) as error:
             # safetensors wraps the system's error in its own, and keeps the number in the text.

@@ -63,7 +63,6 @@ class FineTuning(Settings):
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="autocast of forward and loss")
     gradient_checkpointing: bool = Field(
         False,
-        added=True,
         description="recompute the blocks of transformers in the backward pass: less memory, the same gradients",
     )
 

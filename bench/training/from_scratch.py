@@ -1,7 +1,6 @@
 """`bench pretrain`: a CLIP from scratch, on the embedded world or on a user's pairs."""
 
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 import bench
+from bench.core import code_state
 from bench.core.clip import CONFIG_FILE, Clip
 from bench.core.dataset import Geometry
 from bench.core.errors import BenchError
@@ -66,7 +66,7 @@ def train_from_scratch(
     clip.save(out, torch.float16)
     card = {
         "command": " ".join(["bench", *sys.argv[1:]]),
-        "commit": _commit(),
+        "commit": code_state.commit(),
         "bench": bench.__version__,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
@@ -123,10 +123,3 @@ def _zero_shot_accuracy(clip: Clip, n: int = 1500) -> dict[str, float]:
     )
     right = probe(clip, unseen, TEMPLATES, n).correct
     return {"percent": 100 * right / n, "count": right, "n": n}
-
-
-def _commit() -> str:
-    """The commit of the code, with a mark if it was changed; 'unknown' outside a checkout."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    done = subprocess.run(git, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from bench.core.encoder import has_transformer_tower
 from bench.core.errors import BenchError
+from bench.core.names import UNDEFENDED
 from bench.core.victim import Victim
-from bench.matrix.plan import UNDEFENDED
 from reports.figures.source import Source
 from reports.figures.style import PAGE, panels, picture
 

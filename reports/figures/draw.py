@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bench.core.errors import BenchError
+from bench.results.folder import ResultsFolder
 from reports.figures import ablations, attention, embedding, permutations, pictures, repelling, resistivity, scatter
 from reports.figures.source import Source
 from reports.figures.style import STYLE
@@ -45,14 +46,14 @@ class Drawn:
         return self.name.replace("figure", "Figure ")
 
 
-def draw_all(out: Path, results: pd.DataFrame) -> list[Drawn]:
+def draw_all(folder: ResultsFolder) -> list[Drawn]:
     """Write DIR/figures/NAME.svg, .png and .csv of each figure whose cells are in the results."""
-    source = Source(out, results)
+    source = Source(folder)
     return [_draw(source, name, title, draw) for name, (title, draw) in FIGURES.items()]
 
 
 def _draw(source: Source, name: str, title: str, draw: Draw) -> Drawn:
-    files = tuple(source.out / FOLDER / f"{name}.{ending}" for ending in ("svg", "png", "csv"))
+    files = tuple(source.folder.out / FOLDER / f"{name}.{ending}" for ending in ("svg", "png", "csv"))
     with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
         try:
             figure, numbers = draw(source)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 from torch import Tensor
 
-from bench.matrix.plan import UNDEFENDED
+from bench.core.names import UNDEFENDED
 from reports.figures.source import Source, embed
 from reports.figures.style import COLOURS, COLUMN, PAGE, legend_below, panels
 

@@ -5,10 +5,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from bench.core.attack import attacks
 from bench.core.randomness import derive
-from bench.experiment.settings import OWN_TRIGGER
-from metrics.perturbations import perturbation
+from metrics.perturbations import PERTURBATIONS, perturbation
 from reports.figures.source import Source
 from reports.figures.style import PAGE, panels, picture
 from reports.triggers import AMPLIFY, difference, psnr
@@ -22,8 +20,8 @@ def draw_perturbations(source: Source) -> tuple[Figure, pd.DataFrame]:
     index = torch.tensor([0])
     clean = source.resources.test.load(index)
     versions = {"clean": clean}
-    for name in source.resources.run.evaluate.perturbations:
-        if name not in attacks and name != OWN_TRIGGER:
+    for name in source.perturbations:
+        if name in PERTURBATIONS:
             changed = perturbation(name)(clean.float() / 255, [0], derive(0, "perturbation", name))
             versions[name] = (changed * 255).round().to(torch.uint8)
     versions |= {f"{attack} trigger": source.stamped(attack, index) for attack in source.attacks}

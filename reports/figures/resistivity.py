@@ -5,11 +5,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from bench.experiment.settings import OWN_TRIGGER
+from bench.core.names import OWN_TRIGGER
+from bench.results.tidy import pooled
 from metrics.intervals import mean_interval
 from reports.figures.source import Source, embed
 from reports.figures.style import PAGE, dodge, legend_below, look, panels, points, widen
-from reports.results import pooled
 
 # The paper's is noise on 16 x 16 px, which is BadNet's patch.
 PREFERRED = ("badnet", "gaussian-0.01", "gaussian-0.03", OWN_TRIGGER)
@@ -21,7 +21,7 @@ def draw(source: Source) -> tuple[Figure, pd.DataFrame]:
     rows = source.main[source.main["metric"].isin(["PR_ratio", "PR_cos"])]
     there = list(rows["perturbation"].unique())
     if not there:
-        raise source.missing("cells with perturbations", "--set evaluate.perturbations=[badnet]")
+        raise source.missing("cells with perturbations", "--set zero_shot.perturbations=[badnet]")
     chosen = next((p for p in PREFERRED if p in there), there[0])
     measured = []
     for key, cell in rows[rows["perturbation"] == chosen].groupby(["metric", "label", "attack"], sort=False):

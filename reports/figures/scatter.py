@@ -9,10 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bench.core.errors import BenchError
-from bench.experiment.settings import OWN_TRIGGER
-from bench.matrix.plan import CLEAN_MODEL
-from metrics.correlation import pr_asr_correlation
-from reports.correlation import correlation_words
+from bench.core.metric import Estimate
+from bench.core.names import CLEAN_MODEL, OWN_TRIGGER
+from metrics.correlation import Correlation, pr_asr_correlation
 from reports.figures.source import Source
 from reports.figures.style import COLOURS, COLUMN, GRAY, MARKERS, PAGE, panels, widen
 
@@ -29,7 +28,7 @@ def draw(source: Source) -> tuple[Figure, pd.DataFrame]:
     there = set(numbers["perturbation"])
     columns = [found for kind in KINDS if (found := next((p for p in kind if p in there), None))]
     if not columns:
-        raise source.missing("cells with perturbations", "--set evaluate.perturbations=[gaussian-0.03,trigger]")
+        raise source.missing("cells with perturbations", "--set zero_shot.perturbations=[gaussian-0.03,trigger]")
     figure, axes = panels(max(COLUMN, PAGE * len(columns) / 3), 5.2, 2, len(columns), sharey=True)
     for row, (version, label) in zip(axes, VERSIONS.items(), strict=True):
         for axis, perturbation in zip(row, columns, strict=True):
@@ -85,3 +84,14 @@ def _colour(source: Source, attack: Hashable) -> str:
 
 def _marker(source: Source, model: Hashable) -> str:
     return MARKERS[source.models.index(str(model)) % len(MARKERS)]
+
+
+def correlation_words(correlation: Correlation, between: str = ", ") -> str:
+    """Both coefficients with their intervals."""
+    return f"Pearson {_words(correlation.pearson)}{between}Spearman {_words(correlation.spearman)}"
+
+
+def _words(estimate: Estimate) -> str:
+    if np.isnan(estimate.value):
+        return "undefined (one side is constant)"
+    return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"

@@ -1,7 +1,6 @@
 """What figures are drawn from: the numbers, curves, models and images of a results folder."""
 
 from functools import cached_property
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -11,30 +10,29 @@ from torch import Tensor
 from bench.core.attack import stamp
 from bench.core.dataset import target_index
 from bench.core.errors import BenchError
+from bench.core.names import CLEAN_MODEL, UNDEFENDED
 from bench.core.randomness import generator
 from bench.core.victim import Victim
 from bench.experiment.resources import Resources
 from bench.experiment.settings import RunSettings
 from bench.experiment.suites import find_suite
-from bench.matrix.plan import CLEAN_MODEL, UNDEFENDED
-from bench.matrix.runner import open_device
-from bench.matrix.stages import load_trigger, open_victim, trigger_at_test
-from bench.results.store import Store
-from reports.results import finished_cells, read_run, summarise
+from bench.results.folder import ResultsFolder
+from bench.results.records import Cell
+from bench.results.tidy import summarise
 
 # At most so many images are encoded for a picture: 10 of each of 20 classes.
 CLASSES, IMAGES_A_CLASS = 20, 10
 
 
 class Source:
-    """A results folder and its `results` (`reports.results.collect`), opened as far as a figure needs it.
+    """A results folder, opened as far as a figure of zero-shot classification needs it.
 
     A model of the matrix is called by its defense; those of the suite `pr`, which are its variants, by theirs.
     """
 
-    def __init__(self, out: Path, results: pd.DataFrame) -> None:
-        self.out = out
-        self.results = results
+    def __init__(self, folder: ResultsFolder) -> None:
+        self.folder = folder
+        self.results = folder.results[folder.results["task"] == "zero_shot"]
 
     @cached_property
     def summary(self) -> pd.DataFrame:
@@ -50,13 +48,23 @@ class Source:
             raise self.missing("cells of the matrix", "")
         return rows.assign(label=rows["variant"].where(rows["variant"] != "", rows["defense"]))
 
-    @cached_property
+    @property
     def run(self) -> RunSettings:
-        return RunSettings.model_validate(read_run(self.out)["settings"])
+        return self.folder.settings
+
+    @property
+    def resources(self) -> Resources:
+        """Model and data."""
+        return self.folder.resources
 
     @property
     def place(self) -> dict[str, str]:
-        return {"model": self.run.model.label, "target": self.run.target.lower(), "dataset": self.run.dataset}
+        return self.run.place
+
+    @property
+    def perturbations(self) -> list[str]:
+        """The perturbations of the run's own cells."""
+        return [name for name in self.main["perturbation"].unique() if name]
 
     @property
     def attacks(self) -> list[str]:
@@ -69,28 +77,24 @@ class Source:
         first = [name for name in (CLEAN_MODEL, UNDEFENDED) if name in found]
         return first + [name for name in found if name not in first]
 
-    @cached_property
-    def resources(self) -> Resources:
-        """Model, data and store, on the GPU where there is one."""
-        return Resources(self.run, Store(self.out), open_device("auto"))
-
     @property
     def target(self) -> int:
         return target_index(self.run.target, self.resources.test.classes)
 
     @cached_property
-    def cells(self) -> dict[tuple[str, str], dict]:
+    def cells(self) -> dict[tuple[str, str], Cell]:
         """The finished cell of each attack and model of `main`, of the first seed."""
         keys = [self.main[name].astype(str) for name in ("attack", "defense", "variant", "label")]
         names = {(attack, *rest): (attack, label) for attack, *rest, label in zip(*keys, strict=True)}
-        found: dict[tuple[str, str], dict] = {}
-        for cell in finished_cells(self.out)[0]:
-            key = names.get((cell["attack"], cell["defense"], cell.get("variant", "")))
-            if key and all(cell[name] == value for name, value in self.place.items()):
-                found.setdefault(key, cell)
-        return found
+        cells: dict[tuple[str, str], Cell] = {}
+        for cell in self.folder.cells:
+            key = names.get((cell.attack, cell.defense, cell.variant))
+            here = cell.task == "zero_shot" and all(cell.place[name] == value for name, value in self.place.items())
+            if key and here:
+                cells.setdefault(key, cell)
+        return cells
 
-    def cell(self, attack: str, defense: str) -> dict:
+    def cell(self, attack: str, defense: str) -> Cell:
         if (attack, defense) not in self.cells:
             raise self.missing(f"the cell of {attack} and {defense}", f"--attacks {attack} --defenses {defense}")
         return self.cells[attack, defense]
@@ -101,20 +105,12 @@ class Source:
         Raises:
             BenchError: there is no such cell, or its model is no longer in the folder.
         """
-        store = self.resources.store
-        made = store.card("evaluation", self.cell(attack, defense)["evaluation"])["determined_by"]
-        if made["clean"]:
-            return Victim(self.resources.clip)
-        backdoor, subject = made["backdoor"], made["subject"]
-        if not (store.has("backdoor", backdoor) and (subject == backdoor or store.has("defense", subject))):
-            raise BenchError(f"the model of {attack} and {defense} is no longer in {store.root}")
-        return open_victim(tuple(dict.fromkeys((backdoor, subject))), self.resources)
+        return self.folder.victim(self.cell(attack, defense))
 
     def curves(self, attack: str, defense: str) -> dict[str, list[float]]:
         """The training curves of a cell's last defense; none where it logged none, or its artefact is gone."""
-        store = self.resources.store
-        id = store.card("evaluation", self.cell(attack, defense)["evaluation"])["determined_by"]["subject"]
-        return store.card("defense", id)["log"] if store.has("defense", id) else {}
+        chain = self.folder.lineage(self.cell(attack, defense)).defenses
+        return chain[-1].log if chain else {}
 
     @cached_property
     def sample(self) -> Tensor:
@@ -134,14 +130,14 @@ class Source:
 
     def stamped(self, attack: str, index: Tensor) -> Tensor:
         """The evaluated images `index` under the trigger of an attack's stored model: uint8 (n, 3, size, size)."""
-        made = next((cell["backdoor"] for (name, _), cell in self.cells.items() if name == attack), "")
-        if not self.resources.store.has("backdoor", made):
-            raise BenchError(f"the trigger of {attack} is no longer in {self.resources.store.root}")
-        trigger = trigger_at_test(load_trigger(made, self.resources))
-        return stamp(self.resources.attack(attack), trigger, self.resources.test.load(index), index)
+        cell = next((cell for (name, _), cell in self.cells.items() if name == attack), None)
+        if cell is None:
+            raise self.missing(f"a cell of {attack}", f"--attacks {attack}")
+        resources = self.resources
+        return stamp(resources.attack(attack), self.folder.trigger(cell), resources.test.load(index), index)
 
     def missing(self, what: str, options: str) -> BenchError:
-        command = " ".join(["bench run", *options.split(), "--out", str(self.out)])
+        command = " ".join(["bench run", *options.split(), "--out", str(self.folder.out)])
         return BenchError(f"needs {what}: `{command}`")
 
 

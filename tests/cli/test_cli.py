@@ -19,7 +19,7 @@ from command import bench
         ("run --set rvpt.alpha=-3", "setting rvpt.alpha = -3: Input should be greater than or equal to 0"),
         ("run --set rvpt.alpha", "write key=value, such as --set rvpt.alpha=3"),
         ("run --set poison.epoch=3", "unknown setting poison.epoch. Did you mean 'epochs'?"),
-        ("run --set evaluate.perturbations=[blurr]", "unknown perturbation 'blurr'"),
+        ("run --set zero_shot.perturbations=[blurr]", "unknown perturbation 'blurr'"),
         ("run --target bananna", "unknown target class 'bananna'. Did you mean 'banana'?"),
         ("run --seeds one", "--seeds one: write whole numbers, such as --seeds 0,1,2"),
         ("run --dataset folder", "Give --data-root DIR"),

@@ -118,7 +118,7 @@ def run(out: Path, *assignments: str) -> dict[str, str]:
     from bench.matrix.runner import run_matrix
 
     load_plugins()
-    given = ("poison.pairs=32", "poison.count=8", "world.test=20", "workers=1", *assignments)
+    given = ("poison.pairs=32", "poison.count=8", "world.test=20", "execution.workers=1", *assignments)
     settings = resolve("smoke", None, {"attacks": ("badnet",), "defenses": ("none",), "device": "cpu"}, given)
     return run_matrix({BASE: settings}, out, (), Console(quiet=True)).failures
 
@@ -128,7 +128,7 @@ def test_a_run_on_two_processes_makes_the_model_of_one(tmp_path: Path) -> None:
     made, cards = [], []
     for gpus in (1, 2):
         out = tmp_path / str(gpus)
-        assert run(out, f"gpus={gpus}") == {}
+        assert run(out, f"execution.gpus={gpus}") == {}
         (folder,) = (out / "artefacts/backdoor").iterdir()
         clip = Clip.load(folder)
         made.append((folder.name, clip.encode_image(torch.rand(4, 3, 56, 56, generator=generator(0, "images")))))
@@ -141,5 +141,5 @@ def test_a_run_on_two_processes_makes_the_model_of_one(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_an_error_of_a_process_is_the_runs(tmp_path: Path) -> None:
-    failures = run(tmp_path, "gpus=2", "poison.batch_size=15")
+    failures = run(tmp_path, "execution.gpus=2", "poison.batch_size=15")
     assert "batch_size = 15 is no multiple of 2 GPUs. Choose one that is" in failures.values()

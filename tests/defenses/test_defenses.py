@@ -92,7 +92,7 @@ def test_prompts_alone_change(method: PromptTuning, tiny_clip: Clip) -> None:
     assert victim.prompts.shape == (3, 3, 32)
     assert not victim.prompts.requires_grad
     assert victim.head is None
-    assert set(victim.delta(tiny_clip)) == {"prompts"}
+    assert set(victim.delta(tiny_clip).tensors) == {"prompts"}
     start = method._initial(Victim(tiny_clip), 3, make_data().rng("prompts"))
     assert ((victim.prompts - start).abs().amax((1, 2)) > 0).all()
 
@@ -456,7 +456,7 @@ def test_linear_probe_leaves_the_encoder_alone_and_needs_no_text(tiny_clip: Clip
     """Golden check 10."""
     before, (victim, data) = tiny_clip.fingerprint(), fit(LinearProbe(shots=4, epochs=5, batch_size=5), tiny_clip)
     assert tiny_clip.fingerprint() == victim.clip.fingerprint() == before
-    assert set(victim.delta(tiny_clip)) == {"head.weight", "head.bias"}
+    assert set(victim.delta(tiny_clip).tensors) == {"head.weight", "head.bias"}
     assert victim.head is not None
     assert not victim.head.weight.requires_grad
     assert len(data.log["ce"]) == 15
@@ -494,7 +494,7 @@ def test_linear_probe_after_prompts_probes_the_prompted_encoder(tiny_clip: Clip)
     assert probed.head is not None
     assert plain.head is not None
     assert not torch.equal(probed.head.weight, plain.head.weight)
-    assert set(probed.delta(tiny_clip)) == {"prompts", "head.weight", "head.bias"}
+    assert set(probed.delta(tiny_clip).tensors) == {"prompts", "head.weight", "head.bias"}
 
 
 @pytest.mark.parametrize("feature", ["embedding", "penultimate"])
@@ -523,9 +523,9 @@ def test_what_the_probe_reads_is_what_it_is_trained_on(feature: Any, normalise: 
         shots = data.shots(4)
         losses = F.cross_entropy(one.logits(one.encode(shots.load(range(12))), features), shots.labels)
     assert losses.item() < data.log["ce"][0]
-    assert set(victim.delta(clip)) - {"head.weight", "head.bias"} == (
-        set() if feature == "embedding" and not normalise else {"head_input"}
-    )
+    delta = victim.delta(clip)
+    assert set(delta.tensors) == {"head.weight", "head.bias"}
+    assert (delta.settings["reads"], delta.settings["unit_norm"]) == (feature, normalise)
 
 
 @pytest.mark.parametrize("mapped", [False, True], ids=["in memory", "memory-mapped"])

@@ -34,8 +34,8 @@ def test_an_attack_in_a_file_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "my_attack.py").write_text(source)
     command = next(line for b in blocks("bash") for line in b.splitlines() if "--plugin my_attack.py" in line)
     words = command.removeprefix("bench ").split()
-    small = ["world.test=40", "world.train_per_class=1", "evaluate.perturbations=[]", "poison.pairs=32"]
-    words += [part for value in [*small, "poison.count=8", "workers=1"] for part in ("--set", value)]
+    small = ["world.test=40", "world.train_per_class=1", "zero_shot.perturbations=[]", "poison.pairs=32"]
+    words += [part for value in [*small, "poison.count=8", "execution.workers=1"] for part in ("--set", value)]
     done = python(tmp_path, "-m", "bench.cli", *words)
     assert done.returncode == 0, done.stderr
     assert "stripe" in (tmp_path / "results" / "table.csv").read_text()

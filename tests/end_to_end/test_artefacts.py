@@ -26,7 +26,7 @@ def run(clip: Clip, out: Path, *defenses: str) -> tuple[Report, str]:
     clip.save(out / "model")
     flags = {"model": {"name": f"local-dir:{out / 'model'}"}, "attacks": ("badnet",), "defenses": defenses}
     console = Console(record=True, file=io.StringIO(), width=300)
-    assignments = (*TINY, "evaluate.perturbations=[flip]", "cleanclip.towers=image")
+    assignments = (*TINY, "zero_shot.perturbations=[flip]", "cleanclip.towers=image")
     report = run_matrix({BASE: resolve("smoke", None, flags, assignments)}, out / "results", (), console)
     return report, console.export_text()
 

@@ -53,7 +53,7 @@ ATTACKS, ROWS = ("badnet", "blended"), ("clean_model", "none", "rvpt")
 SETTINGS = [
     "poison.pairs=4", "poison.count=1", "poison.batch_size=4", "poison.epochs=1", f"poison.learning_rate={RATE}",
     "rvpt.shots=1", "rvpt.epochs=1", "rvpt.warmup_epochs=0", "rvpt.prompts=4", "rvpt.depth=11",
-    f"evaluate.limit={EVALUATED}", "evaluate.perturbations=[trigger]",
+    f"evaluate.limit={EVALUATED}", "zero_shot.perturbations=[trigger]",
 ]  # fmt: skip
 
 

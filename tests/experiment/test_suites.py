@@ -215,7 +215,7 @@ def test_cells_of_other_variants_stay_and_those_of_other_settings_leave(tmp_path
 def test_variants_run_together_and_share_what_is_open(tmp_path: Path) -> None:
     load_plugins()
     flags = {"attacks": ("badnet",), "defenses": ("none", "rvpt")}
-    base = resolve("smoke", None, flags, (*TINY, "evaluate.perturbations=[]"))
+    base = resolve("smoke", None, flags, (*TINY, "zero_shot.perturbations=[]"))
     variants = {BASE: base, "alpha=0": overlay(base, {"rvpt": {"alpha": 0}, "defenses": ["rvpt"]})}
     resources_of = open_resources(variants, Store(tmp_path), "cpu")
     assert (

@@ -15,7 +15,6 @@ from bench.experiment.resources import Resources
 from bench.experiment.settings import BASE, resolve
 from bench.matrix.cards import NAMES, REASONS, counted
 from bench.matrix.runner import Report, run_matrix
-from bench.results.store import Store
 
 SMALL = {
     "poison": {"pairs": 8, "count": 2, "batch_size": 4},
@@ -103,7 +102,9 @@ def test_an_evaluated_image_among_the_clean_pairs_of_a_stored_defense_stops_that
 ) -> None:
     root = pets(tmp_path / "pets")
     flags = {"dataset": "folder", "pairs": there / "pairs/pairs.csv", "folder": {"root": there / "own"}}
-    resources = Resources(resolve("smoke", None, {**flags, **SMALL, "target": "samoyed"}), Store(there / "out"), "cpu")
+    resources = Resources(
+        resolve("smoke", None, {**flags, **SMALL, "target": "samoyed"}), there / "out" / "data", "cpu"
+    )
     shutil.copy(there / "pairs" / resources.clean_pairs(8).ids[0], root / "images/samoyed_1.jpg")
     assert list(run(there, root).failures) == ["evaluation badnet / cleanclip, seed 0"]
 

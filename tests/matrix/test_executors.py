@@ -14,7 +14,7 @@ from bench.core.registry import load_plugins
 from bench.experiment.resources import open_resources
 from bench.experiment.settings import BASE, RunSettings, resolve
 from bench.matrix.plan import Node, Plan, make_plan
-from bench.matrix.schedule import EVALUATIONS_PER_TASK, Outcome, Schedule, tasks
+from bench.matrix.schedule import EVALUATIONS_PER_UNIT, Outcome, Schedule, tasks
 from bench.matrix.stages import make, make_trigger, read_observations, tunable
 from bench.matrix.workers import execute
 from bench.results.store import Store
@@ -60,7 +60,7 @@ class Lingers(Defense):
 
 def settings(*assignments: str, **flags) -> RunSettings:
     load_plugins()
-    assignments = (*TINY, "evaluate.perturbations=[flip, blended, trigger]", *assignments)
+    assignments = (*TINY, "zero_shot.perturbations=[flip, blended, trigger]", *assignments)
     return resolve("smoke", None, {"attacks": ("badnet",), **flags}, assignments)
 
 
@@ -99,7 +99,7 @@ def test_evaluations_of_a_backdoor_are_one_task_where_the_last_of_them_stands() 
 
 
 def test_no_task_holds_more_evaluations_than_memory_should() -> None:
-    assert [len(task.nodes) for task in tasks(evaluations("a", EVALUATIONS_PER_TASK + 3))] == [EVALUATIONS_PER_TASK, 3]
+    assert [len(task.nodes) for task in tasks(evaluations("a", EVALUATIONS_PER_UNIT + 3))] == [EVALUATIONS_PER_UNIT, 3]
 
 
 def test_evaluations_on_other_images_are_another_task() -> None:
@@ -268,7 +268,7 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_a_dying_worker_takes_no_healthy_node_with_it(plugin: Path, tmp_path: Path) -> None:
-    run = settings("evaluate.perturbations=[]", defenses=("dies_once", "dies_always"))
+    run = settings("zero_shot.perturbations=[]", defenses=("dies_once", "dies_always"))
     for flag in ("dies_once", "dies_always"):
         (plugin.parent / flag).touch()
     outcomes = run_all(run, tmp_path, workers=2, plugins=(plugin,))
@@ -283,7 +283,7 @@ def test_a_dying_worker_takes_no_healthy_node_with_it(plugin: Path, tmp_path: Pa
 def test_ray_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(BenchError, match=r"pip install 'clip-backdoor-bench\[ray\]'"):
-        run_all(settings("executor=ray", defenses=("none",)), tmp_path)
+        run_all(settings("execution.executor=ray", defenses=("none",)), tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -316,7 +316,7 @@ def local(plugin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def on_ray(executor: str = "ray") -> RunSettings:
-    return settings(f"executor={executor}", defenses=("none", "dies_once", "lingers", "linear_probe"))
+    return settings(f"execution.executor={executor}", defenses=("none", "dies_once", "lingers", "linear_probe"))
 
 
 def assert_same_numbers(first: Path, second: Path) -> None:
@@ -342,7 +342,7 @@ def test_ray_tries_a_task_again_whose_process_was_killed(local: Path, plugin: Pa
 @pytest.mark.usefixtures("cluster")
 def test_ray_says_what_no_machine_has(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match="a task asks for 1 CPU, 2 GPU, and none of the 3 machines"):
-        run_all(settings("executor=ray", "gpu_share=2", defenses=("none",)), tmp_path)
+        run_all(settings("execution.executor=ray", "execution.gpu_share=2", defenses=("none",)), tmp_path)
 
 
 @pytest.mark.slow

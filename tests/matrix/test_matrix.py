@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from reports.results import collect
 from rich.console import Console
 from tiny import TINY
 
@@ -18,7 +19,6 @@ from bench.experiment.settings import BASE, Variants, resolve
 from bench.matrix.plan import Fingerprints, make_plan
 from bench.matrix.runner import prepare, run_matrix
 from bench.results.store import Store
-from reports.results import collect
 
 QUIET = Console(quiet=True)
 
@@ -54,7 +54,7 @@ def test_results_have_a_row_per_cell_and_metric(finished: Path) -> None:
 
 
 def test_order_and_processes_do_not_change_numbers(finished: Path, tmp_path: Path) -> None:
-    other = settings("workers=2", attacks=("blended", "badnet"), defenses=("rvpt", "none"))
+    other = settings("execution.workers=2", attacks=("blended", "badnet"), defenses=("rvpt", "none"))
     assert run_matrix(other, tmp_path, (), QUIET).failures == {}
     pd.testing.assert_frame_equal(numbers(finished), numbers(tmp_path), check_exact=True)
 
@@ -115,9 +115,9 @@ def test_a_backdoored_model_is_shared_by_its_defenses(finished: Path) -> None:
     [
         ("rvpt.alpha=3", {"defense", "evaluation"}),
         ("badnet.size=5", {"trigger", "backdoor", "defense", "evaluation"}),
-        ("evaluate.perturbation_images=9", {"evaluation"}),
+        ("zero_shot.perturbation_images=9", {"evaluation"}),
         ("evaluate.batch_size=7", set()),
-        ("workers=2", set()),
+        ("execution.workers=2", set()),
     ],
 )
 def test_a_changed_setting_remakes_what_depends_on_it(finished: Path, assignment: str, remade: set[str]) -> None:
@@ -173,7 +173,7 @@ def test_a_failing_node_stops_only_what_needs_it(tmp_path: Path, monkeypatch: py
         raise RuntimeError("broken on purpose")
 
     monkeypatch.setattr(BadNet, "prepare", broken)
-    report = run_matrix(settings("evaluate.perturbations=[flip]"), tmp_path, (), QUIET)
+    report = run_matrix(settings("zero_shot.perturbations=[flip]"), tmp_path, (), QUIET)
     assert report.failures["trigger badnet, seed 0"] == "RuntimeError: broken on purpose"
     assert report.failures["evaluation badnet / rvpt, seed 0"] == "not tried, since what it is made from failed"
     assert set(collect(tmp_path)["attack"]) == {"blended"}

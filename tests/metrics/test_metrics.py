@@ -33,7 +33,7 @@ NOTHING = pd.DataFrame(columns=["perturbation", "index", "penultimate", "embeddi
 
 def observe(labels, clean, triggered, target=TARGET, **keys) -> Observations:
     columns = {"index": range(len(labels)), "label": labels, "clean": clean, "triggered": triggered, **keys}
-    return Observations(pd.DataFrame(columns), NOTHING, target)
+    return Observations({"predictions": pd.DataFrame(columns), "similarities": NOTHING}, {"target": target})
 
 
 def measure(name: str, seen: Observations) -> Estimate:
@@ -182,7 +182,7 @@ class Encoder:
 
 
 def resistivities(similarities: pd.DataFrame, name: str) -> dict[str, Estimate]:
-    return metrics[name].measure(Observations(pd.DataFrame(), similarities, TARGET))
+    return metrics[name].measure(Observations({"similarities": similarities}))
 
 
 @pytest.fixture

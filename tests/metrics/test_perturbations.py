@@ -38,7 +38,7 @@ def test_an_unknown_name_is_an_error_with_the_next_command():
         perturbation("gaussian-0.02")
     assert "unknown perturbation 'gaussian-0.02'. Did you mean 'gaussian-0.0" in str(error.value)
     assert "\nKnown: blur-3, blur-3-v5, blur-5, flip, gaussian-0.001" in str(error.value)
-    assert str(error.value).endswith("--set evaluate.perturbations=[flip,trigger]")
+    assert str(error.value).endswith("--set zero_shot.perturbations=[flip,trigger]")
 
 
 @pytest.mark.parametrize("name", PERTURBATIONS)

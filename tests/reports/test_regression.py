@@ -268,7 +268,7 @@ def test_names_are_escaped_in_xml(tmp_path: Path) -> None:
 
 # --- an RVPT that is broken on purpose -------------------------------------------------------------------------------
 
-SMALL = ["world.test=300", "world.train_per_class=32", "rvpt.shots=32", "evaluate.perturbations=[]"]
+SMALL = ["world.test=300", "world.train_per_class=32", "rvpt.shots=32", "zero_shot.perturbations=[]"]
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from fabricate import Made, predictions, similarities
+from reports.results import collect, finished_cells, read_run
 from rich.console import Console
 
 from bench.core.errors import BenchError
@@ -18,7 +19,6 @@ from bench.results.store import Store
 from reports.baseline import make_baseline
 from reports.cells import own_place
 from reports.report import write_report
-from reports.results import collect, finished_cells, read_run
 from reports.write_tables import write_paper_tables
 
 FLAGS = {"attacks": ("badnet",), "defenses": ("none", "rvpt")}
@@ -118,7 +118,7 @@ def test_a_folder_of_an_older_version_is_read(tmp_path: Path) -> None:
 
 def test_the_main_table_and_the_triggers_are_of_the_last_runs_place_alone(tmp_path: Path) -> None:
     load_plugins()
-    small = ("world.test=40", "world.train_per_class=2", "poison.pairs=32", "workers=1")
+    small = ("world.test=40", "world.train_per_class=2", "poison.pairs=32", "execution.workers=1")
     for target, attacks in {"banana": ("badnet", "blended"), "key": ("badnet",)}.items():
         flags = {"target": target, "attacks": attacks, "defenses": ("none",), "evaluate": {"perturbations": []}}
         variants = {BASE: resolve("smoke", None, flags, (*small, f"poison.count={len(attacks) + 3}"))}

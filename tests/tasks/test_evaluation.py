@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.builtin_tasks.zero_shot import observe
 from bench.core.attack import Attack, Trigger, stamp
 from bench.core.clip import Clip
 from bench.core.encoder import encode
@@ -19,7 +20,6 @@ from bench.core.randomness import generator
 from bench.core.shared_encoding import encode_each, unified
 from bench.core.victim import Victim
 from bench.experiment.settings import Evaluation
-from bench.tasks.zero_shot import observe
 
 N, BATCH = 23, 8
 CLASSES = ("cat", "dog", "cow")
