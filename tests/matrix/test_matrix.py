@@ -154,16 +154,17 @@ def test_two_runs_in_one_folder(tmp_path: Path) -> None:
         run_matrix(settings(), tmp_path, (), QUIET)
 
 
-def test_a_full_disk_loses_nothing(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_loses_nothing(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("bench.matrix.stages.save_file", full)
-    before = sorted(Store(finished).root.glob("*/*/card.json"))
-    report = run_matrix(settings("rvpt.alpha=4"), finished, (), QUIET)
+    out = Path(shutil.copytree(finished, tmp_path / "out"))
+    before = sorted(Store(out).root.glob("*/*/card.json"))
+    report = run_matrix(settings("rvpt.alpha=4"), out, (), QUIET)
     assert any("disk of" in reason and "is full" in reason for reason in report.failures.values())
-    assert sorted(Store(finished).root.glob("*/*/card.json")) == before
-    assert not list(Store(finished).root.glob("*/.*"))
+    assert sorted(Store(out).root.glob("*/*/card.json")) == before
+    assert not list(Store(out).root.glob("*/.*"))
 
 
 def test_a_failing_node_stops_only_what_needs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
