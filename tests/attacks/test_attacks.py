@@ -255,7 +255,8 @@ def test_a_patch_larger_than_the_image_is_an_error(place: Any) -> None:
 
 
 def test_paste_is_differentiable_in_the_patch_and_leaves_images_alone() -> None:
-    images, patch = torch.rand(3, 3, 8, 8), torch.rand(3, 4, 4, requires_grad=True)
+    rng = generator(0)
+    images, patch = torch.rand(3, 3, 8, 8, generator=rng), torch.rand(3, 4, 4, generator=rng, requires_grad=True)
     before = images.clone()
     out = paste(images, patch)
     out.sum().backward()

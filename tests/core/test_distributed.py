@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-import socket
 from datetime import timedelta
 from pathlib import Path
 
@@ -47,12 +46,12 @@ def measure(clip: Clip) -> dict[str, Tensor]:
     return seen | weights | tuned | {"own": value.detach()}
 
 
-def work(number: int, port: int, folder: Path) -> None:
+def work(number: int, folder: Path) -> None:
     """One of two processes."""
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=number, world_size=2, timeout=timedelta(seconds=60)
-    )
+    # They meet at a file: a port that was free may be taken by now.
+    meeting = f"file://{folder / 'meeting'}"
+    dist.init_process_group("gloo", init_method=meeting, rank=number, world_size=2, timeout=timedelta(minutes=10))
     assert (processes(), rank()) == (2, number)
     result = measure(Clip.load(folder))
     rows = [F.normalize(torch.randn(2 * BATCH, 8, generator=generator(0, name)), dim=-1) for name in "ab"]
@@ -76,15 +75,12 @@ def work(number: int, port: int, folder: Path) -> None:
 def both(tiny_clip: Clip, tmp_path: Path) -> list[dict[str, Tensor]]:
     """What each of two processes measured on the tiny CLIP."""
     tiny_clip.save(tmp_path)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=work, args=(number, port, tmp_path)) for number in range(2)]
+    workers = [context.Process(target=work, args=(number, tmp_path)) for number in range(2)]
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(300)
+        worker.join(900)
     for worker in workers:
         worker.kill()
     assert [worker.exitcode for worker in workers] == [0, 0]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from fabricate import Made, predictions, similarities, write_artefact
+from reports.paper.write import write_paper_tables
 from rich.console import Console
 
 from bench.core.errors import BenchError
@@ -15,7 +16,6 @@ from bench.results.folder import ResultsFolder
 from bench.results.run_file import write_run
 from bench.results.store import Store
 from reports.baseline import make_baseline
-from reports.paper.write import write_paper_tables
 from reports.report import write_report
 
 FLAGS = {"attacks": ("badnet",), "defenses": ("none", "rvpt")}
