@@ -133,6 +133,8 @@ def test_node_ids_are_pinned() -> None:
     assert {node.label: node.id for node in plan.nodes.values() if node.kind != "trigger"} == PINNED
 
 
+# By commit 215097e, from the left side of the comparison above; after a version was raised on purpose, the message of
+# the failing test has the new ones.
 PINNED = {
     "backdoor badnet, seed 0": "e39a6794eea55497",
     "evaluation badnet / clean_model, seed 0": "819913029d35e384",
