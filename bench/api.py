@@ -17,7 +17,7 @@ from bench.core.shared_encoding import unified
 from bench.core.victim import Victim
 from bench.experiment.resources import Resources, open_device
 from bench.experiment.settings import resolve
-from bench.experiment.variants import suite_settings, variants_of
+from bench.experiment.suites import suite_settings, variants_of
 from bench.matrix.runner import run_matrix
 from bench.matrix.stages.trigger import fresh_seed
 from bench.results.folder import ResultsFolder

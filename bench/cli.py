@@ -86,7 +86,7 @@ def _settings(
     **flags: Any,
 ):
     from bench.experiment.settings import resolve
-    from bench.experiment.variants import suite_settings
+    from bench.experiment.suites import suite_settings
 
     load_plugins(tuple(plugins))
     declared = suite_settings(suite)
@@ -134,7 +134,7 @@ def run(
     speed: Annotated[float, typer.Option(min=0.01, help="Of the dry run's GPU: times that of an RTX 3090.")] = 1.0,
 ) -> None:
     """Run attacks against defenses. Interrupted, the same command goes on where it was."""
-    from bench.experiment.variants import variants_of
+    from bench.experiment.suites import variants_of
     from bench.matrix.dry_run import dry_run as show_dry_run
     from bench.matrix.runner import run_matrix
     from bench.matrix.schedule import NOT_TRIED
@@ -213,9 +213,9 @@ def _listed(kind: str) -> Iterable[Sequence[str]]:
 
         return presets().items()
     if kind == "suites":
-        from bench.experiment.suites import SUITES
+        from bench.papers import suites
 
-        return [(name, suite.shows) for name, suite in SUITES.items()]
+        return [(name, suite.shows) for name, suite in suites().items()]
     if kind == "models":
         from bench.models import known_models
 

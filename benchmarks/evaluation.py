@@ -17,14 +17,15 @@ import torch
 
 from bench.core.registry import load_plugins
 from bench.experiment.resources import Resources, open_resources
-from bench.experiment.settings import BASE, PAPER_CHAINS, RunSettings, resolve
+from bench.experiment.settings import BASE, RunSettings, resolve
 from bench.matrix.plan import Node, make_plan
 from bench.matrix.schedule import tasks
 from bench.matrix.stages import make, read_observations
+from bench.papers import chains
 from bench.results.store import Store
 
 IMAGES, PERTURBED = 100, 30
-DEFENSES = ("none", "linear_probe", "vpt", "rvpt", "cleanclip", *PAPER_CHAINS)
+DEFENSES = ("none", "linear_probe", "vpt", "rvpt", "cleanclip", *chains())
 SHORT = (
     "world.train_per_class=2",
     f"world.test={IMAGES}",

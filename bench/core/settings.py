@@ -1,5 +1,6 @@
 """Settings: frozen, typed, checked once, where they are declared."""
 
+from collections.abc import Mapping
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -37,3 +38,27 @@ def _explain(cls: type[Settings], item: Any, where: str) -> str:
         cls = inner if isinstance(inner, type) and issubclass(inner, Settings) else cls
     meant = guess(str(last), cls.model_fields)
     return f"unknown setting {key}.{meant} `bench show {where or 'run'}` lists the settings."
+
+
+def merge(general: Mapping[str, Any], particular: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, group by group; what both say is as in `particular`.
+
+    >>> merge({"rvpt": {"depth": 3, "shots": 4}}, {"rvpt": {"shots": 16}})
+    {'rvpt': {'depth': 3, 'shots': 16}}
+    """
+    merged = dict(general)
+    for key, value in particular.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def nest(key: str, value: Any) -> dict[str, Any]:
+    """A value under a key with dots, as groups of settings.
+
+    >>> nest("rvpt.alpha", 3)
+    {'rvpt': {'alpha': 3}}
+    """
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value

@@ -9,31 +9,18 @@ from typing import Annotated, Any, Literal
 import pydantic
 import yaml
 
+from bench import papers
 from bench.core.attack import Attack, attacks
 from bench.core.dataset import Dataset, datasets
 from bench.core.defense import Defense, defenses
 from bench.core.errors import BenchError, unknown
 from bench.core.registry import Registry
-from bench.core.settings import Field, Settings
+from bench.core.settings import Field, Settings, merge, nest
 from bench.core.task import Task, tasks
 from bench.models import ModelSettings
 from bench.training.fine_tuning import FineTuning
 from bench.training.pretraining import Pretraining
 
-# Paper v1, table S2.
-PAPER_CHAINS = ("cleanclip+linear_probe", "rvpt+linear_probe", "cleanclip+rvpt")
-# What a version of the paper sets otherwise than v1, whose settings are the defaults.
-PAPERS: dict[str, dict[str, Any]] = {
-    "v1": {},
-    "v3": {
-        "poison": {"learning_rate": 1e-6},
-        "wanet": {"learning_rate": None},
-        "cleanclip": {"pairs": 250_000},
-        "zero_shot": {
-            "perturbations": ["gaussian-0.001", "blur-3-v5", "jitter", "flip", "badnet", "blended", "trigger"],
-        },
-    },
-}
 # The name of the variant that a run without a suite has.
 BASE = ""
 
@@ -136,7 +123,7 @@ class RunSettings(Experiment):
     seeds: tuple[Annotated[int, pydantic.Field(ge=0, lt=2**63)], ...] = Field(
         (0,), min_length=1, description="one backdoored model per attack and seed"
     )
-    took: float = Field(60.0, ge=0, le=100, description="undefended ASR below which an attack did not take", unit="%")
+    took: float = Field(60.0, ge=0, le=100, description="unchains ASR below which an attack did not take", unit="%")
     execution: Execution = Field(Execution(), description="how the run is executed")
     pretrain: Pretraining = Field(Pretraining(), description="how `bench pretrain` trains a CLIP from scratch")
 
@@ -185,11 +172,7 @@ def resolve(
         raise unknown("preset", preset, presets(), "`bench list presets` explains them.")
     values = _read(files("bench.presets").joinpath(f"{preset}.yaml").read_text(), f"preset {preset}")
     if paper is not None:
-        if not preset.startswith("paper-"):
-            raise BenchError(f"--paper {paper} goes with --preset paper-imagenet and its like, not with {preset}")
-        if paper not in PAPERS:
-            raise unknown("version of the paper", paper, PAPERS, "For example: --paper v3")
-        values = merge(values, PAPERS[paper])
+        values = merge(values, _version(paper, preset))
     if config is not None:
         if not config.is_file():
             raise BenchError(f"--config {config}: no such file")
@@ -198,6 +181,15 @@ def resolve(
     for assignment in assignments:
         values = merge(values, _assignment(assignment))
     return _checked(values)
+
+
+def _version(paper: str, preset: str) -> dict[str, Any]:
+    """What a version of a paper sets otherwise than a preset of that paper does."""
+    of, version = papers.find_version(paper)
+    if preset not in of.presets:
+        fitting = f"--preset {' or '.join(of.presets)}" if of.presets else "no preset"
+        raise BenchError(f"--paper {paper} goes with {fitting}, not with {preset}")
+    return of.versions[version]
 
 
 def overlay(run: RunSettings, values: dict[str, Any]) -> RunSettings:
@@ -230,7 +222,7 @@ def _checked(values: dict[str, Any]) -> RunSettings:
 
 def _expand(run: RunSettings) -> RunSettings:
     """`all` becomes every registered method; unknown names become errors."""
-    everything = tuple(sorted(defenses, key=lambda name: name != "none")) + PAPER_CHAINS
+    everything = tuple(sorted(defenses, key=lambda name: name != "none")) + papers.chains()
     chosen = [name for given in run.attacks for name in (tuple(attacks) if given == "all" else (given,))]
     chains = [name for given in run.defenses for name in (everything if given == "all" else (given,))]
     measured = [name for given in run.tasks for name in (tuple(tasks) if given == "all" else (given,))]
@@ -276,16 +268,4 @@ def _assignment(text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise BenchError(f"--set {text}: write key=value, such as --set rvpt.alpha=3")
-    nested: Any = _yaml(value, f"--set {text}")
-    for part in reversed(key.split(".")):
-        nested = {part: nested}
-    return nested
-
-
-def merge(general: Mapping[str, Any], particular: Mapping[str, Any]) -> dict[str, Any]:
-    """Both, group by group; what both say is as in `particular`."""
-    merged = dict(general)
-    for key, value in particular.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = merge(merged[key], value) if both else value
-    return merged
+    return nest(key, _yaml(value, f"--set {text}"))

@@ -21,7 +21,7 @@ from bench.core.registry import load_plugins
 from bench.data import pairs as pairs_module
 from bench.data.decoding import VERSION, file_state
 from bench.data.files import class_folders
-from bench.data.pair_rows import rows_of_folder
+from bench.data.pair_sources import rows_of_folder
 from bench.data.pairs import pairs_identity, read_pairs
 from bench.experiment.resources import Resources
 from bench.experiment.settings import BASE, resolve

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from command import bench
+from reports.results import collect
 from rich.console import Console
 from tiny import TINY
 
@@ -23,7 +24,6 @@ from bench.models import ModelSettings, sizes
 from bench.results.run_file import label, write_run
 from bench.results.store import Store
 from defenses.rvpt import RVPT
-from reports.results import collect
 
 PRESETS = ("mini", "paper-imagenet", "paper-caltech101", "paper-oxfordpets")
 QUIET = Console(quiet=True)

@@ -1,0 +1,49 @@
+"""Papers as data: a folder each, with settings, suites, tables and printed numbers; code knows none of them by name.
+
+The folders in this package are bench's own. A plug-in file adds its own:
+
+    from pathlib import Path
+
+    import bench.papers
+
+    bench.papers.register(Path(__file__).parent / "my_paper")
+"""
+
+from pathlib import Path
+
+from bench.papers.library import (
+    chains,
+    figures,
+    find_suite,
+    find_version,
+    papers,
+    register,
+    register_all,
+    suite_name,
+    suites,
+    table_name,
+    variants_in_matrix,
+)
+from bench.papers.paper import Axis, Method, Paper, PaperTable, Place, Suite, Sweep
+
+__all__ = [
+    "Axis",
+    "Method",
+    "Paper",
+    "PaperTable",
+    "Place",
+    "Suite",
+    "Sweep",
+    "chains",
+    "figures",
+    "find_suite",
+    "find_version",
+    "papers",
+    "register",
+    "suite_name",
+    "suites",
+    "table_name",
+    "variants_in_matrix",
+]
+
+register_all(Path(__file__).parent)

@@ -1,0 +1,84 @@
+"""Read a paper from its folder: paper.yaml, and suites.yaml, tables.yaml, published.yaml and published.csv, if any."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from bench.core.errors import BenchError, guess
+from bench.papers.paper import Name, Paper, PaperFile, PaperTable, Suite, Translation
+
+PAPER, SUITES, TABLES = "paper.yaml", "suites.yaml", "tables.yaml"
+TRANSLATION, NUMBERS = "published.yaml", "published.csv"
+HINT = "docs/papers.md shows what a paper's folder holds."
+
+T = TypeVar("T")
+
+
+def read_paper(folder: Path) -> Paper:
+    """The paper that a folder holds.
+
+    Raises:
+        BenchError: a file lacks, is no YAML, or has an unknown key, a wrong value or a name that nothing has.
+    """
+    if not (folder / PAPER).is_file():
+        raise BenchError(f"{folder} holds no paper: there is no {PAPER}. {HINT}")
+    about = _file(PaperFile, folder / PAPER)
+    numbers = folder / NUMBERS
+    values = dict(about) | {
+        "name": folder.name,
+        "folder": folder,
+        "suites": _file(dict[Name, Suite], folder / SUITES),
+        "tables": _file(dict[Name, PaperTable], folder / TABLES),
+        "translation": _file(Translation, folder / TRANSLATION),
+        "numbers": numbers if numbers.is_file() else None,
+    }
+    paper = _checked(Paper, values, folder)
+    if problem := next(_unknown_names(paper), None):
+        raise BenchError(f"{folder / TABLES}: {problem} {HINT}")
+    return paper
+
+
+def _file(kind: type[T], file: Path) -> T:
+    """A file's contents; those of an empty one where it is not there."""
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise BenchError(f"{file} is no YAML: {error}") from None
+    return _checked(kind, {} if values is None else values, file)
+
+
+def _checked(kind: type[T], values: Any, where: Path) -> T:
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        lines = "\n".join(f"{where}: {_problem(item)}" for item in error.errors())
+        raise BenchError(f"{lines}\n{HINT}") from None
+
+
+def _problem(item: Any) -> str:
+    key = ".".join(map(str, item["loc"]))
+    if item["type"] == "extra_forbidden":
+        return f"unknown key {key}."
+    if item["type"] == "missing":
+        return f"{key} is not there, and must be."
+    return f"{key} = {item['input']!r}: {item['msg']}." if key else f"{item['msg']}."
+
+
+def _unknown_names(paper: Paper) -> Iterator[str]:
+    """Names in tables that nothing has: of suites, places and variants."""
+    for name, table in paper.tables.items():
+        if table.suite not in paper.suites:
+            yield f"{name}.suite: {SUITES} has no suite '{table.suite}'.{guess(table.suite, paper.suites)}"
+            return
+        for place in table.places:
+            if place not in paper.places:
+                yield f"{name}.places: {PAPER} has no place '{place}'.{guess(place, paper.places)}"
+                return
+        suite = paper.suites[table.suite]
+        variants = {"", *suite.declared(embedded=False), *suite.declared(embedded=True)}
+        for variant in (method.variant for method in paper.methods_of(table)):
+            if variant not in variants:
+                yield f"{name}.methods: the suite {table.suite} has no variant '{variant}'.{guess(variant, variants)}"
