@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.core.attack import stamp
+from bench.core.clip import Clip
 from bench.core.dataset import target_index
 from bench.core.errors import BenchError
 from bench.core.randomness import generator
@@ -18,7 +19,7 @@ from bench.experiment.settings import RunSettings
 from bench.experiment.suites import find_suite
 from bench.matrix.plan import CLEAN_MODEL, UNDEFENDED
 from bench.matrix.runner import open_device
-from bench.matrix.stages import load_trigger, open_victim, trigger_at_test
+from bench.matrix.stages import load_backdoor, load_trigger, open_victim, trigger_at_test
 from bench.results.store import Store
 from reports.results import finished_cells, read_run, summarise
 
@@ -35,6 +36,7 @@ class Source:
     def __init__(self, out: Path, results: pd.DataFrame) -> None:
         self.out = out
         self.results = results
+        self._open: tuple[str, Clip] | None = None
 
     @cached_property
     def summary(self) -> pd.DataFrame:
@@ -101,14 +103,27 @@ class Source:
         Raises:
             BenchError: there is no such cell, or its model is no longer in the folder.
         """
-        store = self.resources.store
-        made = store.card("evaluation", self.cell(attack, defense)["evaluation"])["determined_by"]
-        if made["clean"]:
+        parts, store = self.parts(attack, defense), self.resources.store
+        if not parts:
             return Victim(self.resources.clip)
-        backdoor, subject = made["backdoor"], made["subject"]
+        backdoor, subject = parts[0], parts[-1]
         if not (store.has("backdoor", backdoor) and (subject == backdoor or store.has("defense", subject))):
             raise BenchError(f"the model of {attack} and {defense} is no longer in {store.root}")
-        return open_victim(tuple(dict.fromkeys((backdoor, subject))), self.resources)
+        return open_victim(parts, self.resources, self._backdoored(backdoor))
+
+    def parts(self, attack: str, defense: str) -> tuple[str, ...]:
+        """What a cell's model is made of: a backdoored model and perhaps a defense, by id; nothing, if it is clean."""
+        id = self.cell(attack, defense)["evaluation"]
+        made = self.resources.store.card("evaluation", id)["determined_by"]
+        return () if made["clean"] else tuple(dict.fromkeys((made["backdoor"], made["subject"])))
+
+    def _backdoored(self, id: str) -> Clip:
+        """A backdoored model; the last one stays open, since those with its defenses are mostly asked for next."""
+        if self._open is None or self._open[0] != id:
+            # Let go of the other one first: two large models may not fit.
+            self._open = None
+            self._open = id, load_backdoor(id, self.resources)
+        return self._open[1]
 
     def curves(self, attack: str, defense: str) -> dict[str, list[float]]:
         """The training curves of a cell's last defense; none where it logged none, or its artefact is gone."""
