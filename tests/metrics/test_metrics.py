@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from scipy import stats
 
 from bench import BenchError, Estimate, Observations, metrics
+from bench.core.randomness import derive
 from metrics.correlation import pearson, pr_asr_correlation, spearman
 from metrics.intervals import (
     BATCH_NUMBERS,
@@ -20,6 +21,7 @@ from metrics.intervals import (
     newcombe,
     newcombe_independent,
     ratio_interval,
+    ratio_of_means,
     wilson,
 )
 from metrics.resistivity import resistivity_cos, resistivity_ratio
@@ -275,6 +277,22 @@ def test_undefined_cosines_show_and_do_not_vanish(found):
 def test_wilson_is_the_published_one(count, n, low, high):
     assert wilson(count, n) == pytest.approx((low, high), abs=5e-5)
     assert wilson(n - count, n) == pytest.approx((1 - high, 1 - low), abs=5e-5)
+
+
+@pytest.mark.parametrize(("count", "n"), [(0, 3), (1, 3), (3, 3), (17, 950), (0, 1), (499, 1000)])
+def test_wilson_is_scipys_to_the_last_bit(count, n):
+    assert wilson(count, n) == tuple(stats.binomtest(count, n).proportion_ci(0.95, method="wilson"))
+
+
+@pytest.mark.parametrize("n", [2, 60, 700])
+def test_bootstrap_is_scipys_to_the_last_bit(n):
+    """Below and above the number of rows whose resamples are kept; twice, since the second call finds them kept."""
+    rows = np.random.default_rng(0).random((2, n))
+    options = {"n_resamples": RESAMPLES, "batch": BATCH_NUMBERS // n, "vectorized": True, "paired": True}
+    rng = np.random.default_rng(derive(0, "bootstrap"))
+    drawn = stats.bootstrap(rows, ratio_of_means, **options, method="percentile", rng=rng).bootstrap_distribution
+    for _ in range(2):
+        assert ratio_interval(*rows) == tuple(np.quantile(drawn, (0.025, 0.975)))
 
 
 def test_wilson_of_nothing_is_nan():
