@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -137,13 +138,21 @@ class Clip:
         return clip
 
 
+@cache
+def _simple_tokenizer(options: str):
+    """open_clip's own tokenizer, of some options in JSON: to read its vocabulary takes longer than to read mini."""
+    import open_clip
+
+    return open_clip.SimpleTokenizer(**json.loads(options))
+
+
 def _tokenizer(text_cfg: dict, folder: Path | None):
     import open_clip
 
     name = text_cfg.get("hf_tokenizer_name")
     options = {"context_length": text_cfg.get("context_length", 77), **(text_cfg.get("tokenizer_kwargs") or {})}
     if not name:
-        return open_clip.SimpleTokenizer(**options)
+        return _simple_tokenizer(json.dumps(options))
     if folder is not None and (folder / "tokenizer_config.json").is_file():
         name = str(folder)
     if text_cfg.get("tokenizer_mode"):

@@ -47,6 +47,7 @@ def untrained(size, seed=0, **settings):
 
 def test_message_of_the_paper():
     bits = encode_message("Stega!!").tolist()
+    # By bchlib 2.1.3, as StegaStamp uses it: bchlib.BCH(5, prim_poly=137).encode(b"Stega!!").hex()
     assert parity(b"Stega!!") == bytes.fromhex("88a9fb4e40")
     assert f"{int(''.join(map(str, bits)), 2):025x}" == "5374656761212188a9fb4e400"
     assert (len(bits), sum(bits)) == (100, 42)
@@ -312,7 +313,7 @@ def test_image_loss_waits_for_the_bits():
 
 @pytest.mark.slow
 def test_a_trained_encoder_hides_what_its_decoder_reads():
-    """Golden check 5 of the specification, on the embedded world and on pictures of no part of the training."""
+    """On the embedded world and on pictures of no part of the training."""
     method = ISSBA(
         bits=32, width=8, batch_size=16, rate=2e-3, bits_steps=100, ramp_steps=300, ramp_power=2, image_weight=10.0,
         check_every=50, max_steps=1500,

@@ -134,6 +134,8 @@ def test_node_ids_are_pinned() -> None:
     assert {node.label: node.id for node in plan.nodes.values() if node.kind != "trigger"} == PINNED
 
 
+# By commit 215097e, from the left side of the comparison above; after a version was raised on purpose, the message of
+# the failing test has the new ones.
 PINNED = {
     "backdoor badnet, seed 0": "23ad821b698ad8c3",
     "evaluation badnet / clean_model, seed 0": "dad1eb08827fbfda",
