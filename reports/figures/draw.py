@@ -21,7 +21,6 @@ Draw = Callable[[Source], tuple[Figure, pd.DataFrame]]
 
 FIGURES: dict[str, tuple[str, Draw]] = {
     "figure1": ("Perturbation Resistivity and intra-class similarity of the models", resistivity.draw),
-    **{f"figure3{sweep.panel}": (sweep.title, sweep.draw) for sweep in ablations.SWEEPS},
     "figure4": ("The feature-repelling loss on (RVPT) and off (VPT)", repelling.draw),
     "figure5": ("Attention of the class token, before and after the defense", attention.draw),
     "figure6": ("t-SNE of clean and triggered images with the class texts", embedding.draw),
@@ -49,7 +48,8 @@ class Drawn:
 def draw_all(folder: ResultsFolder) -> list[Drawn]:
     """Write DIR/figures/NAME.svg, .png and .csv of each figure whose cells are in the results."""
     source = Source(folder)
-    return [_draw(source, name, title, draw) for name, (title, draw) in FIGURES.items()]
+    sweeps = {name: (figure.title, figure.draw) for name, figure in ablations.sweep_figures().items()}
+    return [_draw(source, name, title, draw) for name, (title, draw) in sorted((FIGURES | sweeps).items())]
 
 
 def _draw(source: Source, name: str, title: str, draw: Draw) -> Drawn:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from open_clip.transformer import QuickGELU
 from PIL import Image
+from reports.results import collect
 from rich.console import Console
 from safetensors.torch import load_file
 from tiny import TINY
@@ -21,7 +22,6 @@ from bench.matrix.runner import prepare, run_matrix
 from bench.models import ModelSettings, load_backdoored, load_model
 from bench.results.store import Store
 from reports.report import write_report
-from reports.results import collect
 
 QUIET = Console(quiet=True)
 

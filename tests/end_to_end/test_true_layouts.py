@@ -19,11 +19,11 @@ from command import bench
 from layouts import caltech, imagenet_kit, pets, photo, photos
 from open_clip import IMAGENET_CLASSNAMES
 from PIL import Image
+from reports.results import NUMBERS, read_table
 from safetensors import safe_open
 from torch import nn
 
 from bench.data.imagenet import wordnet_ids
-from reports.results import NUMBERS, read_table
 
 pytestmark = pytest.mark.slow
 

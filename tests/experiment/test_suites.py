@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from bench.experiment.variants import suite_settings, variants_of
 from command import bench
+from reports.results import collect
 from rich.console import Console
 from tiny import TINY
 
@@ -15,7 +17,6 @@ from bench.core.registry import load_plugins
 from bench.experiment.resources import open_resources
 from bench.experiment.settings import BASE, Variants, overlay, resolve
 from bench.experiment.suites import SUITES
-from bench.experiment.variants import suite_settings, variants_of
 from bench.matrix.estimate import estimate
 from bench.matrix.plan import Fingerprints, Plan, make_plan
 from bench.matrix.runner import run_matrix
@@ -23,7 +24,6 @@ from bench.models import ModelSettings, sizes
 from bench.results.run_file import label, write_run
 from bench.results.store import Store
 from defenses.rvpt import RVPT
-from reports.results import collect
 
 PRESETS = ("mini", "paper-imagenet", "paper-caltech101", "paper-oxfordpets")
 QUIET = Console(quiet=True)

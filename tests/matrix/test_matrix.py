@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from reports.results import collect
 from rich.console import Console
 from tiny import TINY
 
@@ -19,7 +20,6 @@ from bench.experiment.settings import BASE, Variants, resolve
 from bench.matrix.plan import Fingerprints, make_plan
 from bench.matrix.runner import prepare, run_matrix
 from bench.results.store import Store
-from reports.results import collect
 
 QUIET = Console(quiet=True)
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from fabricate import Made, results_folder
+from reports.correlation import correlation_points, correlation_text
+from reports.results import collect
 from scipy import stats
 from typer.testing import CliRunner
 
@@ -14,8 +16,6 @@ from bench.cli_gate import app
 from bench.core.errors import BenchError
 from bench.core.registry import load_plugins
 from reports.compare import compare, two_by_two
-from reports.correlation import correlation_points, correlation_text
-from reports.results import collect
 
 load_plugins()
 

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from reports.correlation import correlation_words
 from scipy import stats
 
 from bench.core.clip import Clip
@@ -16,7 +17,6 @@ from bench.core.encoder import tokens
 from bench.core.victim import Victim
 from bench.experiment.settings import RunSettings
 from metrics.correlation import pr_asr_correlation
-from reports.correlation import correlation_words
 from reports.figures import draw_all
 from reports.figures.attention import class_attention
 from reports.figures.embedding import project

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-
 from reports.results import COLUMNS, pooled
 from reports.table import did_not_take, keys_table, main_table, marked, resistivity_table
+
 from reports.triggers import difference, draw_triggers, psnr
 
 

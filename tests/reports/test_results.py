@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from fabricate import Made, results_folder
+from reports.results import COLUMNS, collect, pooled, read_run, summarise, write_results
 from scipy import stats
 from typer.testing import CliRunner
 
@@ -14,7 +15,6 @@ from bench.cli_gate import app
 from bench.core.errors import BenchError
 from bench.core.registry import load_plugins
 from bench.results.store import Store
-from reports.results import COLUMNS, collect, pooled, read_run, summarise, write_results
 from reports.verify import verify
 
 load_plugins()

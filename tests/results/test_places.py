@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 from fabricate import Made, predictions, similarities
+from reports.cells import own_place
+from reports.results import collect, finished_cells, read_run
+from reports.write_tables import write_paper_tables
 from rich.console import Console
 
 from bench.core.errors import BenchError
@@ -16,10 +19,7 @@ from bench.matrix.runner import run_matrix
 from bench.results.run_file import write_run
 from bench.results.store import Store
 from reports.baseline import make_baseline
-from reports.cells import own_place
 from reports.report import write_report
-from reports.results import collect, finished_cells, read_run
-from reports.write_tables import write_paper_tables
 
 FLAGS = {"attacks": ("badnet",), "defenses": ("none", "rvpt")}
 
