@@ -2,38 +2,51 @@
 
 import json
 import shlex
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from bench.core.names import CLEAN_MODEL
-from bench.experiment.settings import BASE, RunSettings, presets, resolve
-from bench.experiment.suites import SUITES
-from bench.experiment.variants import EMBEDDED
-from bench.results.run_file import FREE
+from bench.experiment.settings import BASE, Experiment, RunSettings, overlay, presets, resolve
+from bench.experiment.suites import EMBEDDED
+from bench.papers import suites
+from bench.results.records import Cell, Run
 
 
-def command_of(run: dict[str, Any], cells: list[dict]) -> str:
-    """The `bench run` command, or one a suite, for these cells of a run.json: the nearest preset, what differs from it.
+def command_of(run: Run, cells: Sequence[Cell]) -> str:
+    """The `bench run` command, or one a suite, for these cells of a run: the nearest preset, what differs from it.
 
     How it was executed (device, processes) is left out.
     """
-    told: dict[str, list] = {name: [] for name in ("attacks", "defenses", "seeds")}
-    for cell in cells:
-        for name, values in told.items():
-            value = cell[name.removesuffix("s")]
-            if value not in values and value != CLEAN_MODEL:
-                values.append(value)
-    flags = "".join(f" --{name} {','.join(map(str, values))}" for name, values in told.items())
-    wanted = _flat(RunSettings.model_validate(run["settings"]))
-    changes = {}
+    wanted = RunSettings.model_validate(run.settings)
+    preset, changes = _nearest_preset(wanted)
+    sets = (f"{key.removeprefix('methods.')}={json.dumps(value)}" for key, value in changes.items())
+    options = f"--preset {preset}{_flags(cells)}" + "".join(f" --set {shlex.quote(setting)}" for setting in sets)
+    variants = {name: RunSettings.model_validate(run.variants[name]) for name in {c.settings for c in cells} - {BASE}}
+    return " && ".join(f"bench run {suite}{options}" for suite in _suites(wanted, variants))
+
+
+def _flags(cells: Iterable[Cell]) -> str:
+    """Which cells they are. Tasks are named where they are not the default."""
+    values: dict[str, dict[Any, None]] = {
+        "attacks": dict.fromkeys(cell.attack for cell in cells),
+        "defenses": dict.fromkeys(cell.defense for cell in cells if cell.defense != CLEAN_MODEL),
+        "tasks": dict.fromkeys(cell.task for cell in cells),
+        "seeds": dict.fromkeys(cell.seed for cell in cells),
+    }
+    if tuple(values["tasks"]) == RunSettings().tasks:
+        del values["tasks"]
+    return "".join(f" --{name} {','.join(map(str, names))}" for name, names in values.items())
+
+
+def _nearest_preset(wanted: RunSettings) -> tuple[str, dict[str, Any]]:
+    """The preset from which the fewest settings differ, and those that do."""
+    settings, changes = _flat(wanted), {}
     for preset in presets():
-        given = _flat(resolve(preset))
-        if given.keys() <= wanted.keys():  # what a preset sets cannot be unset
-            changes[preset] = {key: value for key, value in wanted.items() if given.get(key, ...) != value}
-    preset = min(changes, key=lambda name: len(changes[name]))
-    sets = (f"{key.removeprefix('methods.')}={json.dumps(value)}" for key, value in changes[preset].items())
-    common = f"--preset {preset}{flags}" + "".join(f" --set {shlex.quote(setting)}" for setting in sets)
-    suites = _suites({cell.get("settings", BASE) for cell in cells} - {BASE}, run["settings"]["dataset"] == EMBEDDED)
-    return " && ".join(f"bench run {suite}{common}" for suite in suites)
+        start = _flat(resolve(preset))
+        if start.keys() <= settings.keys():  # what a preset sets cannot be unset
+            changes[preset] = {key: value for key, value in settings.items() if start.get(key, ...) != value}
+    nearest = min(changes, key=lambda name: len(changes[name]))
+    return nearest, changes[nearest]
 
 
 def flat(settings: Any, key: str = "") -> dict[str, Any]:
@@ -48,14 +61,21 @@ def flat(settings: Any, key: str = "") -> dict[str, Any]:
 
 
 def _flat(run: RunSettings) -> dict[str, Any]:
-    return flat(run.model_dump(mode="json", exclude=FREE))
+    return flat(run.model_dump(mode="json", include=set(Experiment.model_fields)))
 
 
-def _suites(variants: set[str], embedded: bool) -> list[str]:
+def _suites(base: RunSettings, variants: dict[str, RunSettings]) -> list[str]:
     """Flags of the suites that declare these variants, each variant once; no flag where there are none."""
     chosen = []
-    for name, suite in SUITES.items():
-        if found := variants & suite.declared(embedded).keys():
+    for name, suite in suites().items():
+        declared = suite.declared(base.dataset == EMBEDDED)
+        same = {key for key in variants.keys() & declared.keys() if _makes(base, declared[key], variants[key])}
+        if same:
             chosen.append(f"--suite {name} ")
-            variants = variants - found
+            variants = {key: run for key, run in variants.items() if key not in same}
     return chosen or [""]
+
+
+def _makes(base: RunSettings, values: dict[str, Any] | str, variant: RunSettings) -> bool:
+    """Whether the values that a suite declares make a variant of the base; two papers may call two variants alike."""
+    return not isinstance(values, str) and overlay(base, values).experiment == variant.experiment

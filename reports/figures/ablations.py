@@ -1,5 +1,6 @@
-"""Figures 3 a-f: ASR and CA of a defense against one of its settings, from the variants of the suites."""
+"""ASR and CA of a defense against one of its settings, from the sweeps of the papers' suites."""
 
+import re
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bench.papers import Sweep, figures
 from reports.figures.source import Source
 from reports.figures.style import COLUMN, dodge, legend_below, look, panels, points
 
@@ -15,40 +17,34 @@ SHARES = ("ASR", "CA")
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """One panel of figure 3: the variants `KEY=NUMBER` of a suite."""
+class SweepFigure:
+    """What a figure of a paper shows of a suite: the variants `KEY=NUMBER` of a sweep."""
 
-    panel: str
-    key: str
     suite: str
-    label: str
+    sweep: Sweep
 
     @property
     def title(self) -> str:
-        return f"Ablation: {self.label}"
+        return f"Ablation: {self.sweep.label}"
 
     def draw(self, source: Source) -> tuple[Figure, pd.DataFrame]:
         """ASR and CA against the setting; settings are spaced evenly."""
-        settings = source.summary["variant"].str.extract(rf"^{self.key}=(-?[0-9.]+)$")[0].astype(float)
+        key = self.sweep.key
+        settings = source.summary["variant"].str.extract(rf"^{re.escape(key)}=(-?[0-9.]+)$")[0].astype(float)
         rows = source.summary.assign(setting=settings)
         rows = rows[rows["setting"].notna() & rows["metric"].isin(SHARES)].sort_values("setting", kind="stable")
         if rows.empty:
-            raise source.missing(f"the variants {self.key}=...", f"--suite {self.suite}")
+            raise source.missing(f"the variants {key}=...", f"--suite {self.suite}")
         figure, axes = panels(COLUMN, 3.6, 2, 1, sharex=True)
         shares_against(axes[:, 0], rows, "setting", list(rows["setting"].unique()), joined=True)
-        axes[1][0].set_xlabel(self.label)
+        axes[1][0].set_xlabel(self.sweep.label)
         legend_below(figure, axes[0][0], columns=3)
         return figure, rows
 
 
-SWEEPS = (
-    Sweep("a", "shots", "shots", "shots per class"),
-    Sweep("b", "alpha", "alpha", "balancing factor alpha"),
-    Sweep("c", "b", "context-length", "visual context length b"),
-    Sweep("d", "depth", "depth", "prompted blocks, counted from the output"),
-    Sweep("e", "depth_from_input", "depth", "prompted blocks, counted from the input"),
-    Sweep("f", "margin", "margin", "margin of the repelling strength"),
-)
+def sweep_figures() -> dict[str, SweepFigure]:
+    """The figures of all papers that show a sweep, by their names."""
+    return {name.replace("/", "-"): SweepFigure(suite, sweep) for name, (suite, sweep) in figures().items()}
 
 
 def shares_against(

@@ -22,7 +22,6 @@ Draw = Callable[[Source], tuple[Figure, pd.DataFrame]]
 
 FIGURES: dict[str, tuple[str, Draw]] = {
     "figure1": ("Perturbation Resistivity and intra-class similarity of the models", resistivity.draw),
-    **{f"figure3{sweep.panel}": (sweep.title, sweep.draw) for sweep in ablations.SWEEPS},
     "figure4": ("The feature-repelling loss on (RVPT) and off (VPT)", repelling.draw),
     "figure5": ("Attention of the class token, before and after the defense", attention.draw),
     "figure6": ("t-SNE of clean and triggered images with the class texts", embedding.draw),
@@ -52,7 +51,8 @@ def draw_all(folder: ResultsFolder) -> list[Drawn]:
     source = Source(folder)
     # As the run itself: on a busy machine, threads spend more time waiting for each other than they save.
     torch.set_num_threads(source.run.execution.threads)
-    return [_draw(source, name, title, draw) for name, (title, draw) in FIGURES.items()]
+    sweeps = {name: (figure.title, figure.draw) for name, figure in ablations.sweep_figures().items()}
+    return [_draw(source, name, title, draw) for name, (title, draw) in sorted((FIGURES | sweeps).items())]
 
 
 def _draw(source: Source, name: str, title: str, draw: Draw) -> Drawn:

@@ -1,12 +1,13 @@
 """Figure S4: the arrangements of prompts and repelled features, with the ASR and CA of each."""
 
+from typing import get_args
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from bench.experiment.suites import find_suite
-from defenses.rvpt import arrange
+from defenses.rvpt import Permutation, arrange
 from reports.figures.ablations import SHARES, shares_against
 from reports.figures.source import Source
 from reports.figures.style import COLOURS, PAGE, legend_below, panels
@@ -17,7 +18,7 @@ BLOCKS = 12
 
 def draw(source: Source) -> tuple[Figure, pd.DataFrame]:
     """Left what each arrangement means, right what it does."""
-    names = list(find_suite("permutation").paper)
+    names = list(get_args(Permutation))
     rows = source.summary[source.summary["variant"].isin(names) & source.summary["metric"].isin(SHARES)]
     if rows.empty:
         raise source.missing("the variants " + ", ".join(names), "--suite permutation")

@@ -15,7 +15,7 @@ from bench.core.randomness import generator
 from bench.core.victim import Victim
 from bench.experiment.resources import Resources
 from bench.experiment.settings import RunSettings
-from bench.experiment.suites import find_suite
+from bench.papers import variants_in_matrix
 from bench.results.folder import ResultsFolder
 from bench.results.records import Cell
 from bench.results.tidy import summarise
@@ -27,7 +27,8 @@ CLASSES, IMAGES_A_CLASS = 20, 10
 class Source:
     """A results folder, opened as far as a figure of zero-shot classification needs it.
 
-    A model of the matrix is called by its defense; those of the suite `pr`, which are its variants, by theirs.
+    A model of the matrix is called by its defense; one that a suite puts beside them (`Suite.in_matrix`), by its
+    variant.
     """
 
     def __init__(self, folder: ResultsFolder) -> None:
@@ -43,7 +44,7 @@ class Source:
     def main(self) -> pd.DataFrame:
         """The results on the run's own model, data set and target, a row per seed; without the ablations."""
         here = (self.results[list(self.place)] == pd.Series(self.place)).all(axis=1)
-        rows = self.results[here & self.results["variant"].isin(["", *find_suite("pr").paper])]
+        rows = self.results[here & self.results["variant"].isin(["", *variants_in_matrix()])]
         if rows.empty:
             raise self.missing("cells of the matrix", "")
         return rows.assign(label=rows["variant"].where(rows["variant"] != "", rows["defense"]))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from bench.experiment.variants import suite_settings, variants_of
 from command import bench
 from reports.results import collect
 from rich.console import Console
@@ -16,7 +17,6 @@ from bench.core.registry import load_plugins
 from bench.experiment.resources import open_resources
 from bench.experiment.settings import BASE, Variants, overlay, resolve
 from bench.experiment.suites import SUITES
-from bench.experiment.variants import suite_settings, variants_of
 from bench.matrix.estimate import estimate
 from bench.matrix.plan import Fingerprints, Plan, make_plan
 from bench.matrix.runner import run_matrix

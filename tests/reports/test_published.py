@@ -1,9 +1,9 @@
 """The paper's numbers in the package, against its text."""
 
 import pytest
+from reports.published import published
 
 from bench.core.errors import BenchError
-from reports.published import published
 
 
 def one(source: str, table: str, **where: str) -> float:

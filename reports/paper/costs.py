@@ -1,0 +1,24 @@
+"""What defenses cost, from the cards of what they made."""
+
+import pandas as pd
+
+from bench.results.folder import ResultsFolder
+from bench.results.tidy import KEYS, NUMBERS
+
+COSTS = ("seconds", "peak_memory_mb", "tunable", "samples")
+
+
+def collect_costs(folder: ResultsFolder) -> pd.DataFrame:
+    """One row per (cell, cost) of single defenses, in the columns of the results; what no card tells is left out.
+
+    `seconds` of wall time, `peak_memory_mb`, `tunable` parameters, training `samples`: of no images, without interval.
+    """
+    rows = []
+    for cell in folder.cells:
+        chain = folder.lineage(cell).defenses
+        if not chain or "+" in cell.defense:
+            continue
+        costs = {name: getattr(chain[-1], name) for name in COSTS}
+        what = cell.place | {"perturbation": "", "n": 0}
+        rows += [what | {"metric": name, "value": float(cost)} for name, cost in costs.items() if cost is not None]
+    return pd.DataFrame(rows, columns=[*KEYS, *NUMBERS])

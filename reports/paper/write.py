@@ -1,0 +1,132 @@
+"""Write the tables of papers as far as they have been measured, and say what would fill the rest."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from bench.core.task import tasks
+from bench.papers import find_version, papers, suite_name
+from bench.results.folder import ResultsFolder
+from bench.results.tidy import DASH
+from reports.paper.costs import collect_costs
+from reports.paper.latex import latex
+from reports.paper.published import published
+from reports.paper.render import DAGGER, markdown, tidy
+from reports.paper.tables import Cell, Table, fill, paper_places
+
+TABLES = "tables"
+ENDINGS = ("md", "csv", "tex")
+
+
+def write_paper_tables(folder: ResultsFolder, source: str | None = None) -> tuple[list[str], list[str]]:
+    """Write tables/NAME.md, .csv and .tex of each table with a measured cell; remove those of a table without one.
+
+    `source`, such as v1, puts the numbers that this version of a paper prints beside the measured ones. Returns two
+    lists of Markdown lines: the tables written, and those not measured, each with the command that measures it.
+
+    Raises:
+        BenchError: no paper has such a version, or it has no numbers.
+    """
+    out, tables = folder.out, _tables(folder, source)
+    _remove_old(out / TABLES)
+    for table in tables:
+        if table.measured:
+            _write(out / TABLES, table, list(notes(table, out)), about_published(table, source) if source else "")
+    written = [f"- [{table.title}]({TABLES}/{table.stem}.md)" for table in tables if table.measured]
+    lacking = [f"- not measured: {t.title} ({t.spec.suite}): {remedy(t, out)}" for t in tables if not t.measured]
+    return written, lacking
+
+
+def lacking_tables(folder: ResultsFolder) -> list[tuple[str, str]]:
+    """The titles of tables without a measured cell, and the command that measures each."""
+    return [(table.title, remedy(table, folder.out)) for table in _tables(folder) if not table.measured]
+
+
+def notes(table: Table, out: Path) -> Iterator[str]:
+    """What a reader of the table must know."""
+    spec, labels = table.spec, table.paper.labels
+    yield from spec.notes
+    if any(not math.isnan(number.low) for cell in table.cells for number in cell.measured.values()):
+        yield f"95 % intervals: {table.stem}.csv."
+    if not all(cell.took for cell in table.cells):
+        metric = tasks[spec.task].headline[0]
+        yield f"{DAGGER} The attack did not take: undefended {metric} below {table.run.took:.0f} %."
+    for label, attack, reason in dict.fromkeys((c.method.label, c.attack, c.reason) for c in table.cells if c.reason):
+        yield f"{DASH} {label} against {labels.attacks.get(attack, attack)}: {reason}."
+    for method in table.paper.methods_of(spec):
+        if method.variant in table.left_out:
+            yield f"{DASH} {method.label}: {table.left_out[method.variant]}."
+    if table.lacking:
+        yield f"{DASH} not measured yet: {remedy(table, out)}."
+
+
+def about_published(table: Table, source: str) -> str:
+    """What the paper's numbers are, and whether the difference to them speaks of replication."""
+    paper, version = find_version(source)
+    of = f"paper {version}, arXiv {paper.arxiv}" if paper.arxiv else f"{paper.title}, {version}"
+    exact = (
+        f"The published numbers ({of}) come without counts and are taken as exact: the "
+        "interval of a difference is that of the measured number. The spread over training runs is in neither."
+    )
+    if table.replicates:
+        return exact
+    theirs, own = table.paper.places_of(table.spec)[0], table.own
+    return (
+        f"Published is {theirs.model} on {theirs.dataset}, measured {own.model} on {own.dataset}: model and data "
+        f"differ, so the difference says nothing about replication. {exact}"
+    )
+
+
+def remedy(table: Table, out: Path) -> str:
+    """What measures the cells that lack, or why nothing does."""
+    if not table.cells:
+        others = f"other models than {table.own.model}"
+        if table.spec.beyond == "dataset":
+            others = f"other data sets than {table.own.dataset}"
+        return "; ".join(dict.fromkeys(table.left_out.values())) or f"it needs {others}: run them with --out {out}, too"
+    return ", ".join(dict.fromkeys(_command(table, cell, out) for cell in table.lacking))
+
+
+def _command(table: Table, cell: Cell, out: Path) -> str:
+    """What measures a cell."""
+    spec, preset = table.spec, cell.place.preset
+    suite, into = f"--suite {suite_name(table.paper, spec.suite)}", f"--out {out}"
+    presets = {place.preset for place in paper_places(table.paper, table.own)}
+    if table.replicates and preset not in presets:
+        if preset is None:
+            return f"`bench run {suite} {into}` with model, data set and target of {cell.place.label}"
+        return f"`bench run --preset {preset} {suite} {into}`"
+    known = {other.perturbation for other in table.cells if other.measured}
+    if known and cell.perturbation not in known:
+        perturbations = f"--set {spec.task}.perturbations=[{','.join(spec.perturbations)}]"
+        return f"`bench run {suite} {perturbations}` with an --out of its own"
+    return f"`bench run {suite} {into}` with this folder's preset"
+
+
+def _tables(folder: ResultsFolder, source: str | None = None) -> list[Table]:
+    """The tables of all papers; those of the paper of `source` with its printed numbers."""
+    costs = collect_costs(folder)
+    results = folder.results if costs.empty else pd.concat([folder.results, costs], ignore_index=True)
+    of, version = find_version(source) if source else (None, "")
+    printed = published(of, version) if of else None
+    return [
+        fill(paper, name, results, folder.settings, printed if paper is of else None)
+        for paper in papers.values()
+        for name in paper.tables
+    ]
+
+
+def _write(folder: Path, table: Table, lines: list[str], about: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{table.stem}.md").write_text(markdown(table, lines, about))
+    (folder / f"{table.stem}.tex").write_text(latex(table, lines, about))
+    tidy(table).to_csv(folder / f"{table.stem}.csv", index=False)
+
+
+def _remove_old(folder: Path) -> None:
+    """Remove what an earlier report wrote, also before another paper had a table of the same name."""
+    stems = {stem for paper in papers.values() for name in paper.tables for stem in (name, f"{paper.name}-{name}")}
+    for file in (folder / f"{stem}.{ending}" for stem in stems for ending in ENDINGS):
+        file.unlink(missing_ok=True)
