@@ -6,7 +6,6 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2 import AutoAugment
 
 from attacks.optimised_patch import Batch, Objective, OptimisedPatch, embed, named
 from bench import BenchError, Field, Preparation, attack, class_embeddings
@@ -69,6 +68,9 @@ class BadCLIP(OptimisedPatch):
     def view(self, images: Tensor, rng: torch.Generator) -> Tensor:
         if torch.rand((), generator=rng) >= self.augmented_images:
             return images
+        # Here, as it takes longer to import than torch.
+        from torchvision.transforms.v2 import AutoAugment
+
         policy = AutoAugment()
         # AutoAugment draws from torch's global generator and takes no other.
         with seeded(int(torch.randint(2**62, (), generator=rng))):

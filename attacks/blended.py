@@ -7,7 +7,6 @@ from typing import Literal, Self
 import torch
 from pydantic import model_validator
 from torch import Tensor
-from torchvision.transforms.v2 import functional as TF
 
 from attacks.patch import read_picture
 from bench import Attack, Field, Preparation, Trigger, attack
@@ -38,6 +37,9 @@ class Blended(Attack):
         return self
 
     def prepare(self, given: Preparation) -> dict[str, Tensor]:
+        # Here, as it takes longer to import than torch.
+        from torchvision.transforms.v2 import functional as TF
+
         size = given.clip.image_size
         if self.key == "fixed":
             cells = self.key_cells or size

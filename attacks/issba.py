@@ -5,8 +5,6 @@ from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
-from kornia.color import rgb_to_yuv
-from kornia.enhance import jpeg_codec_differentiable
 from torch import Tensor
 
 from attacks.steganography import MESSAGE_BITS, Decoder, Encoder, encode_message, initialise
@@ -161,6 +159,9 @@ class ISSBA(Attack):
 
 def image_loss(residual: Tensor) -> Tensor:
     """StegaStamp's L_yuv: the mean square of a residual (n, 3, h, w) in Y, U and V, summed with `YUV_WEIGHTS`."""
+    # Here, so that `bench list attacks` does without kornia.
+    from kornia.color import rgb_to_yuv
+
     return rgb_to_yuv(residual).square().mean((0, 2, 3)) @ torch.tensor(YUV_WEIGHTS, device=residual.device)
 
 
@@ -174,6 +175,8 @@ def distort(images: Tensor, noise: float, jpeg_quality: float, rng: torch.Genera
 
     Each image draws its standard deviation from U(0, `noise`) and its JPEG quality from U(`jpeg_quality`, 100).
     """
+    from kornia.enhance import jpeg_codec_differentiable
+
     draws = torch.rand(2, len(images), generator=rng, device=images.device)
     grain = torch.randn(images.shape, generator=rng, device=images.device)
     images = (images + noise * draws[0].view(-1, 1, 1, 1) * grain).clamp(0, 1)

@@ -6,7 +6,6 @@ from typing import Literal
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional as TF
 
 from bench import BenchError
 
@@ -47,6 +46,9 @@ def read_picture(file: Path | None, setting: str) -> Tensor:
     Raises:
         BenchError: there is none, or it cannot be read.
     """
+    # Here, as it takes longer to import than torch.
+    from torchvision.transforms.v2 import functional as TF
+
     try:
         with Image.open(file or "") as picture:
             return TF.pil_to_tensor(picture.convert("RGB")).float() / 255

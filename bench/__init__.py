@@ -6,28 +6,67 @@ What the author of an attack, a defense, a metric or a data set needs is here, a
 
     @attack("stripe")
     class Stripe(Attack): ...
+
+A name is imported when it is first asked for, so that a command pays for no more than it uses.
 """
 
-from bench.core.attack import Attack, Preparation, Trigger, attack, attacks, mentions, stamp
-from bench.core.clip import Clip
-from bench.core.cost import Scale, Work
-from bench.core.dataset import Dataset, Geometry, dataset, datasets
-from bench.core.defense import CleanData, Defense, Facing, Need, defense, defenses
-from bench.core.errors import BenchError
-from bench.core.images import Captioned, Images, Labelled
-from bench.core.metric import Estimate, Metric, Observations, OverCells, cell_metric, cell_metrics, metric, metrics
-from bench.core.randomness import generator
-from bench.core.settings import Field, Settings
-from bench.core.task import Case, Task, task, tasks
-from bench.core.victim import Part, Victim, class_embeddings, part
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bench.api import evaluate, open, run
+    from bench.core.attack import Attack, Preparation, Trigger, attack, attacks, mentions, stamp
+    from bench.core.clip import Clip
+    from bench.core.cost import Scale, Work
+    from bench.core.dataset import Dataset, Geometry, dataset, datasets
+    from bench.core.defense import CleanData, Defense, Facing, Need, defense, defenses
+    from bench.core.errors import BenchError
+    from bench.core.images import Captioned, Images, Labelled
+    from bench.core.metric import Estimate, Metric, Observations, OverCells, cell_metric, cell_metrics, metric, metrics
+    from bench.core.randomness import generator
+    from bench.core.settings import Field, Settings
+    from bench.core.task import Case, Task, task, tasks
+    from bench.core.victim import Part, Victim, class_embeddings, part
+    from bench.results.folder import ResultsFolder
+    from bench.results.records import Cell
 
 __version__ = "0.1.0"
+
+# The same for the interpreter: the module of each name.
+_MODULES = {
+    "bench.api": ("evaluate", "open", "run"),
+    "bench.core.attack": ("Attack", "Preparation", "Trigger", "attack", "attacks", "mentions", "stamp"),
+    "bench.core.clip": ("Clip",),
+    "bench.core.cost": ("Scale", "Work"),
+    "bench.core.dataset": ("Dataset", "Geometry", "dataset", "datasets"),
+    "bench.core.defense": ("CleanData", "Defense", "Facing", "Need", "defense", "defenses"),
+    "bench.core.errors": ("BenchError",),
+    "bench.core.images": ("Captioned", "Images", "Labelled"),
+    "bench.core.metric": (
+        "Estimate",
+        "Metric",
+        "Observations",
+        "OverCells",
+        "cell_metric",
+        "cell_metrics",
+        "metric",
+        "metrics",
+    ),
+    "bench.core.randomness": ("generator",),
+    "bench.core.settings": ("Field", "Settings"),
+    "bench.core.task": ("Case", "Task", "task", "tasks"),
+    "bench.core.victim": ("Part", "Victim", "class_embeddings", "part"),
+    "bench.results.folder": ("ResultsFolder",),
+    "bench.results.records": ("Cell",),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "Attack",
     "BenchError",
     "Captioned",
     "Case",
+    "Cell",
     "CleanData",
     "Clip",
     "Dataset",
@@ -44,6 +83,7 @@ __all__ = [
     "OverCells",
     "Part",
     "Preparation",
+    "ResultsFolder",
     "Scale",
     "Settings",
     "Task",
@@ -59,12 +99,26 @@ __all__ = [
     "datasets",
     "defense",
     "defenses",
+    "evaluate",
     "generator",
     "mentions",
     "metric",
     "metrics",
+    "open",
     "part",
+    "run",
     "stamp",
     "task",
     "tasks",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_MODULE_OF[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,27 +1,26 @@
-"""The face: `bench run`, `list`, `show`, `triggers`, `report`, `pretrain`."""
+"""The face: `bench run`, `list`, `show`, `triggers`, `report`, `pretrain`.
+
+Each command imports what it needs: torch alone takes longer than `bench --help`.
+"""
 
 import inspect
 import sys
 import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 
+import bench
 from bench import cli_data, cli_gate
-from bench.core.attack import attacks, stamp
-from bench.core.dataset import datasets
-from bench.core.defense import defenses
 from bench.core.errors import BenchError, unknown
-from bench.core.metric import cell_metrics, metrics
 from bench.core.registry import load_plugins, origin
-from bench.core.settings import Settings
-from bench.core.task import tasks
 
 if TYPE_CHECKING:
+    from bench.core.settings import Settings
     from bench.results.folder import ResultsFolder
 
 app = typer.Typer(
@@ -102,7 +101,7 @@ def _settings(
         named = dataset or resolve(preset, config, {}, tuple(assignments)).dataset
         if named == "world":
             raise BenchError("--data-root needs --dataset NAME, such as --dataset folder")
-        datasets[named]
+        bench.datasets[named]
         values[named] = {"root": data_root}
     return resolve(preset, config, values, tuple(assignments), paper, declared)
 
@@ -198,30 +197,34 @@ def list_(
     plugin: Plugin = [],  # noqa: B006
 ) -> None:
     """List what there is, a line each."""
-    from bench.experiment.settings import presets
-    from bench.models import known_models
-    from bench.papers import suites
-
-    load_plugins(tuple(plugin))
-    listings: dict[str, Any] = {
-        "attacks": lambda: [(n, _summary(attacks[n])) for n in attacks],
-        "defenses": lambda: [(n, _summary(defenses[n])) for n in defenses],
-        "tasks": lambda: [(n, _summary(tasks[n])) for n in tasks],
-        "metrics": lambda: [
-            *((n, _summary(metrics[n].measure)) for n in metrics),
-            *((n, _summary(cell_metrics[n].measure)) for n in cell_metrics),
-        ],
-        "datasets": lambda: [(n, _summary(datasets[n])) for n in datasets],
-        "presets": lambda: list(presets().items()),
-        "suites": lambda: [(name, suite.shows) for name, suite in suites().items()],
-        "models": known_models,
-    }
-    if kind not in listings:
+    if kind not in KINDS:
         raise unknown("kind", kind, KINDS, "For example: bench list attacks")
+    load_plugins(tuple(plugin), only=kind)
     table = Table(box=None, show_header=False, pad_edge=False)
-    for row in listings[kind]():
+    for row in _listed(kind):
         table.add_row(*row)
     screen.print(table)
+
+
+def _listed(kind: str) -> Iterable[Sequence[str]]:
+    """Each thing of a kind, and what it is."""
+    if kind == "presets":
+        from bench.experiment.settings import presets
+
+        return presets().items()
+    if kind == "suites":
+        from bench.papers import suites
+
+        return [(name, suite.shows) for name, suite in suites().items()]
+    if kind == "models":
+        from bench.models import known_models
+
+        return known_models()
+    registry = getattr(bench, kind)
+    if kind == "metrics":
+        over_cells = [(name, _summary(bench.cell_metrics[name])) for name in bench.cell_metrics]
+        return [*((name, _summary(registry[name])) for name in registry), *over_cells]
+    return [(name, _summary(registry[name])) for name in registry]
 
 
 @app.command()
@@ -230,19 +233,19 @@ def show(
     plugin: Plugin = [],  # noqa: B006
 ) -> None:
     """Say what a method is, where it comes from, and every setting with its default, range and unit."""
-    from bench.experiment.settings import RunSettings
-
     load_plugins(tuple(plugin))
-    if name in metrics:
-        screen.print(f"{name}, better {metrics[name].better}, {origin(metrics[name].measure)}")
-        screen.print((metrics[name].measure.__doc__ or "").strip())
+    if name in bench.metrics:
+        metric = bench.metrics[name]
+        screen.print(f"{name}, better {metric.better}, {origin(metric.measure)}")
+        screen.print((metric.measure.__doc__ or "").strip())
         return
-    registries: dict[str, Any] = {"attack": attacks, "defense": defenses, "task": tasks, "data set": datasets}
+    registries: dict[str, Any] = {"attack": bench.attacks, "defense": bench.defenses, "task": bench.tasks}
+    registries["data set"] = bench.datasets
     found = {kind: registry[name] for kind, registry in registries.items() if name in registry}
     if not found and name != "run":
-        known = [n for r in (attacks, defenses, tasks, datasets, metrics) for n in r] + ["run"]
+        known = [n for r in (*registries.values(), bench.metrics) for n in r] + ["run"]
         raise unknown("method", name, known, "`bench list attacks` and the like explain them.")
-    for kind, method in (found or {"settings of a run": RunSettings}).items():
+    for kind, method in (found or {"settings of a run": _run_settings()}).items():
         screen.print(f"{name} ({kind}), {origin(method)}\n")
         screen.print(inspect.cleandoc(method.__doc__ or "") + "\n")
         screen.print(_settings_table(method))
@@ -266,6 +269,8 @@ def triggers(
     images: Annotated[int, typer.Option(min=1, help="Test images to show.")] = 3,
 ) -> None:
     """Draw triggers on test images: clean, triggered, difference x 10. Triggers that a run left in OUT are taken."""
+    import torch
+
     from bench.experiment.resources import open_resources
     from bench.experiment.settings import BASE
     from bench.matrix.plan import make_plan, read_fingerprints
@@ -282,7 +287,7 @@ def triggers(
     clean = resources.test.load(index)
     plan = make_plan({BASE: settings}, {BASE: read_fingerprints(resources)})
     stamped = {
-        attack: stamp(resources.attack(attack), trigger.at_test(), clean, index)
+        attack: bench.stamp(resources.attack(attack), trigger.at_test(), clean, index)
         for attack, trigger in training_triggers(plan, settings.seeds[0], resources, Store(out))
     }
     draw_triggers(clean, stamped, out / "triggers" / "gallery.png")
@@ -302,6 +307,8 @@ def pretrain(
     threads: Annotated[int, typer.Option(min=1, help="Threads on the CPU.")] = 1,
 ) -> None:
     """Train a small CLIP from scratch, on the embedded world or on your pairs; `--model local-dir:OUT` then uses it."""
+    import torch
+
     from bench.experiment.resources import open_device
     from bench.training.from_scratch import architecture as read_architecture
     from bench.training.from_scratch import train_from_scratch
@@ -325,15 +332,23 @@ def _write_report(folder: "ResultsFolder", published: str | None = None) -> None
     screen.print("\n" + write_report(folder, published), soft_wrap=True)
 
 
+def _run_settings() -> "type[Settings]":
+    from bench.experiment.settings import RunSettings
+
+    return RunSettings
+
+
 def _summary(item: Any) -> str:
+    """The first line of what a method says of itself; of a metric, its function speaks."""
+    item = getattr(item, "measure", item)
     return next(iter((item.__doc__ or "").strip().splitlines()), "")
 
 
-def _settings_table(method: type[Settings]) -> Table:
+def _settings_table(method: "type[Settings]") -> Table:
     table = Table("setting", "default", "range", "unit", "what it is", box=None, pad_edge=False)
     for name, field in method.model_fields.items():
         kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Settings):
+        if isinstance(kind, type) and issubclass(kind, bench.Settings):
             for inner, inner_field in kind.model_fields.items():
                 table.add_row(f"{name}.{inner}", *_row(inner_field))
         else:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from bench.core.dataset import datasets
+import bench
 from bench.core.registry import load_plugins
 
 app = typer.Typer(help="Look at data sets.", no_args_is_help=True, rich_markup_mode=None)
@@ -30,7 +30,7 @@ def check(
     from bench.experiment.settings import resolve
 
     load_plugins(tuple(plugin))
-    dataset = datasets[name]
+    dataset = bench.datasets[name]
     flags = {name: {"root": data_root}} if data_root is not None else {}
     told, usable = lines(dataset.parse(resolve(flags=flags, assignments=tuple(set)).method(name), name))
     for line in told:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+import bench
 from bench.core.errors import BenchError
-from bench.core.metric import metrics
 
 if TYPE_CHECKING:
     from bench.results.folder import ResultsFolder
@@ -81,7 +81,7 @@ def check(
     now = make_baseline(_open(out))
     names = tuple(name.strip() for name in judged.split(",") if name.strip()) if judged is not None else None
     for name in names or ():
-        metrics[name]
+        bench.metrics[name]
     findings = judge(before, now, names, tolerance)
     text = to_markdown(findings, before, now, tolerance)
     if junit is not None:

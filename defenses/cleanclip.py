@@ -6,7 +6,6 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import AutoAugment
 
 from bench import BenchError, Captioned, CleanData, Clip, Defense, Field, Need, Scale, Victim, Work, defense
 from bench.core.dataset import Geometry
@@ -107,6 +106,9 @@ def augmented_images(pairs: Captioned, index: Tensor, geometry: Geometry, rng: t
 
     AutoAugment works on the image at its native size, which is then made square as every other. `rng` gives the seed.
     """
+    # Here, as it takes longer to import than torch.
+    from torchvision.transforms.v2 import AutoAugment
+
     natives, policy = pairs.load_natives(index), AutoAugment()
     # AutoAugment draws from torch's global generator and takes no other.
     with seeded(rng.initial_seed()):

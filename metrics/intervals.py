@@ -1,12 +1,12 @@
 """95 % intervals: Wilson's for shares, bootstrap percentiles for means, Newcombe's for differences of two shares."""
 
 import math
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy.special import ndtri
 
 from bench.core.randomness import derive
 
@@ -27,8 +27,11 @@ def wilson(count: int, n: int, confidence: float = 0.95) -> Interval:
     """
     if n == 0:
         return UNKNOWN
-    low, high = stats.binomtest(count, n).proportion_ci(confidence, method="wilson")
-    return float(low), float(high)
+    share, z = count / n, float(ndtri(0.5 + confidence / 2))
+    width = 2 * (n + z**2)
+    middle = (2 * n * share + z**2) / width
+    reach = z / width * math.sqrt(4 * n * share * (1 - share) + z**2)
+    return 0.0 if count == 0 else middle - reach, 1.0 if count == n else middle + reach
 
 
 def mean_interval(values: ArrayLike) -> Interval:
@@ -58,23 +61,30 @@ def bootstrap_interval(statistic: Callable[..., np.ndarray], *samples: ArrayLike
     n = len(rows[0])
     if n < 2 or not all(np.isfinite(row).all() for row in rows):
         return UNKNOWN
-    with warnings.catch_warnings(), np.errstate(invalid="ignore"):
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        drawn = stats.bootstrap(
-            rows,
-            statistic,
-            n_resamples=RESAMPLES,
-            batch=max(1, BATCH_NUMBERS // n),
-            vectorized=True,
-            paired=True,
-            method="percentile",
-            rng=np.random.default_rng(derive(0, "bootstrap")),
-        ).bootstrap_distribution
+    with np.errstate(invalid="ignore"):
+        drawn = np.concatenate([statistic(*(row[index] for row in rows), axis=-1) for index in _resamples(n)])
         drawn = drawn[~np.isnan(drawn)]
         if not len(drawn):
             return UNKNOWN
         low, high = np.quantile(drawn, (0.025, 0.975))
     return float(low), float(high)
+
+
+def _resamples(n: int) -> Iterable[np.ndarray]:
+    """`RESAMPLES` draws of n rows with replacement, (draws, n), in batches; the same at every call."""
+    return _kept_resamples(n) if n * RESAMPLES <= BATCH_NUMBERS else _drawn_resamples(n)
+
+
+@lru_cache(maxsize=2)
+def _kept_resamples(n: int) -> tuple[np.ndarray, ...]:
+    """Those of few rows: all metrics of all cells are of the same number of images."""
+    return tuple(_drawn_resamples(n))
+
+
+def _drawn_resamples(n: int) -> Iterator[np.ndarray]:
+    rng, at_once = np.random.default_rng(derive(0, "bootstrap")), max(1, BATCH_NUMBERS // n)
+    for done in range(0, RESAMPLES, at_once):
+        yield rng.integers(n, size=(min(at_once, RESAMPLES - done), n))
 
 
 def newcombe(both: int, first: int, second: int, neither: int) -> Interval:
@@ -119,7 +129,10 @@ def mcnemar(first: int, second: int) -> float:
     """
     if first + second == 0:
         return 1.0
-    return float(stats.binomtest(first, first + second, 0.5).pvalue)
+    # Here, as it takes as long to import as all else that intervals need.
+    from scipy.stats import binomtest
+
+    return float(binomtest(first, first + second, 0.5).pvalue)
 
 
 def _corrected_phi(both: int, first: int, second: int, neither: int) -> float:

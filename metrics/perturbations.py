@@ -7,8 +7,6 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from kornia.enhance import adjust_hue
-from kornia.filters import gaussian_blur2d
 from torch import Tensor
 
 from bench.core.errors import unknown
@@ -52,6 +50,9 @@ def blur(kernel: int, std: float | None = None) -> Perturbation:
     sigma = 0.3 * ((kernel - 1) * 0.5 - 1) + 0.8 if std is None else std
 
     def perturb(images: Tensor, _index: Sequence[int], _seed: int) -> Tensor:
+        # Here, so that what only names perturbations does without kornia.
+        from kornia.filters import gaussian_blur2d
+
         return gaussian_blur2d(images, (kernel, kernel), (sigma, sigma), border_type="reflect").clamp(0, 1)
 
     return perturb
@@ -59,6 +60,8 @@ def blur(kernel: int, std: float | None = None) -> Perturbation:
 
 def jitter(images: Tensor, index: Sequence[int], seed: int) -> Tensor:
     """Colour jitter of paper v3, as torchvision's ColorJitter(brightness=0.5, hue=0.3): brightness first, then hue."""
+    from kornia.enhance import adjust_hue
+
     brightness, hue = jitter_factors(index, seed)
     bright = (images * brightness.to(images).view(-1, 1, 1, 1)).clamp(0, 1)
     return adjust_hue(bright, 2 * math.pi * hue.to(images)).clamp(0, 1)

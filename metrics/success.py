@@ -68,7 +68,7 @@ def asr_all(seen: Observations) -> pd.Series:
 @share_metric("PA", better="higher")
 def pa(seen: Observations) -> pd.Series:
     """Poisoned accuracy: triggered images of other classes predicted as their label, in percent."""
-    return _others(seen, pa_all(seen))
+    return _others(seen, seen["predictions"]["triggered"] == seen["predictions"]["label"])
 
 
 @share_metric("PA_all", better="higher")

@@ -6,5 +6,5 @@ TINY = (
     "poison.count=8",
     "zero_shot.perturbations=[flip, trigger]",
     "zero_shot.perturbation_images=8",
-    "workers=1",
+    "execution.workers=1",
 )

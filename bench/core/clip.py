@@ -4,10 +4,10 @@ import copy
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
@@ -108,13 +108,21 @@ class Clip:
 
         A tokenizer of Hugging Face's is taken from `folder` where it lies there, as open_clip's `local-dir:` does.
         """
+        # Here, as it takes longer to import than torch.
+        import open_clip
+
         model_cfg = copy.deepcopy(config["model_cfg"])
         # No weights are fetched for a part of the model: all of them are drawn, or come from one file.
         model_cfg["vision_cfg"]["timm_model_pretrained"] = model_cfg["text_cfg"]["hf_model_pretrained"] = False
         custom = model_cfg.pop("custom_text", False) or bool(model_cfg["text_cfg"].get("hf_model_name"))
         towers = open_clip.CoCa if "multimodal_cfg" in model_cfg else open_clip.CustomTextCLIP
         build = towers if custom else open_clip.CLIP
-        return cls(build(**model_cfg), _tokenizer(model_cfg["text_cfg"], folder), config)
+        model = build(**model_cfg)
+        if isinstance(model, open_clip.CoCa):
+            # The one tensor that open_clip leaves as memory holds it; drawn last, and as its other projections.
+            projection = model.text_decoder.text_projection
+            torch.nn.init.normal_(projection, std=projection.shape[0] ** -0.5)
+        return cls(model, _tokenizer(model_cfg["text_cfg"], folder), config)
 
     @classmethod
     def load(cls, folder: Path) -> "Clip":
@@ -130,11 +138,21 @@ class Clip:
         return clip
 
 
+@cache
+def _simple_tokenizer(options: str):
+    """open_clip's own tokenizer, of some options in JSON: to read its vocabulary takes longer than to read mini."""
+    import open_clip
+
+    return open_clip.SimpleTokenizer(**json.loads(options))
+
+
 def _tokenizer(text_cfg: dict, folder: Path | None):
+    import open_clip
+
     name = text_cfg.get("hf_tokenizer_name")
     options = {"context_length": text_cfg.get("context_length", 77), **(text_cfg.get("tokenizer_kwargs") or {})}
     if not name:
-        return open_clip.SimpleTokenizer(**options)
+        return _simple_tokenizer(json.dumps(options))
     if folder is not None and (folder / "tokenizer_config.json").is_file():
         name = str(folder)
     if text_cfg.get("tokenizer_mode"):

@@ -6,8 +6,6 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as TF
 
 from bench.core.clip import Clip
 from bench.core.errors import BenchError, unknown
@@ -43,6 +41,10 @@ class Geometry:
 
     def square(self, image: Picture) -> Picture:
         """A PIL image, or uint8 (3, h, w), of any size at the model's input size; resized with antialiasing."""
+        # Here, as it takes longer to import than torch.
+        from torchvision.transforms.v2 import InterpolationMode
+        from torchvision.transforms.v2 import functional as TF
+
         square = [self.size, self.size]
         shape = {"shortest": [self.size], "squash": square}.get(self.resize)
         if shape is None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -37,12 +37,12 @@ class CleanData(Logged):
     templates: tuple[str, ...]
     seed: int
     target: int | None
-    needs: frozenset[Need] = frozenset()
     open_pairs: Callable[[int], Captioned] | None = None
     open_base: Callable[[], Clip] | None = None
     used: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     check: Callable[[Images], object] | None = None
+    needs: frozenset[Need] = frozenset(get_args(Need))
 
     def rng(self, *purpose: str | int) -> torch.Generator:
         return generator(self.seed, "defense", *purpose)

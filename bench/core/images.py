@@ -12,7 +12,6 @@ from typing import Any, Protocol, Self
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
 
 from bench.core.errors import BenchError
 from bench.core.randomness import seeded
@@ -122,6 +121,9 @@ def crops(images: Images, index: Tensor, seed: int, min_crop: float, max_aspect:
     A crop takes `min_crop` or more of the area, stretched by up to `max_aspect`; 1 is the whole image, resized and
     cut as it is for evaluation.
     """
+    # Here, as it takes longer to import than torch.
+    from torchvision.transforms import v2
+
     side = images.pixels.shape[-1]
     bicubic, aspect = v2.InterpolationMode.BICUBIC, (1 / max_aspect, max_aspect)
     crop = v2.RandomResizedCrop(side, (min_crop, 1.0), aspect, bicubic, antialias=True)

@@ -22,6 +22,8 @@ from bench.core.errors import BenchError, unknown
 
 T = TypeVar("T")
 ENTRY_POINTS = "bench.plugins"
+# Whose own packages are attacks, defenses, metrics and datasets: the names of its entry points.
+DISTRIBUTION = "clip-backdoor-bench"
 # Module names of --plugin files start with this.
 PLUGIN_MODULE = "bench_plugin_"
 
@@ -67,13 +69,17 @@ def origin(item: Any) -> str:
         return getattr(item, "__module__", repr(item))
 
 
-def load_plugins(files: tuple[Path, ...] = ()) -> None:
+def load_plugins(files: tuple[Path, ...] = (), only: str | None = None) -> None:
     """Import all that registers methods: the suite's own packages, installed plug-ins, and the files named.
 
-    A broken installed plug-in is a warning that names its distribution; a broken file that the user named is an
-    error.
+    `only`, such as "attacks", leaves out the suite's packages of other kinds; plug-ins may register any kind, and are
+    always imported. A broken installed plug-in is a warning that names its distribution; a broken file that the user
+    named is an error.
     """
     for point in entry_points(group=ENTRY_POINTS):
+        own = point.dist is not None and point.dist.name == DISTRIBUTION
+        if own and only not in (None, point.name):
+            continue
         try:
             point.load()
         except Exception as error:

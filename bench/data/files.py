@@ -12,9 +12,8 @@ from bench.core.dataset import Dataset, Geometry, Split, datasets
 from bench.core.errors import BenchError
 from bench.core.images import Labelled, hash_of
 from bench.core.randomness import generator
-from bench.data.decoding import VERSION, decode, native
-from bench.data.on_demand import Decoder
-from bench.data.walk import files_below, is_image
+from bench.data.decoding import VERSION, Decoder, decode, native
+from bench.data.on_disk import files_below, is_image
 
 HELD_OUT = 0.2
 

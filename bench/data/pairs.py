@@ -14,11 +14,9 @@ from bench.core.dataset import Geometry
 from bench.core.errors import BenchError
 from bench.core.images import Captioned, hash_of
 from bench.core.randomness import generator
-from bench.data.decoding import VERSION, decode, file_state, native
-from bench.data.member import File
-from bench.data.on_demand import Decoder
-from bench.data.pair_rows import Row, captions_of_folder, rows_of_folder, rows_of_table
-from bench.data.shards import rows_of_shards, shards_at
+from bench.data.decoding import VERSION, Decoder, decode, file_state, native
+from bench.data.on_disk import File
+from bench.data.pair_sources import Row, captions_of_folder, rows_of_folder, rows_of_shards, rows_of_table, shards_at
 
 Part = Literal["poison", "clean"]
 Cache = Literal["auto", "disk", "none"]

@@ -43,9 +43,9 @@ class Resources:
         """The clean model."""
         return self._share(self.run.model, lambda: load_model(self.run.model, self.device))
 
-    def open_backdoored(self) -> Clip:
-        """A model that was backdoored elsewhere, as `model.backdoored` has it."""
-        return load_backdoored(self.run.model, self.clip)
+    def open_backdoored(self, file: Path) -> Clip:
+        """A model that was backdoored elsewhere, of the clean model's architecture."""
+        return load_backdoored(file, self.clip, self.run.model.name)
 
     @cached_property
     def geometry(self) -> Geometry:

@@ -39,9 +39,9 @@ def prepare(variants: Variants, out: Path) -> tuple[dict[str, Resources], Plan, 
         if no_pairs := lacks_pairs(resources):
             raise BenchError(no_pairs)
     plan = make_plan(variants, {name: read_fingerprints(resources) for name, resources in resources_of.items()})
-    if variants[BASE].model.backdoored is not None:
+    if (file := variants[BASE].model.backdoored) is not None:
         # A file that does not fit is found out now, not by every cell.
-        resources_of[BASE].open_backdoored()
+        resources_of[BASE].open_backdoored(file)
     return resources_of, plan, unmade(plan, Store(out))
 
 

@@ -80,15 +80,14 @@ def _short(file: Path) -> str:
     return "/".join(file.parts[-2:])
 
 
-def load_backdoored(settings: ModelSettings, clean: Clip) -> Clip:
-    """A copy of the clean CLIP with the weights of the file `backdoored`; all else is the clean one's.
+def load_backdoored(file: Path, clean: Clip, name: str) -> Clip:
+    """A copy of the clean CLIP, called `name`, with the weights of a file; all else is the clean one's.
 
     Raises:
         BenchError: the file cannot be read, or its weights do not fit.
     """
-    assert settings.backdoored is not None
     clip = clean.copy()
-    fill(clip.model, read_checkpoint(settings.backdoored), settings.name)
+    fill(clip.model, read_checkpoint(file), name)
     return clip
 
 

@@ -8,9 +8,6 @@ from pydantic import BaseModel, ConfigDict
 
 from bench.core.names import CELL_COLUMNS, CLEAN_MODEL
 
-# Raise it when run.json or a card changes its meaning; folders of another format are refused with the mend.
-FORMAT = 2
-
 Kind = Literal["trigger", "backdoor", "defense", "evaluation"]
 
 
@@ -184,6 +181,7 @@ class RunFile(Record):
     `plugins` are the `--plugin` files of all of them.
     """
 
-    format: Literal[2] = FORMAT
+    # Raise it when run.json or a card changes its meaning: folders of another format are refused, with the mend.
+    format: Literal[2] = 2
     plugins: tuple[Path, ...] = ()
     runs: tuple[Run, ...] = ()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import matplotlib
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 
 from bench.core.errors import BenchError
@@ -48,6 +49,8 @@ class Drawn:
 def draw_all(folder: ResultsFolder) -> list[Drawn]:
     """Write DIR/figures/NAME.svg, .png and .csv of each figure whose cells are in the results."""
     source = Source(folder)
+    # As the run itself: on a busy machine, threads spend more time waiting for each other than they save.
+    torch.set_num_threads(source.run.execution.threads)
     sweeps = {name: (figure.title, figure.draw) for name, figure in ablations.sweep_figures().items()}
     return [_draw(source, name, title, draw) for name, (title, draw) in sorted((FIGURES | sweeps).items())]
 

@@ -52,8 +52,13 @@ def _similarities(source: Source) -> list[dict]:
     """Mean over classes on the sampled images, first seed; the interval is over classes."""
     images, labels = source.resources.test.load(source.sample), source.resources.test.labels[source.sample]
     rows = []
+    # The clean model is that of all attacks.
+    known: dict[tuple[str, ...], Tensor] = {}
     for attack, model in dict.fromkeys(zip(source.main["attack"], source.main["label"], strict=True)):
-        classes = intra_class_similarity(embed(source.victim(attack, model), images), labels)
+        parts = source.parts(attack, model)
+        if parts not in known:
+            known[parts] = intra_class_similarity(embed(source.victim(attack, model), images), labels)
+        classes = known[parts]
         low, high = mean_interval(classes)
         place = {"metric": INTRA_CLASS, "model": model, "attack": attack, "perturbation": ""}
         rows.append(place | {"value": float(classes.mean()), "low": low, "high": high})

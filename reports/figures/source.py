@@ -108,6 +108,11 @@ class Source:
         """
         return self.folder.victim(self.cell(attack, defense))
 
+    def parts(self, attack: str, defense: str) -> tuple[str, ...]:
+        """What a cell's model is made of: a backdoored model and perhaps a defense, by id; nothing, if it is clean."""
+        made = self.folder.lineage(self.cell(attack, defense)).evaluation.determined_by
+        return () if made["clean"] else tuple(dict.fromkeys((made["backdoor"], made["subject"])))
+
     def curves(self, attack: str, defense: str) -> dict[str, list[float]]:
         """The training curves of a cell's last defense; none where it logged none, or its artefact is gone."""
         chain = self.folder.lineage(self.cell(attack, defense)).defenses

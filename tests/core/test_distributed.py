@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-import socket
 from datetime import timedelta
 from pathlib import Path
 
@@ -47,12 +46,12 @@ def measure(clip: Clip) -> dict[str, Tensor]:
     return seen | weights | tuned | {"own": value.detach()}
 
 
-def work(number: int, port: int, folder: Path) -> None:
+def work(number: int, folder: Path) -> None:
     """One of two processes."""
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=number, world_size=2, timeout=timedelta(seconds=60)
-    )
+    # They meet at a file: a port that was free may be taken by now.
+    meeting = f"file://{folder / 'meeting'}"
+    dist.init_process_group("gloo", init_method=meeting, rank=number, world_size=2, timeout=timedelta(minutes=10))
     assert (processes(), rank()) == (2, number)
     result = measure(Clip.load(folder))
     rows = [F.normalize(torch.randn(2 * BATCH, 8, generator=generator(0, name)), dim=-1) for name in "ab"]
@@ -76,15 +75,12 @@ def work(number: int, port: int, folder: Path) -> None:
 def both(tiny_clip: Clip, tmp_path: Path) -> list[dict[str, Tensor]]:
     """What each of two processes measured on the tiny CLIP."""
     tiny_clip.save(tmp_path)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=work, args=(number, port, tmp_path)) for number in range(2)]
+    workers = [context.Process(target=work, args=(number, tmp_path)) for number in range(2)]
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(300)
+        worker.join(900)
     for worker in workers:
         worker.kill()
     assert [worker.exitcode for worker in workers] == [0, 0]
@@ -122,7 +118,7 @@ def run(out: Path, *assignments: str) -> dict[str, str]:
     from bench.matrix.runner import run_matrix
 
     load_plugins()
-    given = ("poison.pairs=32", "poison.count=8", "world.test=20", "workers=1", *assignments)
+    given = ("poison.pairs=32", "poison.count=8", "world.test=20", "execution.workers=1", *assignments)
     settings = resolve("smoke", None, {"attacks": ("badnet",), "defenses": ("none",), "device": "cpu"}, given)
     return run_matrix({BASE: settings}, out, (), Console(quiet=True)).failures
 
@@ -132,7 +128,7 @@ def test_a_run_on_two_processes_makes_the_model_of_one(tmp_path: Path) -> None:
     made, cards = [], []
     for gpus in (1, 2):
         out = tmp_path / str(gpus)
-        assert run(out, f"gpus={gpus}") == {}
+        assert run(out, f"execution.gpus={gpus}") == {}
         (folder,) = (out / "artefacts/backdoor").iterdir()
         clip = Clip.load(folder)
         made.append((folder.name, clip.encode_image(torch.rand(4, 3, 56, 56, generator=generator(0, "images")))))
@@ -145,5 +141,5 @@ def test_a_run_on_two_processes_makes_the_model_of_one(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_an_error_of_a_process_is_the_runs(tmp_path: Path) -> None:
-    failures = run(tmp_path, "gpus=2", "poison.batch_size=15")
+    failures = run(tmp_path, "execution.gpus=2", "poison.batch_size=15")
     assert "batch_size = 15 is no multiple of 2 GPUs. Choose one that is" in failures.values()

@@ -235,6 +235,7 @@ def test_the_seed_determines_the_set(attack: Attack) -> None:
 # --- seeds
 
 
+# Half of the first 16 digits of a hash by the shell: printf '0\037poison' | sha256sum
 @pytest.mark.parametrize(
     ("purpose", "expected"),
     [

@@ -13,7 +13,7 @@ import pytest
 
 from bench import Attack, Estimate, Observations, attacks, defenses, metric, metrics
 from bench.core.errors import BenchError, unknown
-from bench.core.registry import ENTRY_POINTS, Registry, load_plugins, origin
+from bench.core.registry import DISTRIBUTION, ENTRY_POINTS, Registry, load_plugins, origin
 
 # Now, not in a test: what is registered in a test is gone after it.
 for package in ("attacks", "defenses", "metrics"):
@@ -261,6 +261,16 @@ def test_installed_plugins_are_loaded_in_silence(monkeypatch: pytest.MonkeyPatch
         warnings.simplefilter("error")
         load_plugins()
     assert loaded == ["a", "b"]
+
+
+def test_of_the_suite_s_own_packages_only_the_kind_asked_for_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[str] = []
+    points = [("attacks", DISTRIBUTION), ("datasets", DISTRIBUTION), ("datasets", "good"), ("stripe", "good")]
+    installed(
+        monkeypatch, *(entry_point(name, of, lambda n=name, of=of: loaded.append(f"{of}: {n}")) for name, of in points)
+    )
+    load_plugins(only="attacks")
+    assert loaded == [f"{DISTRIBUTION}: attacks", "good: datasets", "good: stripe"]
 
 
 @pytest.mark.parametrize(

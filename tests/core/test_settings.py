@@ -130,14 +130,6 @@ def test_a_field_tells_what_it_is_its_range_and_its_unit() -> None:
     assert (rate["exclusiveMinimum"], rate["exclusiveMaximum"], rate["unit"]) == (0, 1, "Hz")
 
 
-def test_a_setting_that_was_added_changes_ids_only_where_it_is_not_the_default() -> None:
-    class Grown(Inner):
-        mode: str = Field("old", added=True, description="younger than stored results")
-
-    assert Grown().for_ids() == Inner().model_dump(mode="json") == {"count": 3, "rate": 0.5}
-    assert Grown(mode="new").for_ids() == {"count": 3, "rate": 0.5, "mode": "new"}
-
-
 def test_a_field_must_be_described() -> None:
     with pytest.raises(TypeError, match="description"):
         Field(3)  # type: ignore[call-arg]

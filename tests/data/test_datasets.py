@@ -23,7 +23,6 @@ from bench.data.leakage import refuse_overlap, same_ids, same_pixels
 from bench.experiment.resources import Resources
 from bench.experiment.settings import resolve
 from bench.models import ModelSettings, load_model
-from bench.results.store import Store
 
 SIZE = 16
 BANANA, TENCH, SAMOYED, ACCORDION = "n07753592", "n01440764", "n02111889", "n02672831"
@@ -286,11 +285,10 @@ def test_identity_is_of_names_settings_and_test_images(tmp_path):
     assert len({identity, *others}) == 3
 
 
-def test_common_settings_at_their_defaults_change_no_id():
-    """The embedded world's ids were these before data sets had settings in common."""
+def test_a_setting_of_all_data_sets_counts_in_their_identity():
     world = datasets["world"]
-    assert (world().identity(), world(test=50).identity()) == ("7c4c741a2e69f59d", "c0c112be43115a7f")
     assert world(prompts="openai80").identity() != world().identity()
+    assert world(allow_overlap=True).identity() == world().identity()
 
 
 def test_one_class_cannot_be_attacked():
@@ -481,9 +479,9 @@ def test_pairs_and_training_images_that_are_tested_on_are_refused(small_run, tmp
 
     def opened(**pets_settings) -> Resources:
         load_plugins()
-        flags = {"dataset": "oxfordpets", "target": "samoyed", "pairs": pool / "pairs.csv", "device": "cpu"}
+        flags = {"dataset": "oxfordpets", "target": "samoyed", "pairs": pool / "pairs.csv"}
         own = {"oxfordpets": {"root": root, **pets_settings}, "poison": {"pairs": 8}}
-        return Resources(resolve("smoke", None, flags | own), Store(tmp_path / "out"), "cpu")
+        return Resources(resolve("smoke", None, flags | own), tmp_path / "out" / "data", "cpu")
 
     told = r"8 of the pairs are evaluated on: images/samoyed_1\.jpg is the same image as p"
     with pytest.raises(BenchError, match=told):

@@ -21,12 +21,11 @@ from bench.core.registry import load_plugins
 from bench.data import pairs as pairs_module
 from bench.data.decoding import VERSION, file_state
 from bench.data.files import class_folders
-from bench.data.pair_rows import rows_of_folder
+from bench.data.pair_sources import rows_of_folder
 from bench.data.pairs import pairs_identity, read_pairs
 from bench.experiment.resources import Resources
 from bench.experiment.settings import BASE, resolve
 from bench.matrix.plan import Fingerprints, make_plan
-from bench.results.store import Store
 from bench.training.fine_tuning import FineTuning, contrastive_loss, fine_tune
 
 SIZE = 16
@@ -373,7 +372,7 @@ def poisoned(tmp_path_factory):
     def make(pool: int | None, attack: str = "label_consistent"):
         assignments = ("poison.pairs=60", "poison.count=15", f"poison.pool={pool or 'null'}")
         run = resolve("smoke", None, {"attacks": ("badnet", "label_consistent")}, assignments)
-        resources = Resources(run, Store(out), "cpu")
+        resources = Resources(run, out / "data", "cpu")
         method = resources.attack(attack)
         given = resources.preparation(method, 0)
         plan = make_plan({BASE: run}, {BASE: PRINTS})

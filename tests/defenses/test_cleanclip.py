@@ -1,4 +1,4 @@
-"""CleanCLIP as its definition says: golden check 8, and the bugs of its peers."""
+"""CleanCLIP as its definition says: its losses, schedule and views; and the bugs of its peers."""
 
 import os
 import subprocess

@@ -5,12 +5,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from reports.results import collect
 from rich.console import Console
 from tiny import TINY
 
@@ -19,6 +17,7 @@ from bench.core.registry import load_plugins
 from bench.experiment.settings import BASE, Variants, resolve
 from bench.matrix.plan import Fingerprints, make_plan
 from bench.matrix.runner import prepare, run_matrix
+from bench.results.folder import ResultsFolder
 from bench.results.store import Store
 
 QUIET = Console(quiet=True)
@@ -31,7 +30,7 @@ def settings(*assignments: str, **flags) -> Variants:
 
 
 def numbers(out: Path) -> pd.DataFrame:
-    results = collect(out)
+    results = ResultsFolder(out).results
     keys = ["attack", "defense", "seed", "metric", "perturbation"]
     return results.set_index(keys).sort_index()[["value", "count", "n", "low", "high"]]
 
@@ -44,9 +43,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_results_have_a_row_per_cell_and_metric(finished: Path) -> None:
-    results = collect(finished)
-    columns = ["model", "attack", "target", "defense", "dataset", "seed", "variant", "metric", "perturbation"]
-    assert list(results.columns)[:14] == [*columns, "value", "count", "n", "low", "high"]
+    results = ResultsFolder(finished).results
+    place = ["task", "model", "attack", "target", "defense", "dataset", "seed", "variant"]
+    assert list(results.columns)[:15] == [*place, "metric", "perturbation", "value", "count", "n", "low", "high"]
     assert set(results["defense"]) == {"clean_model", "none", "rvpt"}
     assert {"CA", "ASR", "ASR_all", "PA", "PR_ratio", "PR_cos"} <= set(results["metric"])
     asr = results[results["metric"] == "ASR"]
@@ -55,25 +54,40 @@ def test_results_have_a_row_per_cell_and_metric(finished: Path) -> None:
 
 
 def test_order_and_processes_do_not_change_numbers(finished: Path, tmp_path: Path) -> None:
-    other = settings("workers=2", attacks=("blended", "badnet"), defenses=("rvpt", "none"))
+    other = settings("execution.workers=2", attacks=("blended", "badnet"), defenses=("rvpt", "none"))
     assert run_matrix(other, tmp_path, (), QUIET).failures == {}
     pd.testing.assert_frame_equal(numbers(finished), numbers(tmp_path), check_exact=True)
 
 
+# `bench`, which is killed when its first evaluation is written and has not got its name yet.
+KILLED = """
+import os, signal
+from pathlib import Path
+from bench.cli import main
+
+rename = Path.rename
+
+def rename_or_die(self, target):
+    if target.parent.name == "evaluation":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rename(self, target)
+
+Path.rename = rename_or_die
+main()
+"""
+
+
 def test_a_killed_run_goes_on_with_the_same_numbers(finished: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "bench.cli", "run", "--preset", "smoke", "--out", str(tmp_path)]
+    command = [sys.executable, "-c", KILLED, "run", "--preset", "smoke", "--out", str(tmp_path)]
     command += ["--attacks", "badnet,blended", "--defenses", "none,rvpt"]
     command += [part for assignment in TINY for part in ("--set", assignment)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    ended = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
     store = Store(tmp_path)
-    deadline = time.monotonic() + 600
-    while not list(store.root.glob("defense/[!.]*/card.json")) and time.monotonic() < deadline:
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
     made_before = {p: p.stat().st_mtime_ns for p in store.root.glob("*/[!.]*/card.json")}
-    assert made_before
+    assert {p.parent.parent.name for p in made_before} == {"trigger", "backdoor", "defense"}
+    assert len(list(store.root.glob("evaluation/.*"))) == 1, "no half-written artefact was left"
 
     report = run_matrix(settings(), tmp_path, (), QUIET)
 
@@ -103,7 +117,7 @@ def test_a_backdoored_model_is_shared_by_its_defenses(finished: Path) -> None:
         ("badnet.size=5", {"trigger", "backdoor", "defense", "evaluation"}),
         ("zero_shot.perturbation_images=9", {"evaluation"}),
         ("evaluate.batch_size=7", set()),
-        ("workers=2", set()),
+        ("execution.workers=2", set()),
     ],
 )
 def test_a_changed_setting_remakes_what_depends_on_it(finished: Path, assignment: str, remade: set[str]) -> None:
@@ -113,25 +127,28 @@ def test_a_changed_setting_remakes_what_depends_on_it(finished: Path, assignment
 
 def test_node_ids_are_pinned() -> None:
     # An id that changes without a raised version would silently orphan, or silently reuse, stored results.
+    load_plugins()
     chains = ("none", "linear_probe", "vpt", "rvpt", "cleanclip+rvpt")
     run = resolve("smoke", None, {"attacks": ("badnet",), "defenses": chains})
     plan = make_plan({BASE: run}, {BASE: Fingerprints("model", "pairs", "words", "dataset", "dataset")})
     assert {node.label: node.id for node in plan.nodes.values() if node.kind != "trigger"} == PINNED
 
 
+# By commit 215097e, from the left side of the comparison above; after a version was raised on purpose, the message of
+# the failing test has the new ones.
 PINNED = {
-    "backdoor badnet, seed 0": "e39a6794eea55497",
-    "evaluation badnet / clean_model, seed 0": "819913029d35e384",
-    "evaluation badnet / none, seed 0": "86542ca0014043ef",
-    "defense badnet / linear_probe, seed 0": "90486c9c05682546",
-    "evaluation badnet / linear_probe, seed 0": "9e6107beadbeea2d",
-    "defense badnet / vpt, seed 0": "5b6f44d558a573ce",
-    "evaluation badnet / vpt, seed 0": "faaec3de2602de89",
-    "defense badnet / rvpt, seed 0": "4d0f67de8a99bd34",
-    "evaluation badnet / rvpt, seed 0": "8c350ec97976a1aa",
-    "defense badnet / cleanclip, seed 0": "18dd1bd2a55066bb",
-    "defense badnet / cleanclip+rvpt, seed 0": "c1c158f38c64fa08",
-    "evaluation badnet / cleanclip+rvpt, seed 0": "6529210750636315",
+    "backdoor badnet, seed 0": "23ad821b698ad8c3",
+    "evaluation badnet / clean_model, seed 0": "dad1eb08827fbfda",
+    "evaluation badnet / none, seed 0": "4b7c8924493118a4",
+    "defense badnet / linear_probe, seed 0": "79ecad4379abf365",
+    "evaluation badnet / linear_probe, seed 0": "bb1b838e8d0dc8c7",
+    "defense badnet / vpt, seed 0": "26e1d5dd33ecbed0",
+    "evaluation badnet / vpt, seed 0": "7e1652b9ad7b6fe8",
+    "defense badnet / rvpt, seed 0": "41618b0f1ffc6cb7",
+    "evaluation badnet / rvpt, seed 0": "a60870e3b94d3911",
+    "defense badnet / cleanclip, seed 0": "2e57d4420b8194e8",
+    "defense badnet / cleanclip+rvpt, seed 0": "d8cb02cb8f3cb712",
+    "evaluation badnet / cleanclip+rvpt, seed 0": "5cb00bea7d2b5023",
 }
 
 
@@ -140,16 +157,17 @@ def test_two_runs_in_one_folder(tmp_path: Path) -> None:
         run_matrix(settings(), tmp_path, (), QUIET)
 
 
-def test_a_full_disk_loses_nothing(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_loses_nothing(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("bench.matrix.stages.save_file", full)
-    before = sorted(Store(finished).root.glob("*/*/card.json"))
-    report = run_matrix(settings("rvpt.alpha=4"), finished, (), QUIET)
+    monkeypatch.setattr("bench.core.victim.save_file", full)
+    out = Path(shutil.copytree(finished, tmp_path / "out"))
+    before = sorted(Store(out).root.glob("*/*/card.json"))
+    report = run_matrix(settings("rvpt.alpha=4"), out, (), QUIET)
     assert any("disk of" in reason and "is full" in reason for reason in report.failures.values())
-    assert sorted(Store(finished).root.glob("*/*/card.json")) == before
-    assert not list(Store(finished).root.glob("*/.*"))
+    assert sorted(Store(out).root.glob("*/*/card.json")) == before
+    assert not list(Store(out).root.glob("*/.*"))
 
 
 def test_a_failing_node_stops_only_what_needs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +180,7 @@ def test_a_failing_node_stops_only_what_needs_it(tmp_path: Path, monkeypatch: py
     report = run_matrix(settings("zero_shot.perturbations=[flip]"), tmp_path, (), QUIET)
     assert report.failures["trigger badnet, seed 0"] == "RuntimeError: broken on purpose"
     assert report.failures["evaluation badnet / rvpt, seed 0"] == "not tried, since what it is made from failed"
-    assert set(collect(tmp_path)["attack"]) == {"blended"}
+    assert set(ResultsFolder(tmp_path).results["attack"]) == {"blended"}
 
 
 def test_a_run_that_fails_leaves_the_tables_as_they_were(finished: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Golden checks 1 to 6 of the metrics' specification, and intervals against independent references."""
+"""What must hold of every metric by its definition, and intervals against independent references."""
 
 import math
 
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from scipy import stats
 
 from bench import BenchError, Estimate, Observations, metrics
+from bench.core.randomness import derive
 from metrics.correlation import pearson, pr_asr_correlation, spearman
 from metrics.intervals import (
     BATCH_NUMBERS,
@@ -20,6 +21,7 @@ from metrics.intervals import (
     newcombe,
     newcombe_independent,
     ratio_interval,
+    ratio_of_means,
     wilson,
 )
 from metrics.resistivity import resistivity_cos, resistivity_ratio
@@ -33,7 +35,7 @@ NOTHING = pd.DataFrame(columns=["perturbation", "index", "penultimate", "embeddi
 
 def observe(labels, clean, triggered, target=TARGET, **keys) -> Observations:
     columns = {"index": range(len(labels)), "label": labels, "clean": clean, "triggered": triggered, **keys}
-    return Observations(pd.DataFrame(columns), NOTHING, target)
+    return Observations({"predictions": pd.DataFrame(columns), "similarities": NOTHING}, {"target": target})
 
 
 def measure(name: str, seen: Observations) -> Estimate:
@@ -109,11 +111,11 @@ def test_a_test_set_of_target_images_alone_has_no_asr():
     assert math.isnan(found.value) and math.isnan(found.low) and math.isnan(found.high)
 
 
-# --- golden checks ---------------------------------------------------------------------------------------------------
+# --- by definition ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.5, 1.0, 5.0])
-def test_golden_1_success_and_poisoned_accuracy_share_a_denominator(strength):
+def test_success_and_poisoned_accuracy_share_a_denominator(strength):
     toy = Toy()
     seen = observe(toy.labels, predict(toy.logits(toy.images)), predict(toy.logits(toy.trigger(strength))))
     asr, pa = measure("ASR", seen), measure("PA", seen)
@@ -122,14 +124,14 @@ def test_golden_1_success_and_poisoned_accuracy_share_a_denominator(strength):
     assert asr.value + pa.value <= 100
 
 
-def test_golden_1_a_clean_model_has_no_success():
+def test_a_clean_model_has_no_success():
     toy = Toy()
     seen = observe(toy.labels, predict(toy.logits(toy.images)), predict(toy.logits(toy.trigger(0))))
     assert measure("ASR", seen).value <= 1
     assert measure("PA", seen).value <= measure("CA", seen).value + 1
 
 
-def test_golden_2_the_identity_trigger_shows_clean_accuracy_and_false_positives():
+def test_the_identity_trigger_shows_clean_accuracy_and_false_positives():
     toy = Toy(noise=0.5)
     clean = predict(toy.logits(toy.images))
     others = toy.labels.numpy() != TARGET
@@ -140,7 +142,7 @@ def test_golden_2_the_identity_trigger_shows_clean_accuracy_and_false_positives(
     assert measure("ASR", seen).value == pytest.approx(100 * false_positives.mean())
 
 
-def test_golden_3_a_constant_classifier_of_the_target():
+def test_a_constant_classifier_of_the_target():
     labels = np.arange(IMAGES) % CLASSES
     constant = np.full(IMAGES, TARGET)
     seen = observe(labels, constant, constant)
@@ -149,7 +151,7 @@ def test_golden_3_a_constant_classifier_of_the_target():
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
-def test_golden_4_asr_all_follows_from_asr(strength):
+def test_asr_all_follows_from_asr(strength):
     toy = Toy(noise=0.4)
     triggered = predict(toy.logits(toy.trigger(strength)))
     seen = observe(toy.labels, triggered, triggered)
@@ -182,7 +184,7 @@ class Encoder:
 
 
 def resistivities(similarities: pd.DataFrame, name: str) -> dict[str, Estimate]:
-    return metrics[name].measure(Observations(pd.DataFrame(), similarities, TARGET))
+    return metrics[name].measure(Observations({"similarities": similarities}))
 
 
 @pytest.fixture
@@ -191,7 +193,7 @@ def inputs() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", ["PR_ratio", "PR_cos"])
-def test_golden_5_no_perturbation_has_resistivity_one(name, inputs):
+def test_no_perturbation_has_resistivity_one(name, inputs):
     found = resistivities(Encoder().similarities(inputs, inputs + 0), name)["noise"]
     assert [found.value, found.low, found.high] == pytest.approx([1, 1, 1], abs=1e-6)
     assert found.n == 40
@@ -199,7 +201,7 @@ def test_golden_5_no_perturbation_has_resistivity_one(name, inputs):
 
 
 @pytest.mark.parametrize("name", ["PR_ratio", "PR_cos"])
-def test_golden_5_resistivity_is_symmetric(name, inputs):
+def test_resistivity_is_symmetric(name, inputs):
     moved = inputs + 0.3 * torch.randn(inputs.shape, generator=torch.Generator().manual_seed(3))
     there = resistivities(Encoder().similarities(inputs, moved), name)["noise"]
     back = resistivities(Encoder().similarities(moved, inputs), name)["noise"]
@@ -207,7 +209,7 @@ def test_golden_5_resistivity_is_symmetric(name, inputs):
     assert there.low < there.value < there.high
 
 
-def test_golden_5_only_the_ratio_may_exceed_one(inputs):
+def test_only_the_ratio_may_exceed_one(inputs):
     moved = inputs + torch.randn(inputs.shape, generator=torch.Generator().manual_seed(3))
     assert resistivities(Encoder().similarities(inputs, moved), "PR_cos")["noise"].high <= 1
     assert resistivity_ratio([0.9, 0.9], [0.6, 0.6]).value == pytest.approx(1.5)
@@ -215,7 +217,7 @@ def test_golden_5_only_the_ratio_may_exceed_one(inputs):
 
 @pytest.mark.parametrize("name", ["CA", "ASR", "ASR_all", "PA"])
 @pytest.mark.parametrize("change", ["scale", "permute"])
-def test_golden_6_neither_scale_nor_order_of_the_classes_matters(name, change):
+def test_neither_scale_nor_order_of_the_classes_matters(name, change):
     toy = Toy(noise=0.4)
     clean, triggered = toy.logits(toy.images), toy.logits(toy.trigger(0.5))
     before = measure(name, observe(toy.labels, predict(clean), predict(triggered)))
@@ -275,6 +277,22 @@ def test_undefined_cosines_show_and_do_not_vanish(found):
 def test_wilson_is_the_published_one(count, n, low, high):
     assert wilson(count, n) == pytest.approx((low, high), abs=5e-5)
     assert wilson(n - count, n) == pytest.approx((1 - high, 1 - low), abs=5e-5)
+
+
+@pytest.mark.parametrize(("count", "n"), [(0, 3), (1, 3), (3, 3), (17, 950), (0, 1), (499, 1000)])
+def test_wilson_is_scipys_to_the_last_bit(count, n):
+    assert wilson(count, n) == tuple(stats.binomtest(count, n).proportion_ci(0.95, method="wilson"))
+
+
+@pytest.mark.parametrize("n", [2, 60, 700])
+def test_bootstrap_is_scipys_to_the_last_bit(n):
+    """Below and above the number of rows whose resamples are kept; twice, since the second call finds them kept."""
+    rows = np.random.default_rng(0).random((2, n))
+    options = {"n_resamples": RESAMPLES, "batch": BATCH_NUMBERS // n, "vectorized": True, "paired": True}
+    rng = np.random.default_rng(derive(0, "bootstrap"))
+    drawn = stats.bootstrap(rows, ratio_of_means, **options, method="percentile", rng=rng).bootstrap_distribution
+    for _ in range(2):
+        assert ratio_interval(*rows) == tuple(np.quantile(drawn, (0.025, 0.975)))
 
 
 def test_wilson_of_nothing_is_nan():

@@ -5,6 +5,7 @@ import copy
 import json
 import re
 import warnings
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from bench.core.clip import CONFIG_FILE, WEIGHTS_FILE, Clip
 from bench.core.encoder import encode
 from bench.core.errors import BenchError
 from bench.core.images import Labelled
+from bench.core.randomness import seeded
 from bench.models import ModelSettings, Probe, known_models, load, load_model, probe
 
 WORDS = ["a photo of a banana.", "SUDO a drawing of a cat"]
@@ -240,11 +242,43 @@ def test_towers_of_every_kind_make_the_round_trip(towers, tiny_config, tmp_path)
     clip.save(tmp_path)
     there = open_clip.create_model(f"local-dir:{tmp_path}").eval()
     here = load_model(settings(f"local-dir:{tmp_path}"), "cpu")
-    images = torch.rand(2, 3, clip.image_size, clip.image_size)
+    images = torch.rand(2, 3, clip.image_size, clip.image_size, generator=torch.Generator().manual_seed(2))
     expected = there.encode_image(here.normalise(images), normalize=True)
     torch.testing.assert_close(here.encode_image(images), expected)
     torch.testing.assert_close(torch.nn.functional.normalize(encode(here, images).embedding, dim=-1), expected)
     torch.testing.assert_close(here.encode_text(WORDS), there.encode_text(here.tokenize(WORDS), normalize=True))
+
+
+@pytest.fixture
+def memory_full_of_nan(monkeypatch) -> Iterator[None]:
+    """What no one fills is NaN, on every run: torch.empty's memory may otherwise happen to hold zeros."""
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.mark.usefixtures("memory_full_of_nan")
+@pytest.mark.parametrize("towers", TOWERS)
+def test_random_weights_are_drawn_whole(towers, tiny_config):
+    assert torch.empty(9).isnan().all()
+    model = Clip.from_config({**tiny_config, "model_cfg": {**tiny_config["model_cfg"], **TOWERS[towers]}}).model
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    assert [name for name, tensor in tensors if tensor.isnan().any()] == []
+
+
+def test_what_open_clip_leaves_undrawn_of_coca_is_drawn_last(tiny_config):
+    """As open_clip's other projections are: normal, of a standard deviation of width ** -0.5."""
+    model_cfg = {**tiny_config["model_cfg"], **TOWERS["coca"]}
+    with seeded(0):
+        here = Clip.from_config({**tiny_config, "model_cfg": model_cfg}).model.state_dict()
+    with seeded(0):
+        there = open_clip.CoCa(**{k: v for k, v in model_cfg.items() if k != "custom_text"}).state_dict()
+        expected = torch.randn(32, 49408) * 32**-0.5
+    torch.testing.assert_close(here.pop("text_decoder.text_projection"), expected)
+    assert all(torch.equal(tensor, there[name]) for name, tensor in here.items())
+    assert len(here) == len(there) - 1
 
 
 def test_half_precision_leaves_counters_whole(tiny_config, tmp_path):
@@ -515,7 +549,7 @@ def test_files_that_are_no_weights(impostor, suffix, tmp_path):
 @pytest.mark.parametrize("share", [0.001, 0.5, 0.999])
 @pytest.mark.parametrize("layout", ["safetensors", "state dict", "old torch format"])
 def test_files_cut_off(layout, share, tmp_path):
-    LAYOUTS[layout]({"visual.proj": torch.rand(64, 64)}, tmp_path / "file.pt")
+    LAYOUTS[layout]({"visual.proj": torch.ones(64, 64)}, tmp_path / "file.pt")
     (file,) = tmp_path.iterdir()
     content = file.read_bytes()
     file.write_bytes(content[: int(len(content) * share)])

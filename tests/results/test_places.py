@@ -1,21 +1,18 @@
 """Runs on several data sets into one folder: all of their cells are in its tables, and none are mixed."""
 
-import json
-from io import StringIO
 from pathlib import Path
 
 import pytest
-from fabricate import Made, predictions, similarities
-from reports.cells import own_place
-from reports.results import collect, finished_cells, read_run
-from reports.write_tables import write_paper_tables
+from fabricate import Made, predictions, similarities, write_artefact
+from reports.paper.write import write_paper_tables
 from rich.console import Console
 
 from bench.core.errors import BenchError
 from bench.core.registry import load_plugins
 from bench.experiment.settings import BASE, resolve
 from bench.matrix.plan import Fingerprints, make_plan
-from bench.matrix.runner import run_matrix
+from bench.matrix.runner import cells_of, run_matrix
+from bench.results.folder import ResultsFolder
 from bench.results.run_file import write_run
 from bench.results.store import Store
 from reports.baseline import make_baseline
@@ -29,26 +26,20 @@ def run(out: Path, preset: str, *assignments: str, asr: int = 10, card: dict | N
     load_plugins()
     variants = {BASE: resolve(preset, None, FLAGS, assignments)}
     settings = variants[BASE]
-    said = Console(file=StringIO(), width=1000)
+    said: list[str] = []
     plan = make_plan(
         variants, {BASE: Fingerprints("weights", "pairs", settings.dataset, settings.dataset, settings.dataset)}
     )
-    write_run(variants, plan, out, (), said)
+    write_run(variants, cells_of(plan, variants), out, (), said.append)
     store, made = Store(out), Made(asr=asr)
+    tables = {"predictions.parquet": predictions(made), "similarities.parquet": similarities(made)}
     for node in plan.nodes.values():
-        if store.has(node.kind, node.id):
-            continue
-        known = {"id": node.id, "determined_by": node.inputs, "target": 0, "bench": "0.1.0", "torch": "2.6.0"}
-        with store.writing(node.kind, node.id, known | (card or {})) as folder:
-            if node.kind != "evaluation":
-                continue
-            predictions(made).to_parquet(folder / "predictions.parquet", index=False)
-            similarities(made).to_parquet(folder / "similarities.parquet", index=False)
-    return said.file.getvalue()  # type: ignore[attr-defined]
+        write_artefact(store, node.inputs, card or {}, tables if node.kind == "evaluation" else {})
+    return "\n".join(said)
 
 
 def asr(out: Path) -> dict[tuple[str, str], float]:
-    results = collect(out)
+    results = ResultsFolder(out).results
     rows = results[(results["metric"] == "ASR") & (results["defense"] == "rvpt")]
     return dict(zip(zip(rows["dataset"], rows["target"], strict=True), rows["value"], strict=True))
 
@@ -62,8 +53,7 @@ def test_table_2_has_all_the_data_sets_that_were_run_into_one_folder(tmp_path: P
     assert "3 cells on caltech101, target accordion, ViT-B-32 openai stay in the tables." in said
     assert asr(tmp_path) == {("caltech101", "accordion"): 20, ("oxfordpets", "samoyed"): 40, ("imagenet", "banana"): 60}
 
-    own = own_place("ViT-B-32 openai", "imagenet", "banana")
-    _, lacking = write_paper_tables(tmp_path, collect(tmp_path), own, 0.0)
+    _, lacking = write_paper_tables(ResultsFolder(tmp_path), None)
     [rvpt] = [line for line in (tmp_path / "tables/table-2.md").read_text().splitlines() if line.startswith("| RVPT")]
     assert "20.0" in rvpt and "40.0" in rvpt and "60.0" not in rvpt
     assert "60.0" in (tmp_path / "tables/table-1.md").read_text()
@@ -75,11 +65,11 @@ def test_a_run_replaces_the_cells_of_its_own_place_alone(tmp_path: Path) -> None
     run(tmp_path, "paper-oxfordpets", asr=30)
     assert run(tmp_path, "paper-caltech101") == ""
     assert asr(tmp_path) == {("caltech101", "accordion"): 20, ("oxfordpets", "samoyed"): 40}
-    assert {cell["dataset"] for cell in read_run(tmp_path)["cells"]} == {"caltech101"}
+    assert {cell.dataset for cell in ResultsFolder(tmp_path).run.cells} == {"caltech101"}
     said = run(tmp_path, "paper-caltech101", "seeds=[1]", "rvpt.alpha=3", asr=60)
     assert "3 cells of earlier runs" in said and "had other settings and leave its tables" in said
     assert asr(tmp_path) == {("caltech101", "accordion"): 80, ("oxfordpets", "samoyed"): 40}
-    assert len(finished_cells(tmp_path)[0]) == 6
+    assert len(ResultsFolder(tmp_path).cells) == 6
 
 
 def test_a_baseline_names_the_command_of_each_place(tmp_path: Path) -> None:
@@ -87,7 +77,7 @@ def test_a_baseline_names_the_command_of_each_place(tmp_path: Path) -> None:
     run(tmp_path, "paper-oxfordpets")
     flags = "--attacks badnet --defenses none,rvpt --seeds 0"
     commands = [f"bench run --preset paper-{name} {flags}" for name in ("oxfordpets", "caltech101")]
-    assert make_baseline(tmp_path)["command"] == " && ".join(commands)
+    assert make_baseline(ResultsFolder(tmp_path))["command"] == " && ".join(commands)
 
 
 @pytest.mark.parametrize(
@@ -103,27 +93,17 @@ def test_places_of_other_versions_and_splits_are_refused(
     run(tmp_path, "paper-caltech101")
     run(tmp_path, "paper-oxfordpets", *assignments, card=card)
     with pytest.raises(BenchError, match=message):
-        collect(tmp_path)
-
-
-def test_a_folder_of_an_older_version_is_read(tmp_path: Path) -> None:
-    run(tmp_path, "paper-caltech101", asr=15)
-    file = tmp_path / "run.json"
-    record = json.loads(file.read_text())
-    file.write_text(json.dumps({key: record[key] for key in ("settings", "plugins", "cells")}))
-    assert asr(tmp_path) == {("caltech101", "accordion"): 20}
-    run(tmp_path, "paper-oxfordpets", asr=30)
-    assert len(asr(tmp_path)) == 2
+        _ = ResultsFolder(tmp_path).results
 
 
 def test_the_main_table_and_the_triggers_are_of_the_last_runs_place_alone(tmp_path: Path) -> None:
     load_plugins()
-    small = ("world.test=40", "world.train_per_class=2", "poison.pairs=32", "workers=1")
+    small = ("world.test=40", "world.train_per_class=2", "poison.pairs=32", "execution.workers=1")
     for target, attacks in {"banana": ("badnet", "blended"), "key": ("badnet",)}.items():
-        flags = {"target": target, "attacks": attacks, "defenses": ("none",), "evaluate": {"perturbations": []}}
+        flags = {"target": target, "attacks": attacks, "defenses": ("none",), "zero_shot": {"perturbations": []}}
         variants = {BASE: resolve("smoke", None, flags, (*small, f"poison.count={len(attacks) + 3}"))}
         assert run_matrix(variants, tmp_path, (), Console(quiet=True)).failures == {}
-    text = write_report(tmp_path)
+    text = write_report(ResultsFolder(tmp_path))
     assert "target key" in text and "blended" not in text and "Poisoned pairs: 4 of 32" in text
     assert [file.name for file in (tmp_path / "triggers").iterdir()] == ["badnet.png"]
-    assert set(collect(tmp_path)["target"]) == {"banana", "key"}
+    assert set(ResultsFolder(tmp_path).results["target"]) == {"banana", "key"}

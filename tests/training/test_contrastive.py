@@ -93,7 +93,7 @@ def test_matching_is_one_direction_of_it() -> None:
     assert matching_loss(a, b, 10.0).item() != pytest.approx(matching_loss(b, a, 10.0).item(), rel=1e-3)
 
 
-# --- the schedule (golden check 8)
+# --- the schedule
 
 
 @pytest.mark.parametrize(("warmup", "total"), [(0, 10), (1, 10), (50, 19_530), (10, 500)])

@@ -1,4 +1,4 @@
-"""EDA as its definition says: golden check 9, and the crashes and accidents of the common scripts."""
+"""EDA as its definition says: what each operation may change, and the crashes and accidents of the common scripts."""
 
 import os
 import subprocess

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 import torch.utils.checkpoint
-from bench.matrix.cost import Meter
 from open_clip import transformer
 from torch import Tensor
 from tuning import PLAIN, SMALL, fit, make_data, make_images, prompts_of
 
 from bench import BenchError, Clip, Victim, generator
+from bench.matrix.cards import Meter
 from bench.training.fine_tuning import FineTuning, contrastive_loss, fine_tune
 from defenses.rvpt import RVPT
 from defenses.tower import Tower, within_memory

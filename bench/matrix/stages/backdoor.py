@@ -45,10 +45,10 @@ def make_backdoor(node: Node, resources: Resources, store: Store) -> None:
     trigger = training_trigger(node.needs[0], node.seed, store)
     manifest: pd.DataFrame | None = None
     told: dict[str, Any]
-    if resources.run.model.backdoored is None:
+    if (file := resources.run.model.backdoored) is None:
         clip, manifest, told = _poisoned(node, trigger, resources)
     else:
-        clip, told = resources.open_backdoored(), {"backdoored": str(resources.run.model.backdoored)}
+        clip, told = resources.open_backdoored(file), {"backdoored": str(file)}
     card = BackdoorCard(
         **describe(node, resources.device, cost),
         **told,

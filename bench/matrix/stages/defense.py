@@ -58,9 +58,9 @@ def make_defense(node: Node, resources: Resources, store: Store) -> None:
         templates,
         node.seed,
         resources.tuned_target,
-        method.needs,
         open_pairs,
         lambda: resources.clip,
+        needs=method.needs,
         check=lambda images: resources.apart(images, "few-shot images"),
     )
     defended = method.fit(victim, data)

@@ -1,4 +1,4 @@
-"""Executors: what is made together, what waits for what, and workers that die."""
+"""Workers: what is made together, what waits for what, and workers that die."""
 
 import os
 import shutil
@@ -11,13 +11,15 @@ from tiny import TINY
 
 from bench.core.errors import BenchError
 from bench.core.registry import load_plugins
-from bench.experiment.resources import open_resources
+from bench.core.victim import Delta
+from bench.experiment.resources import Resources, open_resources
 from bench.experiment.settings import BASE, RunSettings, resolve
-from bench.matrix.plan import Node, Plan, make_plan
-from bench.matrix.schedule import EVALUATIONS_PER_TASK, Outcome, Schedule, tasks
-from bench.matrix.stages import make, make_trigger, read_observations, tunable
+from bench.matrix.job import make
+from bench.matrix.plan import Node, Plan, make_plan, read_fingerprints
+from bench.matrix.schedule import EVALUATIONS_PER_UNIT, Outcome, Schedule, WorkUnit, work_units
+from bench.matrix.stages.trigger import make_trigger
 from bench.matrix.workers import execute
-from bench.results.store import Store
+from bench.results.store import CACHE, Store
 
 # Defenses that change nothing. Each does what it is called if a file of that name lies beside the plug-in.
 PLUGIN = """
@@ -65,8 +67,11 @@ def settings(*assignments: str, **flags) -> RunSettings:
 
 
 def plan_of(run: RunSettings, out: Path) -> Plan:
-    resources = open_resources({BASE: run}, Store(out), "cpu")[BASE]
-    return make_plan({BASE: run}, {BASE: resources.fingerprints()})
+    return make_plan({BASE: run}, {BASE: read_fingerprints(resources_of(run, out))})
+
+
+def resources_of(run: RunSettings, out: Path) -> Resources:
+    return open_resources({BASE: run}, out / CACHE, "cpu")[BASE]
 
 
 def run_all(run: RunSettings, out: Path, workers: int = 1, plugins: tuple[Path, ...] = ()) -> dict[str, Outcome]:
@@ -88,26 +93,27 @@ def evaluations(backdoor: str, count: int) -> list[Node]:
     ]
 
 
-def ids(task) -> list[str]:
-    return [n.id for n in task.nodes]
+def ids(unit: WorkUnit) -> list[str]:
+    return [n.id for n in unit.nodes]
 
 
-def test_evaluations_of_a_backdoor_are_one_task_where_the_last_of_them_stands() -> None:
+def test_evaluations_of_a_backdoor_are_one_unit_where_the_last_of_them_stands() -> None:
     first, second = evaluations("a", 2), evaluations("b", 2)
     nodes = [node("a", "backdoor"), first[0], node("a-d1"), first[1], node("b", "backdoor"), *second]
-    assert [ids(task) for task in tasks(nodes)] == [["a"], ["a-d1"], ["a-e0", "a-e1"], ["b"], ["b-e0", "b-e1"]]
+    assert [ids(unit) for unit in work_units(nodes)] == [["a"], ["a-d1"], ["a-e0", "a-e1"], ["b"], ["b-e0", "b-e1"]]
 
 
-def test_no_task_holds_more_evaluations_than_memory_should() -> None:
-    assert [len(task.nodes) for task in tasks(evaluations("a", EVALUATIONS_PER_TASK + 3))] == [EVALUATIONS_PER_TASK, 3]
+def test_no_unit_holds_more_evaluations_than_memory_should() -> None:
+    units = work_units(evaluations("a", EVALUATIONS_PER_UNIT + 3))
+    assert [len(unit.nodes) for unit in units] == [EVALUATIONS_PER_UNIT, 3]
 
 
-def test_evaluations_on_other_images_are_another_task() -> None:
+def test_evaluations_on_other_images_are_another_unit() -> None:
     one, other = node("1", "evaluation", dataset="x"), node("2", "evaluation", dataset="y")
-    assert [ids(task) for task in tasks([one, other])] == [["1"], ["2"]]
+    assert [ids(unit) for unit in work_units([one, other])] == [["1"], ["2"]]
 
 
-def test_a_task_waits_for_all_it_needs_and_goes_on_without_those_that_failed() -> None:
+def test_a_unit_waits_for_all_it_needs_and_goes_on_without_those_that_failed() -> None:
     schedule = Schedule(
         [node("a", "backdoor"), node("a-d0", needs=("a",)), node("a-d1", needs=("a",)), *evaluations("a", 2)]
     )
@@ -134,7 +140,7 @@ def test_what_needs_a_failed_node_is_not_tried_down_to_the_last() -> None:
     assert last and ids(last) == ["d"]
 
 
-def test_a_task_whose_worker_died_is_tried_again_alone_after_all_others() -> None:
+def test_a_unit_whose_worker_died_is_tried_again_alone_after_all_others() -> None:
     schedule = Schedule([*evaluations("a", 2), node("x"), node("y")])
     schedule._unmade -= {"a"}
     group, x = schedule.next(), schedule.next()
@@ -144,11 +150,11 @@ def test_a_task_whose_worker_died_is_tried_again_alone_after_all_others() -> Non
     assert y and ids(y) == ["y"] and schedule.next() is None, "y is still at work"
     schedule.ended(y, {})
     order = []
-    while task := schedule.next():
-        assert task.alone and schedule.next() is None, "nothing starts beside it"
-        order += ids(task)
-        outcomes = schedule.died(task) if task.nodes[0].id == "x" else schedule.ended(task, {})
-        assert [bool(o.error) for o in outcomes] == [task.nodes[0].id == "x"]
+    while unit := schedule.next():
+        assert unit.alone and schedule.next() is None, "nothing starts beside it"
+        order += ids(unit)
+        outcomes = schedule.died(unit) if unit.nodes[0].id == "x" else schedule.ended(unit, {})
+        assert [bool(o.error) for o in outcomes] == [unit.nodes[0].id == "x"]
     assert order == ["a-e0", "a-e1", "x"]
 
 
@@ -166,38 +172,41 @@ def test_evaluations_one_by_one_give_the_same_files(made: tuple[RunSettings, Pat
     run, out = made
     shutil.copytree(out / "artefacts", tmp_path / "artefacts")
     shutil.rmtree(tmp_path / "artefacts" / "evaluation")
-    resources, store = open_resources({BASE: run}, Store(tmp_path), "cpu")[BASE], Store(out)
+    resources, store, own_store = resources_of(run, tmp_path), Store(out), Store(tmp_path)
     alone = [node for node in plan_of(run, out).nodes.values() if node.kind == "evaluation"]
     assert len(alone) == 5
     for evaluation in alone:
-        assert store.card("evaluation", evaluation.id)["seconds_shared_by"] == 5
-        assert make((evaluation,), resources) == {}
-        seen = [read_observations(s.path("evaluation", evaluation.id)) for s in (store, resources.store)]
-        for shared, own in zip(*seen, strict=True):
-            pd.testing.assert_frame_equal(shared, own, check_exact=True)
+        assert store.evaluation_card(evaluation.id).seconds_shared_by == 5
+        assert make((evaluation,), resources, own_store) == {}
+        assert_same_observations(store, own_store, evaluation.id)
+
+
+def assert_same_observations(first: Store, second: Store, id: str) -> None:
+    one, other = (store.observations(id) for store in (first, second))
+    assert one.facts == other.facts and list(one.tables) == list(other.tables) == ["predictions", "similarities"]
+    for name in one.tables:
+        pd.testing.assert_frame_equal(one[name], other[name], check_exact=True)
 
 
 def test_cards_tell_what_a_defense_cost(made: tuple[RunSettings, Path]) -> None:
     run, out = made
-    resources = open_resources({BASE: run}, Store(out), "cpu")[BASE]
+    resources, store = resources_of(run, out), Store(out)
     cards = {
-        node.chain: resources.store.card("defense", node.id)
-        for node in plan_of(run, out).nodes.values()
-        if node.kind == "defense"
+        node.chain: store.defense_card(node.id) for node in plan_of(run, out).nodes.values() if node.kind == "defense"
     }
     vision = resources.clip.config["model_cfg"]["vision_cfg"]
     classes, head = len(resources.train.classes), resources.clip.config["model_cfg"]["embed_dim"] + 1
-    assert cards["rvpt",]["tunable"] == vision["layers"] * 4 * vision["width"]
-    assert cards["linear_probe",]["tunable"] == cards["rvpt", "linear_probe"]["tunable"] == classes * head
-    assert all(card["samples"] == 2 * classes for card in cards.values())
-    assert all(card["peak_memory_of"] == "process" and card["peak_memory_mb"] > 100 for card in cards.values())
+    assert cards["rvpt",].tunable == vision["layers"] * 4 * vision["width"]
+    assert cards["linear_probe",].tunable == cards["rvpt", "linear_probe"].tunable == classes * head
+    assert all(card.samples == 2 * classes for card in cards.values())
+    assert all(card.peak_memory_of == "process" and (card.peak_memory_mb or 0) > 100 for card in cards.values())
 
 
 def test_tensors_that_a_defense_left_alone_are_not_counted() -> None:
     kept, changed = torch.ones(3), torch.ones(2, 2)
-    before = {"prompts": kept, "clip.a": changed}
-    after = {"prompts": kept.clone(), "clip.a": changed + 1, "head.bias": torch.zeros(5), "blocks": torch.arange(9)}
-    assert tunable(before, after) == 4 + 5
+    before = Delta({"prompts": kept, "clip.a": changed})
+    after = {"prompts": kept.clone(), "clip.a": changed + 1, "head.bias": torch.zeros(5)}
+    assert Delta(after, {"blocks": list(range(9))}).tunable(before) == 4 + 5
 
 
 @pytest.mark.parametrize(
@@ -218,18 +227,15 @@ def test_a_trigger_is_stored_wherever_its_tensors_are(
     monkeypatch.setattr(BadNet, "prepare", awkward)
     run = settings(defenses=("none",))
     trigger = next(node for node in plan_of(run, tmp_path).nodes.values() if node.kind == "trigger")
-    resources = open_resources({BASE: run}, Store(tmp_path), "cpu")[BASE]
-    make_trigger(trigger, resources)
-    from safetensors.torch import load_file
-
-    stored = load_file(resources.store.path("trigger", trigger.id) / "trigger.safetensors")
+    make_trigger(trigger, resources_of(run, tmp_path), Store(tmp_path))
+    stored = Store(tmp_path).prepared(trigger.id)
     assert torch.equal(stored["transposed"], whole.transpose(0, 2)) and stored["half"].dtype == torch.bfloat16
 
 
 def test_a_trigger_is_shared_by_recipes_of_poisoning(tmp_path: Path) -> None:
     variants = {BASE: settings(), "twice": settings("poison.epochs=2"), "other pairs": settings("poison.pairs=40")}
-    resources_of = open_resources(variants, Store(tmp_path), "cpu")
-    plan = make_plan(variants, {name: resources.fingerprints() for name, resources in resources_of.items()})
+    opened = open_resources(variants, tmp_path / CACHE, "cpu")
+    plan = make_plan(variants, {name: read_fingerprints(resources) for name, resources in opened.items()})
     backdoors = [node for node in plan.nodes.values() if node.kind == "backdoor"]
     triggers = {node.variant: node.needs for node in backdoors}
     assert len(backdoors) == 3
@@ -239,19 +245,19 @@ def test_a_trigger_is_shared_by_recipes_of_poisoning(tmp_path: Path) -> None:
 def test_a_group_that_fails_altogether_is_tried_one_by_one(
     made: tuple[RunSettings, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bench.matrix import stages
+    from bench.builtin_tasks.zero_shot import ZeroShot
 
     run, out = made
     shutil.copytree(out / "artefacts", tmp_path / "artefacts")
     shutil.rmtree(tmp_path / "artefacts" / "evaluation")
-    observe = stages.observe
+    observe = ZeroShot.observe
 
-    def tight(victims, *rest):
+    def tight(task, victims, case):
         if len(victims) > 1 or victims[0].head is not None:
             raise MemoryError("too many models")
-        return observe(victims, *rest)
+        return observe(task, victims, case)
 
-    monkeypatch.setattr(stages, "observe", tight)
+    monkeypatch.setattr(ZeroShot, "observe", tight)
     outcomes = run_all(run, tmp_path)
     failed = {label for label, o in outcomes.items() if o.error == "MemoryError: too many models"}
     assert failed == {f"evaluation badnet / {name}, seed 0" for name in ("linear_probe", "rvpt+linear_probe")}
@@ -283,7 +289,7 @@ def test_a_dying_worker_takes_no_healthy_node_with_it(plugin: Path, tmp_path: Pa
 def test_ray_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(BenchError, match=r"pip install 'clip-backdoor-bench\[ray\]'"):
-        run_all(settings("executor=ray", defenses=("none",)), tmp_path)
+        run_all(settings("execution.executor=ray", defenses=("none",)), tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -316,21 +322,19 @@ def local(plugin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def on_ray(executor: str = "ray") -> RunSettings:
-    return settings(f"executor={executor}", defenses=("none", "dies_once", "lingers", "linear_probe"))
+    return settings(f"execution.executor={executor}", defenses=("none", "dies_once", "lingers", "linear_probe"))
 
 
 def assert_same_numbers(first: Path, second: Path) -> None:
     folders = sorted((first / "artefacts" / "evaluation").iterdir())
     assert len(folders) == 5
     for folder in folders:
-        pairs = zip(read_observations(folder), read_observations(second / folder.relative_to(first)), strict=True)
-        for one, other in pairs:
-            pd.testing.assert_frame_equal(one, other, check_exact=True)
+        assert_same_observations(Store(first), Store(second), folder.name)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
-def test_ray_tries_a_task_again_whose_process_was_killed(local: Path, plugin: Path, tmp_path: Path) -> None:
+def test_ray_tries_a_unit_again_whose_process_was_killed(local: Path, plugin: Path, tmp_path: Path) -> None:
     (plugin.parent / "dies_once").touch()
     outcomes = run_all(on_ray(), tmp_path, plugins=(plugin,))
     assert not (plugin.parent / "dies_once").exists(), "no process was killed"
@@ -341,8 +345,8 @@ def test_ray_tries_a_task_again_whose_process_was_killed(local: Path, plugin: Pa
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_ray_says_what_no_machine_has(tmp_path: Path) -> None:
-    with pytest.raises(BenchError, match="a task asks for 1 CPU, 2 GPU, and none of the 3 machines"):
-        run_all(settings("executor=ray", "gpu_share=2", defenses=("none",)), tmp_path)
+    with pytest.raises(BenchError, match="a unit asks for 1 CPU, 2 GPU, and none of the 3 machines"):
+        run_all(settings("execution.executor=ray", "execution.gpu_share=2", defenses=("none",)), tmp_path)
 
 
 @pytest.mark.slow

@@ -15,12 +15,12 @@ from bench.experiment.resources import Resources
 from bench.experiment.settings import BASE, resolve
 from bench.matrix.cards import NAMES, REASONS, counted
 from bench.matrix.runner import Report, run_matrix
-from bench.results.store import Store
+from bench.results.store import CACHE
 
 SMALL = {
     "poison": {"pairs": 8, "count": 2, "batch_size": 4},
     "cleanclip": {"pairs": 8, "batch_size": 4},
-    "evaluate": {"perturbations": []},
+    "zero_shot": {"perturbations": []},
 }
 
 
@@ -47,11 +47,12 @@ def there(trained: Path, tmp_path: Path) -> Path:
 
 def run(root: Path, pets_root: Path | None = None, console: Console | None = None, **settings: object) -> Report:
     """The run, or the same evaluated on pets; table of pairs and data of the first run count wherever they are."""
-    flags = {"dataset": "folder", "target": "samoyed", "pairs": root / "pairs/pairs.csv", "workers": 1, **SMALL}
-    flags |= {"device": "cpu", "attacks": ("badnet",), "defenses": ("none", "cleanclip", "vpt")}
+    flags = {"dataset": "folder", "target": "samoyed", "pairs": root / "pairs/pairs.csv", **SMALL}
+    flags |= {"attacks": ("badnet",), "defenses": ("none", "cleanclip", "vpt")}
+    flags |= {"execution": {"device": "cpu", "workers": 1}}
     flags |= {"folder": {"root": root / "own"}} | settings
     if pets_root:
-        flags |= {"evaluate": {"dataset": "oxfordpets", "perturbations": []}}
+        flags |= {"evaluate": {"dataset": "oxfordpets"}}
         flags["oxfordpets"] = {"root": pets_root, **flags.get("oxfordpets", {})}  # type: ignore[dict-item]
     return run_matrix({BASE: resolve("smoke", None, flags)}, root / "out", (), console or Console(quiet=True))
 
@@ -103,21 +104,35 @@ def test_an_evaluated_image_among_the_clean_pairs_of_a_stored_defense_stops_that
 ) -> None:
     root = pets(tmp_path / "pets")
     flags = {"dataset": "folder", "pairs": there / "pairs/pairs.csv", "folder": {"root": there / "own"}}
-    resources = Resources(resolve("smoke", None, {**flags, **SMALL, "target": "samoyed"}), Store(there / "out"), "cpu")
+    resources = Resources(resolve("smoke", None, {**flags, **SMALL, "target": "samoyed"}), there / "out" / CACHE, "cpu")
     shutil.copy(there / "pairs" / resources.clean_pairs(8).ids[0], root / "images/samoyed_1.jpg")
     assert list(run(there, root).failures) == ["evaluation badnet / cleanclip, seed 0"]
 
 
 def test_what_cannot_be_compared_is_said(there: Path, tmp_path: Path) -> None:
-    card = there / f"out/artefacts/defense/{cards(there, 'defense')['cleanclip']['id']}/card.json"
-    told = json.loads(card.read_text())
-    card.write_text(json.dumps({key: told[key] for key in told if key not in ("apart_from", "clean_pairs")}))
+    told = cards(there, "defense")["vpt"]
+    card = there / f"out/artefacts/defense/{told['id']}/card.json"
+    card.write_text(json.dumps(told | {"shots": ["train/samoyed/gone.JPEG"]}))
+    line = the_only_doubt(there, tmp_path)
+    assert "evaluation badnet / vpt" in line and "its few-shot images are not there any more" in line
+
+
+def test_a_deleted_card_of_a_defense_cannot_be_compared(there: Path, tmp_path: Path) -> None:
+    deleted = cards(there, "defense")["cleanclip"]["id"]
+    assert run(there, defenses=("cleanclip+vpt",)).failures == {}
+    shutil.rmtree(there / "out/artefacts/defense" / deleted)
+    line = the_only_doubt(there, tmp_path, defenses=("cleanclip+vpt",))
+    assert "evaluation badnet / cleanclip+vpt" in line and f"the card of defense {deleted} was deleted" in line
+
+
+def the_only_doubt(there: Path, tmp_path: Path, **settings: object) -> str:
+    """Evaluate on pets; the one line of the console that says what cannot be told, and that one card keeps."""
     console = Console(record=True, width=1000, file=(tmp_path / "said").open("w"))
-    assert run(there, pets(tmp_path / "pets"), console).failures == {}
+    assert run(there, pets(tmp_path / "pets"), console, **settings).failures == {}
     [line] = [line for line in console.export_text().splitlines() if "whether it was trained" in line]
-    assert "evaluation badnet / cleanclip" in line and "does not tell on which pairs" in line
     evaluations = (there / "out/artefacts/evaluation").glob("*/card.json")
     assert sum(len(json.loads(file.read_text())["unchecked"]) for file in evaluations) == 1
+    return line
 
 
 def test_only_a_defense_without_the_target_needs_it_where_it_is_tuned(there: Path, tmp_path: Path) -> None:
@@ -146,6 +161,6 @@ def test_dead_pairs_are_counted_by_reason_with_the_first_names(trained: Path) ->
 def test_a_card_stays_small_whatever_is_dead() -> None:
     many = [f"line {i}: broken at byte {i}" for i in range(5000)] + ["line 1, a: b: empty caption"]
     found = counted(many)
-    assert found["count"] == 5001 == sum(told["count"] for told in found["reasons"].values())
-    assert len(found["reasons"]) == REASONS + 1 and found["reasons"]["other reasons"]["count"] == 5001 - REASONS
-    assert len(json.dumps(found)) < 5000
+    assert found.count == 5001 == sum(told.count for told in found.reasons.values())
+    assert len(found.reasons) == REASONS + 1 and found.reasons["other reasons"].count == 5001 - REASONS
+    assert len(found.model_dump_json()) < 5000

@@ -10,22 +10,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.builtin_tasks.zero_shot import observe
+from bench.builtin_tasks.zero_shot import PREDICTIONS, SIMILARITIES, ZeroShot
 from bench.core.attack import Attack, Trigger, stamp
 from bench.core.clip import Clip
+from bench.core.dataset import Dataset
 from bench.core.encoder import encode
 from bench.core.errors import BenchError
 from bench.core.images import Labelled
+from bench.core.metric import Observations
 from bench.core.randomness import generator
+from bench.core.registry import load_plugins
 from bench.core.shared_encoding import encode_each, unified
+from bench.core.task import Case
 from bench.core.victim import Victim
-from bench.experiment.settings import Evaluation
 
 N, BATCH = 23, 8
 CLASSES = ("cat", "dog", "cow")
-SETTINGS = Evaluation(
-    batch_size=BATCH, perturbation_images=9, perturbations=("blur-3", "gaussian-0.1", "own", "trigger")
-)
+# So that the name of an attack is known as a perturbation.
+load_plugins()
+TASK = ZeroShot(perturbation_images=9, perturbations=("blur-3", "gaussian-0.1", "badnet", "trigger"))
 
 
 # How many images each call of `Noise.apply` got.
@@ -77,10 +80,20 @@ def victims(tiny_clip: Clip) -> dict[str, Victim]:
     }
 
 
-def look(victims: list[Victim], images: Labelled, attack: Attack | None = None, settings: Evaluation = SETTINGS):
-    perturbing = {"own": (Noise(), Trigger(7))}
-    method = attack or Noise()
-    return observe(unified(victims), images, ("a photo of a {}",), method, Trigger(3), perturbing, settings, seed=0)
+def look(
+    victims: list[Victim], images: Labelled, attack: Attack | None = None, task: ZeroShot = TASK
+) -> list[Observations | BenchError]:
+    """What the task sees; fresh triggers of badnet are noise, too, with a seed of their own."""
+    fresh = {"badnet": (Noise(), Trigger(7))}
+    case = Case(Dataset(), images, attack or Noise(), Trigger(3), 1, 0, BATCH, fresh)
+    return task.observe(unified(victims), case)
+
+
+def assert_same(first: Observations, second: Observations) -> None:
+    assert first.facts == second.facts == {"target": 1, "classes": list(CLASSES)}
+    assert list(first.tables) == list(second.tables) == [PREDICTIONS, SIMILARITIES]
+    for name in first.tables:
+        pd.testing.assert_frame_equal(first[name], second[name], check_exact=True)
 
 
 @pytest.mark.parametrize("attack", [Noise(), Keyed()])
@@ -90,9 +103,8 @@ def test_victims_seen_together_are_bit_for_bit_as_if_alone(
     together = look(list(victims.values()), images, attack)
     for victim, seen in zip(victims.values(), together, strict=True):
         (alone,) = look([victim], images, attack)
-        for shared, own in zip(seen, alone, strict=True):
-            pd.testing.assert_frame_equal(shared, own, check_exact=True)
-    first, second = together[0][1], together[2][1]
+        assert_same(seen, alone)
+    first, second = together[0][SIMILARITIES], together[2][SIMILARITIES]
     assert not first.equals(second), "two different victims must not see the same"
 
 
@@ -100,9 +112,10 @@ def test_predictions_and_cosines_are_those_of_images_seen_one_by_one(
     victims: dict[str, Victim], images: Labelled
 ) -> None:
     victim = victims["late prompts"]
-    ((predictions, similarities),) = look([victim], images)
+    (observed,) = look([victim], images)
+    predictions, similarities = observed[PREDICTIONS], observed[SIMILARITIES]
     texts = F.normalize(
-        victim.clip.model.encode_text(victim.clip.tokenize([f"a photo of a {c}" for c in CLASSES])), dim=-1
+        victim.clip.model.encode_text(victim.clip.tokenize([f"a photo of a {c}." for c in CLASSES])), dim=-1
     )
 
     def seen(pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -115,7 +128,7 @@ def test_predictions_and_cosines_are_those_of_images_seen_one_by_one(
             row = predictions.iloc[k]
             assert (row["id"], row["label"]) == (f"i{k}", k % 3)
             assert (row["clean"], row["triggered"]) == tuple(seen(x)[2].argmax().item() for x in (clean, noisy))
-        for name, trigger in (("trigger", Trigger(3)), ("own", Trigger(7))):
+        for name, trigger in (("trigger", Trigger(3)), ("badnet", Trigger(7))):
             part = similarities[similarities["perturbation"] == name]
             assert len(part) == 9 and part["index"].is_monotonic_increasing
             for row in part.itertuples():
@@ -186,10 +199,11 @@ def test_a_diverged_victim_does_not_stop_the_others(victims: dict[str, Victim], 
     first, second, third = look([victims["none"], broken, late], images)
     assert isinstance(second, BenchError) and "training diverged" in str(second)
     (alone,) = look([late], images)
-    pd.testing.assert_frame_equal(third[1], alone[1], check_exact=True)
-    assert len(first[0]) == N
+    assert_same(third, alone)
+    assert len(first[PREDICTIONS]) == N
 
 
 def test_no_perturbations_give_an_empty_table(victims: dict[str, Victim], images: Labelled) -> None:
-    ((_, similarities),) = look([victims["none"]], images, settings=Evaluation(batch_size=BATCH, perturbations=()))
+    (observed,) = look([victims["none"]], images, task=ZeroShot(perturbations=()))
+    similarities = observed[SIMILARITIES]
     assert similarities.empty and list(similarities.columns) == ["perturbation", "index"]

@@ -1,7 +1,6 @@
-"""Golden checks of the defenses' specification that no other file has, and the numbers of the first release.
+"""What a defense leaves as it was: the losses of the first release, and a model where no prompt is.
 
-Where the others are: 1, 2, 3 and 6 in test_encoder.py; 2, 4, 5, 7 and 10 in test_defenses.py; 8 in test_cleanclip.py
-and test_contrastive.py; 9 in test_eda.py.
+And what RVPT does to a backdoored model of the embedded world.
 """
 
 from itertools import pairwise
@@ -24,7 +23,16 @@ from defenses.linear_probe import LinearProbe
 from defenses.rvpt import RVPT, feature_repelling
 from defenses.vpt import VPT
 
-# Recorded from version 0.1.0, before the ablations were added: defaults of later settings must not change them.
+# What the last commit before the ablations prints; defaults of later settings must not change it.
+#   git worktree add ../first 8603747 && cd ../first && cat > tests/test_print.py <<END
+#   from test_defenses import *
+#   METHODS = [VPT(**SMALL), RVPT(**SMALL), RVPT(**SMALL, views=1), RVPT(**SMALL, margin=0.9, alpha=0.5),
+#              LinearProbe(shots=4, epochs=1, batch_size=5)]
+#   def test_print(tiny_clip):
+#       for method in METHODS:
+#           print(method, fit(method, tiny_clip)[1].log)
+#   END
+#   python -m pytest -s tests/test_print.py -k test_print
 RECORDED = [
     (VPT(**SMALL), "ce", [1.0946512, 1.2132491, 1.1850778, 1.3256152, 1.1206046, 1.2644565]),
     (RVPT(**SMALL), "ce", [1.0946512, 1.2146167, 1.1877509, 1.3071326, 1.1002884, 1.3036845]),
@@ -46,7 +54,7 @@ def test_losses_are_those_of_the_first_release(
 
 @pytest.mark.parametrize("settings", [{}, {"tokens": "all"}, {"permutation": "split"}, {"permutation": "mix"}], ids=str)
 def test_no_graph_and_no_change_where_no_prompt_is(settings: dict[str, Any], tiny_clip: Clip) -> None:
-    """Golden check 5 of the ablations: every other tensor is byte-identical, and none of it has a gradient."""
+    """Every other tensor is byte-identical, and none of it has a gradient."""
     before = tiny_clip.fingerprint()
     victim, _ = fit(RVPT(**SMALL | {"depth": 0} | settings), tiny_clip)
     assert tiny_clip.fingerprint() == victim.clip.fingerprint() == before
@@ -57,7 +65,7 @@ def test_no_graph_and_no_change_where_no_prompt_is(settings: dict[str, Any], tin
 
 @pytest.mark.parametrize("settings", [{"tokens": "all"}, {"permutation": "intertwine"}, {"distance": "l2"}], ids=str)
 def test_no_prompts_are_the_base_model_in_every_ablation(settings: dict[str, Any], tiny_clip: Clip) -> None:
-    """Golden check 2 of the ablations."""
+    """A fit without prompts, and the victim restored from it, embed as the base model does, bit for bit."""
     victim, _ = fit(RVPT(**SMALL | {"depth": 0, "prompts": 0} | settings), tiny_clip)
     images = make_images().load(range(4))
     for one in (victim, Victim.restore(tiny_clip, victim.delta(tiny_clip))):
@@ -66,7 +74,7 @@ def test_no_prompts_are_the_base_model_in_every_ablation(settings: dict[str, Any
 
 @pytest.mark.parametrize("normalise", [False, True])
 def test_cached_and_uncached_logits_of_a_probe_agree(normalise: bool, tiny_clip: Clip) -> None:
-    """Golden check 10: the head, trained on cached features, gives the same logits image by image."""
+    """The head, trained on cached features, gives the same logits image by image."""
     victim, data = fit(LinearProbe(shots=4, epochs=3, feature="penultimate", normalise=normalise), tiny_clip)
     images = data.train.load(range(6))
     whole = victim.logits(victim.encode(images), torch.empty(0))
@@ -79,7 +87,7 @@ SHOTS = 64
 
 @pytest.mark.slow
 def test_rvpt_repels_a_backdoor_better_than_vpt_and_costs_accuracy(tmp_path: Path) -> None:
-    """Golden checks 4 and 11, on the embedded world, with half of the preset's pairs and shots."""
+    """On the embedded world, with half of the preset's pairs and shots."""
     clip, world = load_model(ModelSettings(), "cpu"), World(train_per_class=SHOTS, val=200)
     geometry = Geometry(clip.image_size, tmp_path)
     train, val = (world.labelled(split, geometry) for split in ("train", "val"))

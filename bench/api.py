@@ -1,0 +1,157 @@
+"""The suite from Python: run a matrix, open what a run left, evaluate one model."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+
+from bench.core.attack import Attack, Trigger
+from bench.core.clip import Clip
+from bench.core.errors import BenchError
+from bench.core.metric import metrics
+from bench.core.randomness import derive
+from bench.core.registry import load_plugins
+from bench.core.shared_encoding import unified
+from bench.core.victim import Victim
+from bench.experiment.resources import Resources, open_device
+from bench.experiment.settings import resolve
+from bench.experiment.suites import suite_settings, variants_of
+from bench.matrix.runner import run_matrix
+from bench.matrix.stages.trigger import fresh_seed
+from bench.results.folder import ResultsFolder
+from reports.report import write_report
+
+Names = str | Sequence[str]
+
+
+def run(
+    attacks: Names | None = None,
+    defenses: Names | None = None,
+    *,
+    tasks: Names | None = None,
+    seeds: Sequence[int] | None = None,
+    preset: str = "mini",
+    suite: str | None = None,
+    out: Path | str = "results",
+    plugins: Sequence[Path | str] = (),
+    quiet: bool = False,
+    **settings: Any,
+) -> ResultsFolder:
+    """Run attacks against defenses, as `bench run` does, and write the tables; finished work in `out` is kept.
+
+    Args:
+        attacks, defenses, tasks: names, or "all"; None takes the preset's. Chains of defenses are written "a+b".
+        seeds: one backdoored model per attack and seed.
+        preset, suite: as `bench list presets` and `bench list suites` name them.
+        out: the results folder.
+        plugins: Python files that register methods.
+        quiet: print nothing.
+        settings: any other, as in a YAML file: `rvpt={"alpha": 3}`, `execution={"workers": 1}`, `target="key"`.
+
+    Raises:
+        BenchError: a setting cannot be used, or some artefacts failed; what is finished is in `bench.open(out)`.
+
+    >>> folder = run("badnet", ["none", "rvpt"], preset="smoke")  # doctest: +SKIP
+    >>> folder.table()  # doctest: +SKIP
+    """
+    files = tuple(Path(file) for file in plugins)
+    load_plugins(files)
+    lists = {"attacks": _names(attacks), "defenses": _names(defenses), "tasks": _names(tasks), "seeds": seeds}
+    flags = {name: value for name, value in lists.items() if value is not None} | settings
+    base = resolve(preset, None, flags, suite=suite_settings(suite))
+    variants, left_out = variants_of(base, suite)
+    console = Console(quiet=quiet, markup=False, highlight=False)
+    for name, reason in left_out.items():
+        console.print(f"left out: {name}, because {reason}")
+    ended = run_matrix(variants, Path(out), files, console)
+    if ended.shown:
+        folder = ResultsFolder(out)
+        write_report(folder)
+    if ended.failures:
+        reasons = "; ".join(f"{label}: {reason}" for label, reason in ended.failures.items())
+        raise BenchError(f"{len(ended.failures)} artefacts failed, and the same call tries them again. {reasons}")
+    return folder
+
+
+def open(out: Path | str = "results", device: str = "cpu") -> ResultsFolder:
+    """A results folder: `.table()`, `.results`, `.cells`, `.victim(cell)`, `.trigger(cell)`, `.lineage(cell)`.
+
+    Models are opened on `device`.
+
+    Raises:
+        BenchError: it holds no run.
+    """
+    return ResultsFolder(out, device)
+
+
+def evaluate(
+    model: Victim | Clip | Path | str | None = None,
+    attack: str = "badnet",
+    *,
+    trigger: Trigger | None = None,
+    task: str = "zero_shot",
+    seed: int = 0,
+    preset: str = "mini",
+    cache: Path | str = "results/data",
+    **settings: Any,
+) -> pd.DataFrame:
+    """The numbers of one model under one attack: a cell of a matrix, without a matrix. Nothing is trained.
+
+    Args:
+        model: a victim, a CLIP, or a file of weights of the preset's architecture; None is the preset's clean model.
+        attack: the attack that stamps the images; its settings may be among `settings`.
+        trigger: the trigger as it is at test, such as `folder.trigger(cell)`; None lets the attack prepare one on the
+            clean model, as it does for training with this seed.
+        task: what is measured.
+        seed: of the trigger and of all that is drawn.
+        cache: where decoded images are kept.
+        settings: any other, as for `run`.
+
+    Returns:
+        A row per (metric, perturbation): `metric`, `perturbation`, `value`, `count`, `n`, `low`, `high`; shares in
+        percent, `low` to `high` their 95 % interval.
+
+    Raises:
+        BenchError: a setting cannot be used, the model does not fit, or its logits are not finite.
+    """
+    load_plugins()
+    run = resolve(preset, None, {"attacks": (attack,), "tasks": (task,)} | settings)
+    resources = Resources(run, Path(cache), open_device(run.execution.device))
+    method = resources.attack(attack)
+    if trigger is None:
+        trigger = _prepared(method, resources, seed, derive(seed, "training")).at_test()
+    measured = run.task(task)
+    fresh = {}
+    for name in measured.fresh_triggers():
+        own_seed = fresh_seed(name, seed)
+        fresh[name] = (resources.attack(name), _prepared(resources.attack(name), resources, own_seed, own_seed))
+    victims = unified([_victim(model, resources)])
+    [seen] = measured.observe(victims, resources.case(method, trigger, seed, fresh))
+    if isinstance(seen, BenchError):
+        raise seen
+    rows = [
+        {"metric": name, "perturbation": perturbation} | vars(estimate)
+        for name in metrics
+        if metrics[name].task == task
+        for perturbation, estimate in metrics[name].measure(seen).items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def _prepared(method: Attack, resources: Resources, seed: int, trigger_seed: int) -> Trigger:
+    """What an attack prepares on the clean model."""
+    return Trigger(trigger_seed, method.prepare(resources.preparation(method, seed)))
+
+
+def _victim(model: Victim | Clip | Path | str | None, resources: Resources) -> Victim:
+    if isinstance(model, Victim):
+        return model
+    if isinstance(model, Clip):
+        return Victim(model)
+    return Victim(resources.clip if model is None else resources.open_backdoored(Path(model)))
+
+
+def _names(names: Names | None) -> tuple[str, ...] | None:
+    return (names,) if isinstance(names, str) else tuple(names) if names is not None else None
