@@ -123,6 +123,12 @@ class PromptTuning(Defense):
     def fit(self, victim: Victim, data: CleanData) -> Victim:
         if victim.prompts is not None or victim.head is not None:
             raise BenchError("prompt tuning needs a CLIP without prompts or a head; it can follow cleanclip only")
+        if victim.encodes_alone:
+            names = ", ".join(type(part).__name__ for part in victim.parts)
+            raise BenchError(
+                f"prompts are tuned in the image tower's blocks, and {names} changes what these see. Put prompt tuning "
+                "first in a chain"
+            )
         if self.without_target and data.target is None:
             raise BenchError("without_target = true, and no class of the training images is called as the target")
         total = layers(victim.clip)

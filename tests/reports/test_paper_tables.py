@@ -7,14 +7,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from reports.results import COLUMNS, NUMBERS
-
-from bench.core.registry import load_plugins
 from reports.cells import applicable, is_paper_place, own_place, table_cells
 from reports.costs import collect_costs
 from reports.paper_tables import ATTACKS, TABLES, PaperTable, Place
 from reports.published import published
 from reports.render import comparison, latex, layout, markdown, tidy
+from reports.results import COLUMNS, NUMBERS
 from reports.write_tables import notes, remedy, write_paper_tables
 
 PDFLATEX = shutil.which("pdflatex")
