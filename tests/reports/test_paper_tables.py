@@ -15,8 +15,6 @@ from reports.render import comparison, latex, layout, markdown, tidy
 from reports.results import COLUMNS, NUMBERS
 from reports.write_tables import notes, remedy, write_paper_tables
 
-from bench.core.registry import load_plugins
-
 PDFLATEX = shutil.which("pdflatex")
 WORLD = own_place("mini", "world", "Banana")
 IMAGENET = own_place("ViT-B-32 openai", "imagenet", "banana")
