@@ -9,9 +9,11 @@ import torch
 from PIL import Image
 
 from bench.builtin_tasks.zero_shot import ZeroShot
+from bench.core.registry import load_plugins
 from bench.results.tidy import COLUMNS, did_not_take, marked, pooled, view_table
 from reports.triggers import difference, draw_triggers, psnr
 
+load_plugins()
 _, RESISTIVITY, ONE_KEY = ZeroShot.views.values()
 
 
@@ -66,6 +68,12 @@ def test_attacks_that_did_not_take_are_named() -> None:
     assert did_not_take(frame, 60.0) == {"wanet": 59.0}
     table = marked(main_table(frame), did_not_take(frame, 60.0))
     assert list(table.columns) == ["badnet", "wanet (did not take)"]
+
+
+def test_what_is_no_rate_of_success_does_not_say_whether_an_attack_took() -> None:
+    frame = results(("wanet", "none", 0, 59, 30))
+    assert did_not_take(frame, 60.0, "ASR") == {"wanet": 59.0}
+    assert did_not_take(frame, 60.0, "CA") == {} == did_not_take(frame, 60.0, "PR_cos")
 
 
 def test_a_dual_key_attack_shows_each_key_alone() -> None:
