@@ -125,7 +125,8 @@ def _architecture(label: str) -> str:
 
 
 def _groups(rows: pd.DataFrame, table: PaperTable) -> Groups:
-    """Rows by cell and metric; of a table without attacks, those of all attacks together."""
+    """Rows by cell and metric of the table; of one without attacks, those of all attacks together."""
+    rows = rows[rows["metric"].isin(table.metrics)]
     return dict(iter((rows if table.attacks else rows.assign(attack="")).groupby(KEYS, sort=False)))
 
 
