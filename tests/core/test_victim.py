@@ -304,6 +304,27 @@ def test_a_part_of_no_tensors_is_stored(headed: Victim, images: Labelled, tmp_pa
     assert type(again) is Nothing
 
 
+def test_tensors_of_a_part_are_stored_however_they_lie_in_memory(headed: Victim, tmp_path: Path) -> None:
+    @part("test_awkward")
+    class Awkward(Stored):
+        def tensors(self) -> dict[str, Tensor]:
+            whole = self.tensor
+            return {"tensor": whole, "same": whole, "row": whole[0], "turned": whole.T, "half": whole.bfloat16()}
+
+    whole = torch.arange(6.0).view(2, 3).requires_grad_()
+    Victim(headed.clip, parts=(Awkward(whole),)).delta(headed.clip).save(tmp_path / "delta")
+    stored = Delta.load(tmp_path / "delta").below("part.0")
+    assert torch.equal(stored["same"], whole) and torch.equal(stored["row"], whole[0])
+    assert torch.equal(stored["turned"], whole.T) and stored["half"].dtype == torch.bfloat16
+
+
+def test_a_part_whose_plugin_is_not_loaded_is_named(headed: Victim) -> None:
+    delta = replace(headed, parts=(Bias(torch.zeros(3)),)).delta(headed.clip)
+    elsewhere = Delta(delta.tensors, delta.settings | {"parts": ["of_another_plugin"]})
+    with pytest.raises(BenchError, match="the model has a part 'of_another_plugin', and no plug-in that is loaded"):
+        Victim.restore(headed.clip, elsewhere)
+
+
 def test_a_subclass_of_a_registered_part_must_be_registered_too(headed: Victim, images: Labelled) -> None:
     class Other(Bias):
         pass

@@ -10,6 +10,7 @@ from fabricate import Made, opened, results_folder
 from scipy import stats
 from typer.testing import CliRunner
 
+from bench.builtin_tasks.zero_shot import ZeroShot
 from bench.cli_gate import app
 from bench.core.errors import BenchError
 from bench.core.registry import load_plugins
@@ -89,6 +90,14 @@ def test_places_with_only_one_of_the_two_are_counted(tmp_path: Path) -> None:
     assert set(table["attack"]) == {"badnet"} and unpaired == 1
     said = CliRunner().invoke(app, ["compare", str(out), "vpt", "rvpt"]).output
     assert "1 places have only one of the two" in said
+
+
+def test_a_task_that_does_not_say_what_was_looked_at_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ZeroShot, "published", ())
+    with pytest.raises(BenchError, match=r"no attack and seed of .* has both vpt and rvpt"):
+        compare(opened(tmp_path, *pair()), "vpt", "rvpt")
 
 
 @pytest.mark.parametrize(

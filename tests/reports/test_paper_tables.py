@@ -1,31 +1,48 @@
 """The paper's tables, from results made by hand: their cells, their text, and what is said of what lacks."""
 
-import json
 import shutil
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from reports.cells import applicable, is_paper_place, own_place, table_cells
-from reports.costs import collect_costs
-from reports.paper_tables import ATTACKS, TABLES, PaperTable, Place
-from reports.published import published
-from reports.render import comparison, latex, layout, markdown, tidy
-from reports.results import COLUMNS, NUMBERS
-from reports.write_tables import notes, remedy, write_paper_tables
+from fabricate import Made, opened
 
-PDFLATEX = shutil.which("pdflatex")
-WORLD = own_place("mini", "world", "Banana")
-IMAGENET = own_place("ViT-B-32 openai", "imagenet", "banana")
+from bench.core.registry import load_plugins
+from bench.experiment.settings import RunSettings, resolve
+from bench.papers import papers
+from bench.results.folder import ResultsFolder
+from bench.results.tidy import COLUMNS, NUMBERS
+from reports.paper.costs import collect_costs
+from reports.paper.latex import latex
+from reports.paper.published import published
+from reports.paper.render import comparison, layout, markdown, tidy, value_text
+from reports.paper.tables import Table, fill
+from reports.paper.write import notes, remedy, write_paper_tables
+
 load_plugins()
+PDFLATEX = shutil.which("pdflatex")
+PAPER = papers["rvpt"]
+WORLD, IMAGENET, PETS = (resolve(preset) for preset in ("mini", "paper-imagenet", "paper-oxfordpets"))
+THEIRS = resolve("paper-imagenet", None, {"model": {"backdoored": "x/theirs.pt"}})
+
+
+@dataclass
+class Folder:
+    """What tables are written from, without artefacts."""
+
+    out: Path
+    results: pd.DataFrame
+    settings: RunSettings
+    cells: tuple = ()
 
 
 def rows(*cells: tuple, model: str = "mini", dataset: str = "world", target: str = "banana") -> pd.DataFrame:
     """Results of (attack, defense, variant, ASR's count, CA's count), of 200 images each, one seed."""
     table = []
     for attack, defense, variant, asr, ca in cells:
-        place = {"model": model, "dataset": dataset, "target": target, "seed": 0}
+        place = {"task": "zero_shot", "model": model, "dataset": dataset, "target": target, "seed": 0}
         place |= {"attack": attack, "defense": defense, "variant": variant, "perturbation": ""}
         for metric, count in (("ASR", asr), ("CA", ca)):
             numbers = {"value": count / 2, "count": float(count), "n": 200, "low": 0.0, "high": 100.0}
@@ -33,12 +50,12 @@ def rows(*cells: tuple, model: str = "mini", dataset: str = "world", target: str
     return pd.DataFrame(table, columns=COLUMNS)
 
 
-def table(name: str) -> PaperTable:
-    return next(table for table in TABLES if table.name == name)
+def table(name: str, results: pd.DataFrame, run: RunSettings = WORLD, source: str = "") -> Table:
+    return fill(PAPER, name, results, run, published(PAPER, source) if source else None)
 
 
-def printed(name: str, results: pd.DataFrame, own: Place = WORLD) -> pd.DataFrame:
-    return layout(table(name), table_cells(table(name), results, own, 60.0), lambda text: f"*{text}*")
+def printed(name: str, results: pd.DataFrame, run: RunSettings = WORLD) -> pd.DataFrame:
+    return layout(table(name, results, run), lambda text: f"*{text}*")
 
 
 MAIN = rows(
@@ -49,23 +66,23 @@ MAIN = rows(
 )
 
 
-@pytest.mark.parametrize("paper", TABLES, ids=lambda paper: paper.name)
+@pytest.mark.parametrize("name", PAPER.tables)
 @pytest.mark.parametrize("source", ["v1", "v3"])
-def test_every_number_of_a_published_table_has_its_cell(paper: PaperTable, source: str) -> None:
-    numbers = published(source)
-    numbers = numbers[numbers["table"] == paper.published]
-    if paper.name in ("table-1", "table-2"):
-        numbers = numbers[(numbers["dataset"] == "imagenet") == (paper.name == "table-1")]
-    if paper.name == "table-3":
+def test_every_number_of_a_published_table_has_its_cell(name: str, source: str) -> None:
+    numbers = published(PAPER, source)
+    numbers = numbers[numbers["table"] == PAPER.tables[name].published]
+    if name in ("table-1", "table-2"):
+        numbers = numbers[(numbers["dataset"] == "imagenet") == (name == "table-1")]
+    if name == "table-3":
         # v1 tells BadCLIP's two numbers in its text alone.
         numbers = numbers[numbers["attack"] != "badclip"]
-    found = [v for cell in table_cells(paper, MAIN, IMAGENET, 60.0, numbers) for v in cell.published.values()]
-    assert sorted(found) == sorted(numbers["value"])
+    cells = table(name, MAIN, IMAGENET, source).cells
+    assert sorted(v for cell in cells for v in cell.published.values()) == sorted(numbers["value"])
 
 
 def test_a_cell_is_asr_with_ca_in_parentheses_and_the_best_is_bold() -> None:
     shown = printed("table-1", MAIN)
-    assert list(shown.columns) == list(ATTACKS.values())
+    assert list(shown.columns) == list(PAPER.labels.attacks.values())
     assert shown.loc["No defense", "BadNet"] == "95.0 (*98.0*)"
     assert shown.loc["RVPT", "BadNet"] == "*2.0* (95.0)"
     assert shown.loc["CleanCLIP", "BadNet"] == "–"
@@ -98,7 +115,7 @@ def test_the_layout_is_that_of_the_paper() -> None:
 def test_rows_of_the_papers_data_sets_are_told_apart() -> None:
     pets = rows(("badnet", "rvpt", "", 8, 180), model="ViT-B-32 openai", dataset="oxfordpets", target="samoyed")
     caltech = rows(("badnet", "rvpt", "", 2, 198), model="ViT-B-32 openai", dataset="caltech101", target="accordion")
-    shown = printed("table-2", pd.concat([pets, caltech]), own_place("ViT-B-32 openai", "oxfordpets", "Samoyed"))
+    shown = printed("table-2", pd.concat([pets, caltech]), PETS)
     assert shown.loc["RVPT", ("OxfordPets", "BadNet")] == "4.0 (90.0)"
     assert shown.loc["RVPT", ("Caltech101", "BadNet")] == "1.0 (99.0)"
 
@@ -116,9 +133,8 @@ def test_models_of_one_architecture_are_not_pooled() -> None:
     assert printed("table-1", results, IMAGENET).loc["RVPT", "BadNet"] == "2.0 (95.0)"
     both = printed("table-S7", with_costs(results), IMAGENET)
     assert {label for _, label in both.index} >= {"ImageNet, ViT-B-32 openai", "ImageNet, ViT-B-32 laion2b"}
-    theirs = own_place("ViT-B-32 openai, backdoored x/theirs.pt", "imagenet", "banana")
-    assert printed("table-1", results, theirs).loc["RVPT", "BadNet"] == "50.0 (95.0)"
-    assert not is_paper_place(theirs)
+    assert printed("table-1", results, THEIRS).loc["RVPT", "BadNet"] == "50.0 (95.0)"
+    assert not table("table-1", results, THEIRS).replicates
 
 
 def with_costs(results: pd.DataFrame) -> pd.DataFrame:
@@ -139,17 +155,17 @@ def test_resistivity_is_the_mean_over_the_models_that_were_defended() -> None:
 
 
 def test_published_measured_and_difference_stand_side_by_side() -> None:
-    cells = table_cells(table("table-1"), MAIN, WORLD, 60.0, published("v1"))
-    line = comparison(table("table-1"), cells).set_index(["method", "attack"]).loc[("RVPT", "BadNet")]
+    frame = comparison(table("table-1", MAIN, WORLD, "v1")).set_index(["method", "attack"])
+    line = frame.loc[("RVPT", "BadNet")]
     # Wilson's interval of 4 of 200 is [0.78, 5.03] %, and the paper prints 1.84 %.
     assert list(line[["ASR published", "ASR measured", "ASR difference"]]) == ["1.84", "2.0", "+0.2 [-1.1, +3.2]"]
     assert line["CA published"] == "58.09"
-    lacking = comparison(table("table-1"), cells).set_index(["method", "attack"]).loc[("CleanCLIP", "BadNet")]
+    lacking = frame.loc[("CleanCLIP", "BadNet")]
     assert list(lacking[["ASR published", "ASR measured", "ASR difference"]]) == ["56.55", "–", "–"]
 
 
 def test_the_csv_has_intervals_counts_and_the_difference() -> None:
-    frame = tidy(table_cells(table("table-1"), MAIN, WORLD, 60.0, published("v1")))
+    frame = tidy(table("table-1", MAIN, WORLD, "v1"))
     line = frame[(frame["method"] == "RVPT") & (frame["attack"] == "badnet") & (frame["metric"] == "ASR")].iloc[0]
     assert (line["value"], line["n"], line["published"]) == (2.0, 200, 1.84)
     # Wilson by hand: (p + z²/2n ± z sqrt(p q / n + z²/4n²)) / (1 + z²/n)
@@ -158,59 +174,73 @@ def test_the_csv_has_intervals_counts_and_the_difference() -> None:
     ends = [100 * end / (1 + z**2 / n) for end in (middle - half, middle + half)]
     assert list(line[["low", "high"]]) == pytest.approx(ends)
     assert line["difference_low"] == pytest.approx(line["low"] - 1.84)
-    assert "published" not in tidy(table_cells(table("table-1"), MAIN, WORLD, 60.0))
+    assert "published" not in tidy(table("table-1", MAIN))
 
 
-@pytest.mark.parametrize(("own", "said"), [(WORLD, True), (IMAGENET, False)])
-def test_only_the_papers_model_and_data_speak_of_replication(own: Place, said: bool, tmp_path: Path) -> None:
-    main = MAIN.assign(model="ViT-B-32 openai", dataset="imagenet") if own is IMAGENET else MAIN
-    write_paper_tables(tmp_path, main, own, 60.0, "v1")
+@pytest.mark.parametrize(("run", "said"), [(WORLD, True), (IMAGENET, False)])
+def test_only_the_papers_model_and_data_speak_of_replication(run: RunSettings, said: bool, tmp_path: Path) -> None:
+    main = MAIN.assign(model="ViT-B-32 openai", dataset="imagenet") if run is IMAGENET else MAIN
+    write_paper_tables(Folder(tmp_path, main, run), "v1")
     text = (tmp_path / "tables" / "table-1.md").read_text()
     above = text[text.index("### Published") : text.index("| ASR published")]
     assert ("says nothing about replication" in above) is said
-    assert "taken as exact" in above
+    assert "(paper v1, arXiv 2412.20392)" in above and "taken as exact" in above
 
 
 def test_a_table_without_a_measured_cell_is_not_written_but_told(tmp_path: Path) -> None:
     stale = tmp_path / "tables" / "table-S3.csv"
     stale.parent.mkdir()
     stale.write_text("of an earlier report")
-    written, lacking = write_paper_tables(tmp_path, MAIN, WORLD, 60.0)
+    written, lacking = write_paper_tables(Folder(tmp_path, MAIN, WORLD))
     assert written == ["- [Table 1: Defenses against seven attacks](tables/table-1.md)"]
     assert sorted(file.name for file in stale.parent.iterdir()) == ["table-1.csv", "table-1.md", "table-1.tex"]
-    told = next(line for line in lacking if "Table S3" in line)
-    assert told.startswith("- not measured:") and f"`bench run --suite distance --out {tmp_path}`" in told
+    distance = next(line for line in lacking if "Table S3" in line)
+    assert distance.startswith("- not measured:") and f"`bench run --suite distance --out {tmp_path}`" in distance
     assert "the embedded world has one domain" in next(line for line in lacking if "Table 5" in line)
-    assert len(written) + len(lacking) == len(TABLES)
+    assert len(written) + len(lacking) == len(PAPER.tables)
 
 
 def test_footnotes_tell_missing_cells_from_impossible_ones() -> None:
-    cells = table_cells(table("table-1"), MAIN, WORLD, 60.0)
-    said = "\n".join(notes(table("table-1"), cells, WORLD, 60.0, Path("results")))
-    assert "– Linear Probe has no text side, so it cannot face TrojVQA's key in the text." in said
-    assert "– not measured yet: `bench run --suite main --out results`" in said
-    assert "† The attack did not take: undefended ASR below 60 %." in said
-    four = table_cells(table("table-4"), rows(("badnet", "cleanclip", "tuned_on_cc3m", 8, 190)), WORLD, 60.0)
-    assert "– RVPT*: there is no other world to tune on." in list(notes(table("table-4"), four, WORLD, 60.0, Path("r")))
+    lines = list(notes(table("table-1", MAIN), Path("results")))
+    because = "it has no text side, so it cannot face the key in the text"
+    assert f"– Linear Probe against TrojVQA: {because}." in lines
+    assert any(line.startswith("– not measured yet: `bench run --suite main --out results`") for line in lines)
+    assert "† The attack did not take: undefended ASR below 60 %." in lines
+    four = table("table-4", rows(("badnet", "cleanclip", "tuned_on_cc3m", 8, 190)))
+    assert "– RVPT*: there is no other world to tune on." in list(notes(four, Path("r")))
 
 
 def test_cells_of_another_data_set_need_its_preset() -> None:
-    cells = table_cells(table("table-2"), MAIN, IMAGENET, 60.0)
-    said = remedy(table("table-2"), cells, IMAGENET, Path("results"))
-    assert "`bench run --preset paper-caltech101 --suite main --out results`" in said and "paper-oxfordpets" in said
+    commands = remedy(table("table-2", MAIN, IMAGENET), Path("results"))
+    assert "`bench run --preset paper-caltech101 --suite main --out results`" in commands
+    assert "paper-oxfordpets" in commands
+    shifted = rows(("badnet", "rvpt", "", 8, 120), model="ViT-B-32 openai", dataset="imagenet-r")
+    assert "with this folder's preset" in remedy(table("table-5", shifted, IMAGENET), Path("results"))
 
 
 def test_a_chain_with_a_linear_probe_cannot_face_a_key_in_the_text() -> None:
-    assert not applicable("cleanclip+linear_probe", "trojvqa")
-    assert applicable("cleanclip+rvpt", "trojvqa") and applicable("linear_probe", "badnet")
-    assert applicable("someones_defense", "trojvqa") and applicable("rvpt", "someones_attack")
+    reasons = {(c.method.defense, c.attack): c.reason for c in table("table-1", MAIN).cells}
+    assert [pair for pair, reason in reasons.items() if reason] == [("linear_probe", "trojvqa")]
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "text"),
+    [
+        ("ASR", 12.34, "12.3"),
+        ("PR_cos", 0.98765, "0.988"),
+        ("seconds", 3700.2, "1:01:40"),
+        ("tunable", 1e6, "1,000,000"),
+    ],
+)
+def test_a_value_is_printed_as_its_metric_asks(metric: str, value: float, text: str) -> None:
+    assert value_text(metric, value) == text
 
 
 def test_latex_is_booktabs_and_escapes_names() -> None:
-    paper = table("table-S5")
     results = rows(("badnet", "rvpt", "###### <CLS>", 4, 190), ("badnet", "rvpt", "<CLS>", 8, 190))
-    cells = table_cells(paper, results, WORLD, 60.0, published("v1"))
-    text = latex(paper, cells, ["50 % of a_b", "not measured: `bench run --suite prompt`"], "of 100 %")
+    text = latex(
+        table("table-S5", results, WORLD, "v1"), ["50 % of a_b", "not measured: `bench run --suite prompt`"], "of 100 %"
+    )
     assert r"\toprule" in text and r"\bottomrule" in text
     assert r"“\#\#\#\#\#\# \textless{}CLS\textgreater{}”" in text
     assert r"\textbf{2.0} (\textbf{95.0})" in text
@@ -223,7 +253,7 @@ def test_latex_is_booktabs_and_escapes_names() -> None:
 
 @pytest.mark.skipif(PDFLATEX is None, reason="no pdflatex: apt-get install texlive-latex-recommended")
 def test_latex_compiles_and_fits_the_line(tmp_path: Path) -> None:
-    write_paper_tables(tmp_path, MAIN, WORLD, 60.0, "v1")
+    write_paper_tables(Folder(tmp_path, MAIN, WORLD), "v1")
     inputs = "".join(rf"\input{{{file}}}" for file in sorted((tmp_path / "tables").glob("*.tex")))
     packages = r"\usepackage{booktabs,graphicx}"
     (tmp_path / "all.tex").write_text(rf"\documentclass{{article}}{packages}\begin{{document}}{inputs}\end{{document}}")
@@ -234,29 +264,22 @@ def test_latex_compiles_and_fits_the_line(tmp_path: Path) -> None:
 
 
 def test_markdown_names_the_columns_of_two_levels() -> None:
-    paper = table("table-3")
-    text = markdown(
-        paper, table_cells(paper, rows(("wanet", "rvpt", "with_target_class", 4, 190)), WORLD, 60.0), [], ""
-    )
+    text = markdown(table("table-3", rows(("wanet", "rvpt", "with_target_class", 4, 190))), [], "")
     assert "| WaNet: with" in text and "200 images, 1 seed(s)" in text
 
 
 def test_costs_come_from_the_cards_of_defenses(tmp_path: Path) -> None:
-    place = {"model": "mini", "target": "banana", "dataset": "world", "attack": "badnet", "seed": 0, "variant": ""}
-    cells = []
-    for name, card in {
-        "rvpt": {"seconds": 90.0, "peak_memory_mb": 400.4, "tunable": 12_345, "samples": 320},
-        "cleanclip": {"seconds": 3700.0},
-        "cleanclip+rvpt": {"seconds": 1.0},
-    }.items():
-        for kind, contents in (("defense", card), ("evaluation", {"determined_by": {"subject": name}})):
-            (tmp_path / "artefacts" / kind / name).mkdir(parents=True)
-            (tmp_path / "artefacts" / kind / name / "card.json").write_text(json.dumps(contents))
-        cells.append(place | {"defense": name, "evaluation": name, "backdoor": "b"})
-    (tmp_path / "run.json").write_text(json.dumps({"settings": {}, "plugins": [], "cells": cells}))
-    costs = collect_costs(tmp_path)
+    tuned = {"seconds": 90.0, "peak_memory_mb": 400, "tunable": 12_345, "samples": 320}
+    folder: ResultsFolder = opened(
+        tmp_path,
+        Made(defense="none"),
+        Made(defense="rvpt", card=tuned),
+        Made(defense="cleanclip", card={"seconds": 3700.0, "peak_memory_mb": None}),
+        Made(defense="cleanclip+rvpt"),
+    )
+    costs = collect_costs(folder)
     assert set(costs["defense"]) == {"rvpt", "cleanclip"}, "a chain's last card is not its cost"
     assert set(NUMBERS) <= set(costs)
     shown = printed("table-S7", costs)
-    assert list(shown.loc[("RVPT", "world")]) == ["*0:01:30*", "400 MB", "12,345", "320"]
-    assert list(shown.loc[("CleanCLIP", "world")]) == ["1:01:40", "–", "–", "–"]
+    assert list(shown.loc[("RVPT", "world")])[:3] == ["*0:01:30*", "400 MB", "12,345"]
+    assert list(shown.loc[("CleanCLIP", "world")])[:2] == ["1:01:40", "–"]

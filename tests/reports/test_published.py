@@ -1,14 +1,17 @@
 """The paper's numbers in the package, against its text."""
 
 import pytest
-from reports.published import published
 
 from bench.core.errors import BenchError
+from bench.papers import find_version, papers
+from reports.paper.published import published
+
+PAPER = papers["rvpt"]
 
 
 def one(source: str, table: str, **where: str) -> float:
     """The one number that fits."""
-    rows = published(source)
+    rows = published(PAPER, source)
     rows = rows[rows["table"] == table]
     for column, value in where.items():
         rows = rows[rows[column] == value]
@@ -43,7 +46,7 @@ def test_variants_and_models_are_told_apart() -> None:
 
 def test_the_undefended_row_is_a_name_not_a_missing_value() -> None:
     assert one("v1", "main", dataset="imagenet", defense="none", attack="badclip", metric="ASR") == 99.83
-    assert not published("v1").isna().any().any()
+    assert not published(PAPER, "v1").isna().any().any()
 
 
 def test_perturbation_resistivity_has_the_suites_perturbations_and_defenses() -> None:
@@ -63,18 +66,18 @@ def test_costs_are_in_the_units_of_the_cards() -> None:
 
 def test_poisoned_accuracy_is_version_3s() -> None:
     assert one("v3", "poisoned_accuracy", defense="clean_model", attack="badnet", metric="PA") == 58.29
-    assert "PA" not in set(published("v1")["metric"])
+    assert "PA" not in set(published(PAPER, "v1")["metric"])
 
 
 def test_counts() -> None:
-    tables = published("v1").groupby("table").size()
+    tables = published(PAPER, "v1").groupby("table").size()
     # Table 1 has 27 cells (Linear Probe is not applied to TrojVQA), table 2 has 24: ASR and CA of each.
     assert tables["main"] == 2 * (27 + 24)
     assert tables["cross_domain"] == 2 * 4 * 9
     assert tables["perturbation_resistivity"] == 9 * 5
-    assert (len(published("v1")), len(published("v3"))) == (407, 345)
+    assert (len(published(PAPER, "v1")), len(published(PAPER, "v3"))) == (407, 345)
 
 
 def test_an_unknown_version_is_told() -> None:
     with pytest.raises(BenchError, match=r"unknown version of the paper 'v2'.*\n?.*Known: v1, v3"):
-        published("v2")
+        find_version("v2")
