@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -84,4 +84,9 @@ class Defense(Settings):
 
 
 defenses: Registry[type[Defense]] = Registry("defense", Defense)
-defense = defenses.register
+DefenseClass = TypeVar("DefenseClass", bound=type[Defense])
+
+
+def defense(name: str) -> Callable[[DefenseClass], DefenseClass]:
+    """Register a subclass of `Defense` as a defense."""
+    return defenses.register(name)

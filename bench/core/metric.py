@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import pandas as pd
 
@@ -35,6 +35,7 @@ class Observations:
 
 
 Measure = Callable[[Observations], dict[str, Estimate]]
+MeasureFunction = TypeVar("MeasureFunction", bound=Measure)
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,10 @@ class Metric:
 metrics: Registry[Metric] = Registry("metric", Metric)
 
 
-def metric(name: str, better: Literal["higher", "lower"]) -> Callable[[Measure], Measure]:
+def metric(name: str, better: Literal["higher", "lower"]) -> Callable[[MeasureFunction], MeasureFunction]:
     """Register a function of `Observations` as a metric."""
 
-    def add(measure: Measure) -> Measure:
+    def add(measure: MeasureFunction) -> MeasureFunction:
         metrics.register(name)(Metric(name, better, measure))
         return measure
 
