@@ -10,7 +10,7 @@ import bench
 from bench.core.errors import BenchError
 from bench.core.registry import load_plugins
 
-app = typer.Typer(rich_markup_mode=None)
+app = typer.Typer(rich_markup_mode="rich")
 screen = Console(markup=False, highlight=False)
 
 Results = Annotated[Path, typer.Argument(help="A results folder.")]
