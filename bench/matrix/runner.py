@@ -14,6 +14,7 @@ from bench.experiment.resources import Resources, open_resources
 from bench.experiment.settings import BASE, OWN_TRIGGER, RunSettings, Variants, worker_count
 from bench.matrix.plan import Node, Plan, make_plan
 from bench.matrix.schedule import NOT_TRIED
+from bench.matrix.watch import watching
 from bench.matrix.workers import execute
 from bench.models import probe
 from bench.results.run_file import write_run
@@ -101,7 +102,7 @@ def unmade(plan: Plan, store: Store) -> list[Node]:
 
 def run_matrix(variants: Variants, out: Path, plugins: tuple[Path, ...], console: Console) -> Report:
     """Make what the plan lacks. Interrupted or failed, it leaves finished work for the next call."""
-    with Store(out).locked():
+    with Store(out).locked(), watching(console) as watch:
         resources_of, plan, todo = prepare(variants, out)
         resources = resources_of[BASE]
         resources.store.sweep()
@@ -125,7 +126,7 @@ def run_matrix(variants: Variants, out: Path, plugins: tuple[Path, ...], console
         shown = any(cell.node and resources.store.has("evaluation", cell.node) for cell in plan.cells) and record()
         failures, done = {}, 0
         spent: Counter[str] = Counter()
-        for outcome in execute(todo, variants, out, resources.device, workers, plugins):
+        for outcome in execute(todo, variants, out, resources.device, workers, plugins, watch):
             done += 1
             if outcome.error:
                 failures[outcome.node.label] = outcome.error

@@ -11,6 +11,7 @@ from bench.core.attack import Attack, Trigger, stamp
 from bench.core.encoder import Encoded
 from bench.core.errors import BenchError
 from bench.core.images import Labelled
+from bench.core.progress import track
 from bench.core.randomness import derive, generator
 from bench.core.shared_encoding import encode_each, joined, rows
 from bench.core.victim import Victim
@@ -73,7 +74,7 @@ def _look(
     failed: dict[int, BenchError] = {}
     said: list[list[pd.DataFrame]] = [[] for _ in victims]
     kept: list[tuple[list[Encoded], list[Encoded]]] = []
-    for index in torch.arange(len(images)).split(batch_size):
+    for index in track(torch.arange(len(images)).split(batch_size), "evaluation"):
         clean = images.load(index)
         plain, stamped = encode_each(victims, clean), encode_each(victims, stamp(attack, trigger, clean, index))
         for i, victim in enumerate(victims):
