@@ -47,7 +47,7 @@ def write_page(out: Path, results: pd.DataFrame, drawn: Sequence[Drawn]) -> Path
         "facts": facts(out, run, results),
         "main_tables": main_tables,
         "paper_tables": paper_tables,
-        "filters": filters([*main_tables, *paper_tables]),
+        "filters": filters([*main_tables, *paper_tables], results),
         "figures": [(fig, data_uri(fig.files[0]), kind_of(fig.files[0])) for fig in drawn if fig.files],
         "triggers": gallery(out, drawn),
         "correlation": [line.removeprefix("- ") for line in correlation_text(main).splitlines()] if len(main) else [],
@@ -74,11 +74,17 @@ def facts(out: Path, run: RunSettings, results: pd.DataFrame) -> dict[str, str]:
     return {name: value for name, value in told.items() if value}
 
 
-def filters(grids: Sequence[Grid]) -> dict[str, list[str]]:
-    """The attacks and defenses that stand in any of the tables."""
-    attacks = dict.fromkeys(attack for grid in grids for _, attack in grid.columns if attack)
-    defenses = dict.fromkeys(row.defense for grid in grids for row in grid.rows if row.defense)
-    return {"attack": list(attacks), "defense": list(defenses)}
+def filters(grids: Sequence[Grid], results: pd.DataFrame) -> dict[str, list[str]]:
+    """The attacks and defenses of the results that stand in any of the tables, in the tables' order.
+
+    The paper's tables name others too. There is nothing of them to choose, and their dashes stay.
+    """
+    attacks = dict.fromkeys(attack for grid in grids for _, attack in grid.columns)
+    defenses = dict.fromkeys(row.defense for grid in grids for row in grid.rows)
+    return {
+        kind: [name for name in names if name in set(results[kind])]
+        for kind, names in (("attack", attacks), ("defense", defenses))
+    }
 
 
 def notes(out: Path, weak: dict[str, float], took: float) -> list[str]:
