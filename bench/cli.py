@@ -61,7 +61,7 @@ def _seeds(text: str | None) -> tuple[int, ...] | None:
 
 # Groups of options in `--help`.
 WHAT, MODEL, DATA = "What to run", "Model", "Data"
-SETTINGS, EXECUTION, DRY_RUN = "Settings", "Execution", "Dry run"
+SETTINGS, HOW, DRY_RUN = "Settings", "Execution", "Dry run"
 
 
 def _option(group: str, help: str, *names: str, **limits: Any) -> Any:
@@ -84,8 +84,8 @@ Preset = Annotated[str, _option(SETTINGS, "Settings to start from; `bench list p
 Config = Annotated[Path | None, _option(SETTINGS, "A YAML file of settings, on top of the preset.")]
 Set = Annotated[list[str], _option(SETTINGS, "One setting: key=value, such as rvpt.alpha=3. Repeatable.", "--set")]
 Plugin = Annotated[list[Path], _option(SETTINGS, "A Python file that registers methods. Repeatable.")]
-Out = Annotated[Path, _option(EXECUTION, "The results folder.")]
-Device = Annotated[str | None, _option(EXECUTION, "auto, cpu, cuda, cuda:1 ...")]
+Out = Annotated[Path, _option(HOW, "The results folder.")]
+Device = Annotated[str | None, _option(HOW, "auto, cpu, cuda, cuda:1 ...")]
 
 
 def _settings(
@@ -144,8 +144,8 @@ def run(
     plugin: Plugin = [],  # noqa: B006
     out: Out = Path("results"),
     device: Device = None,
-    workers: Annotated[int | None, _option(EXECUTION, "Processes; numbers do not depend on it.")] = None,
-    executor: Annotated[str | None, _option(EXECUTION, "local, or ray: tasks on a Ray cluster.")] = None,
+    workers: Annotated[int | None, _option(HOW, "Processes; numbers do not depend on it.")] = None,
+    executor: Annotated[str | None, _option(HOW, "local, or ray: tasks on a Ray cluster.")] = None,
     dry_run: Annotated[bool, _option(DRY_RUN, "Print cells, sharing, and costs; make nothing.", "--dry-run")] = False,
     speed: Annotated[float, _option(DRY_RUN, "Of the dry run's GPU: times that of an RTX 3090.", min=0.01)] = 1.0,
 ) -> None:
@@ -310,15 +310,15 @@ def triggers(
 
 @app.command()
 def pretrain(
-    out: Annotated[Path, _option(EXECUTION, "A new folder for the model.")],
+    out: Annotated[Path, _option(HOW, "A new folder for the model.")],
     architecture: Annotated[Path | None, _option(MODEL, "An open_clip_config.json; default: mini's.")] = None,
     pairs: Pairs = None,
     preset: Preset = "mini",
     config: Config = None,
     set: Set = [],  # noqa: B006
-    seed: Annotated[int, _option(EXECUTION, "Of weights and data.")] = 0,
+    seed: Annotated[int, _option(HOW, "Of weights and data.")] = 0,
     device: Device = None,
-    threads: Annotated[int, _option(EXECUTION, "Threads on the CPU.", min=1)] = 1,
+    threads: Annotated[int, _option(HOW, "Threads on the CPU.", min=1)] = 1,
 ) -> None:
     """Train a small CLIP from scratch, on the embedded world or on your pairs; `--model local-dir:OUT` then uses it."""
     import torch
