@@ -16,8 +16,9 @@ from bench.cli_gate import app
 from bench.core.encoder import Encoded
 from bench.core.errors import BenchError
 from bench.core.registry import load_plugins
-from bench.experiment.settings import resolve
-from bench.experiment.suites import SUITES
+from bench.experiment.settings import overlay, resolve
+from bench.papers import find_suite
+from bench.results.records import Cell, Run
 from defenses.prompt_tuning import Batch
 from defenses.rvpt import RVPT
 from reports.baseline import make_baseline, read_baseline
@@ -177,8 +178,10 @@ def test_a_baseline_says_how_it_was_made(baseline: Path) -> None:
 
 def test_the_command_of_other_settings_makes_them_again() -> None:
     wanted = resolve("mini", None, {"attacks": ("wanet",)}, ("rvpt.alpha=3", "poison.count=70", "evaluate.limit=9"))
-    cells = [{"attack": "wanet", "defense": d, "seed": s} for d in ("clean_model", "none", "rvpt") for s in (0, 2)]
-    program, command, *words = shlex.split(command_of({"settings": wanted.model_dump(mode="json")}, cells))
+    place = {"task": "zero_shot", **wanted.place, "attack": "wanet"}
+    cells = [Cell(**place, defense=d, seed=s) for d in ("clean_model", "none", "rvpt") for s in (0, 2)]
+    run = Run(settings=wanted.model_dump(mode="json"), variants={}, cells=tuple(cells))
+    program, command, *words = shlex.split(command_of(run, cells))
     assert (program, command) == ("bench", "run")
     given = dict(zip(words[::2], words[1::2], strict=True))
     assert (given["--preset"], given["--attacks"], given["--defenses"], given["--seeds"]) == (
@@ -190,10 +193,13 @@ def test_the_command_of_other_settings_makes_them_again() -> None:
 
 
 def test_the_command_of_variants_names_their_suite() -> None:
-    settings = resolve("mini").model_dump(mode="json")
-    name = next(iter(SUITES["alpha"].declared(embedded=True)))
-    cells = [{"attack": "badnet", "defense": "rvpt", "seed": 0, "settings": settings} for settings in ("", name)]
-    command = command_of({"settings": settings}, cells)
+    base = resolve("mini")
+    name, values = list(find_suite("alpha").declared(embedded=True).items())[1]
+    variants = {"": base, name: overlay(base, values)}
+    place = {"task": "zero_shot", **base.place, "attack": "badnet", "defense": "rvpt", "seed": 0}
+    cells = [Cell(**place, variant=key, settings=key) for key in variants]
+    settings = {key: run.model_dump(mode="json") for key, run in variants.items()}
+    command = command_of(Run(settings=settings[""], variants=settings, cells=tuple(cells)), cells)
     assert command == "bench run --suite alpha --preset mini --attacks badnet --defenses rvpt --seeds 0"
 
 
