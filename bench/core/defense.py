@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -159,4 +159,9 @@ def too_few_images(shots: int, given: Facing) -> str:
 
 
 defenses: Registry[type[Defense]] = Registry("defense", Defense)
-defense = defenses.register
+DefenseClass = TypeVar("DefenseClass", bound=type[Defense])
+
+
+def defense(name: str) -> Callable[[DefenseClass], DefenseClass]:
+    """Register a subclass of `Defense` as a defense."""
+    return defenses.register(name)

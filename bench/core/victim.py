@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -59,12 +59,13 @@ class Part(ABC):
 
 
 parts: Registry[type[Part]] = Registry("part", Part)
+PartClass = TypeVar("PartClass", bound=type[Part])
 
 
-def part(name: str) -> Callable[[type[Part]], type[Part]]:
+def part(name: str) -> Callable[[PartClass], PartClass]:
     """Register a `Part` under the name by which stored victims find it."""
 
-    def add(cls: type[Part]) -> type[Part]:
+    def add(cls: PartClass) -> PartClass:
         cls.part_name = name
         return parts.register(name)(cls)
 

@@ -14,7 +14,7 @@ from bench import attacks, defenses, metrics
 from bench.cli import app
 from bench.core.settings import Settings
 from bench.experiment.settings import resolve
-from bench.experiment.suites import SUITES
+from bench.papers import suites
 from metrics.perturbations import PERTURBATIONS
 
 for package in ("attacks", "defenses", "metrics", "bench.data"):
@@ -170,7 +170,7 @@ def test_a_command_in_the_documentation_is_one_that_bench_takes(command: str) ->
     if name in ("run", "triggers") and not options.get("plugin"):
         lists = {k: tuple(str(options[k]).split(",")) for k in ("attacks", "defenses") if options.get(k)}
         resolve(options.get("preset") or "mini", None, lists, tuple(options.get("set") or ()))
-        assert options.get("suite") in (None, *SUITES)
+        assert options.get("suite") in (None, *suites())
 
 
 @pytest.mark.parametrize("file", TEXTS, ids=lambda file: str(file.relative_to(ROOT)))

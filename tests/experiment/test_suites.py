@@ -1,14 +1,10 @@
 """Suites, variants and the paper's presets: which cells they declare, what they share, what they would cost."""
 
 import json
-from importlib.resources import files
 from pathlib import Path
 
-import pandas as pd
 import pytest
-from bench.experiment.variants import suite_settings, variants_of
 from command import bench
-from reports.results import collect
 from rich.console import Console
 from tiny import TINY
 
@@ -16,14 +12,17 @@ from bench.core.errors import BenchError
 from bench.core.registry import load_plugins
 from bench.experiment.resources import open_resources
 from bench.experiment.settings import BASE, Variants, overlay, resolve
-from bench.experiment.suites import SUITES
+from bench.experiment.suites import suite_settings, variants_of
 from bench.matrix.estimate import estimate
 from bench.matrix.plan import Fingerprints, Plan, make_plan
-from bench.matrix.runner import run_matrix
+from bench.matrix.runner import cells_of, run_matrix
 from bench.models import ModelSettings, sizes
+from bench.papers import find_suite, papers, suites
+from bench.results.folder import ResultsFolder
 from bench.results.run_file import label, write_run
-from bench.results.store import Store
+from bench.results.store import CACHE
 from defenses.rvpt import RVPT
+from reports.paper.published import published
 
 PRESETS = ("mini", "paper-imagenet", "paper-caltech101", "paper-oxfordpets")
 QUIET = Console(quiet=True)
@@ -55,20 +54,20 @@ def count(plan: Plan, kind: str) -> int:
     return sum(node.kind == kind for node in plan.nodes.values())
 
 
-@pytest.mark.parametrize("suite", SUITES)
+@pytest.mark.parametrize("suite", suites())
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_suite_has_a_plan_at_every_scale_and_says_what_it_leaves_out(suite: str, preset: str) -> None:
     variants, left_out = declared(suite, preset)
-    names = set(SUITES[suite].declared(preset == "mini"))
+    names = set(find_suite(suite).declared(preset == "mini"))
     assert set(variants) - {BASE} == names - set(left_out)
     assert all(reason for reason in left_out.values())
-    assert {cell.defense for cell in plan_of(variants).cells} >= set(SUITES[suite].defenses)
+    assert {cell.defense for cell in plan_of(variants).cells} >= set(find_suite(suite).defenses)
 
 
 @pytest.mark.parametrize(("suite", "table"), TABLES.items())
 def test_variants_are_called_as_the_paper_is_published(suite: str, table: str) -> None:
-    published = pd.read_csv(str(files("reports").joinpath("published.csv")), keep_default_na=False)
-    names = set(published[(published["source"] == "v1") & (published["table"] == table)]["variant"])
+    numbers = published(papers["rvpt"], "v1")
+    names = set(numbers[numbers["table"] == table]["variant"])
     assert set(declared(suite, "paper-caltech101")[0]) - {BASE} == names
 
 
@@ -78,7 +77,7 @@ def test_variants_are_called_as_the_paper_is_published(suite: str, table: str) -
         ("depth", "mini", "seeds=[0]", {"depth=24": "24 blocks, and the image tower has 12"}),
         ("shots", "smoke", "world.train_per_class=32", {"shots=64": "64 images a class, and there are 32"}),
         ("cross-dataset", "mini", "seeds=[0]", {"tuned_on_imagenet": "there is no other world"}),
-        ("cross-dataset", "paper-imagenet", "seeds=[0]", {"tuned_on_imagenet": "take --preset paper-caltech101"}),
+        ("cross-dataset", "paper-imagenet", "seeds=[0]", {"tuned_on_imagenet": "take a preset of another one"}),
         ("cross-domain", "mini", "seeds=[0]", {"imagenet-a": "the embedded world has one domain"}),
         ("architecture", "mini", "seeds=[0]", {"ViT-L-14": "the embedded world has one model"}),
         ("pr", "paper-imagenet", "seeds=[0]", {"supervised_vit": "bench measures CLIPs"}),
@@ -119,7 +118,7 @@ def test_another_domain_remakes_the_evaluations_alone_and_needs_no_name() -> Non
     # 3 attacks, cleanclip and rvpt; on five data sets the clean model, none and both defenses.
     assert [count(plan, kind) for kind in ("backdoor", "defense", "evaluation")] == [3, 6, 60]
     assert {label(name, variants) for name in variants} == {BASE}
-    assert {run.tested_on for run in variants.values()} == {"imagenet", *SUITES["cross-domain"].paper}
+    assert {run.tested_on for run in variants.values()} == {"imagenet", *find_suite("cross-domain").variants}
 
 
 def test_tuning_on_another_data_set_keeps_the_backdoor() -> None:
@@ -154,7 +153,10 @@ def test_the_papers_presets() -> None:
     ("words", "message"),
     [
         ("run --suite alhpa", "unknown suite 'alhpa'. Did you mean 'alpha'?"),
-        ("run --paper v3", "--paper v3 goes with --preset paper-imagenet and its like, not with mini"),
+        (
+            "run --paper v3",
+            "--paper v3 goes with --preset paper-imagenet or paper-caltech101 or paper-oxfordpets, not with mini",
+        ),
         ("run --preset paper-imagenet --paper v2 --dry-run", "unknown version of the paper 'v2'"),
         ("run --set against.badnet.cleanclip.lr=1 --dry-run", "unknown setting against.badnet.cleanclip.lr"),
         ("run --preset paper-imagenet --target bananna --dry-run", "unknown target class 'bananna'"),
@@ -201,10 +203,10 @@ def test_costs_are_those_that_the_paper_measured() -> None:
 def test_cells_of_other_variants_stay_and_those_of_other_settings_leave(tmp_path: Path) -> None:
     def write(suite: str, *assignments: str) -> list[str]:
         variants, _ = declared(suite, "mini", *assignments, attacks=("badnet",), defenses=("rvpt",))
-        write_run(variants, plan_of(variants), tmp_path, (), QUIET)
-        written = json.loads((tmp_path / "run.json").read_text())
-        assert {cell["settings"] for cell in written["cells"]} == set(written["variants"])
-        return sorted({cell["variant"] for cell in written["cells"]})
+        write_run(variants, cells_of(plan_of(variants), variants), tmp_path, (), lambda _: None)
+        written = ResultsFolder(tmp_path).run
+        assert {cell.settings for cell in written.cells} == set(written.variants)
+        return sorted({cell.variant for cell in written.cells})
 
     margins = ["margin=-0.5", "margin=-1", "margin=0", "margin=0.5", "margin=1"]
     assert write("margin") == ["", *margins]
@@ -217,7 +219,7 @@ def test_variants_run_together_and_share_what_is_open(tmp_path: Path) -> None:
     flags = {"attacks": ("badnet",), "defenses": ("none", "rvpt")}
     base = resolve("smoke", None, flags, (*TINY, "zero_shot.perturbations=[]"))
     variants = {BASE: base, "alpha=0": overlay(base, {"rvpt": {"alpha": 0}, "defenses": ["rvpt"]})}
-    resources_of = open_resources(variants, Store(tmp_path), "cpu")
+    resources_of = open_resources(variants, tmp_path / CACHE, "cpu")
     assert (
         resources_of[BASE].clip is resources_of["alpha=0"].clip
         and resources_of[BASE].train is resources_of["alpha=0"].train
@@ -227,7 +229,7 @@ def test_variants_run_together_and_share_what_is_open(tmp_path: Path) -> None:
 
     # A trigger, a backdoor, two defenses; the clean model, none, and twice rvpt.
     assert (report.made, report.failures) == (8, {})
-    results = collect(tmp_path)
+    results = ResultsFolder(tmp_path).results
     assert set(zip(results["variant"], results["defense"], strict=True)) == {
         ("", "clean_model"), ("", "none"), ("", "rvpt"), ("alpha=0", "rvpt"),
     }  # fmt: skip
