@@ -5,9 +5,6 @@ import pytest
 from bench.core.clip import Clip
 from bench.core.randomness import seeded
 
-# For mypy alone: its statements are types, and mean nothing when they are run.
-collect_ignore = ["typed.py"]
-
 
 @pytest.fixture
 def tiny_config() -> dict:

@@ -150,7 +150,7 @@ def test_the_optimisation_of_a_patch_tells_its_steps(tiny_clip: Clip, every_step
 
 
 def test_work_in_this_process_is_told_with_its_task(tmp_path: Path) -> None:
-    run, watch = settings("evaluate.perturbations=[]", "rvpt.views=null", defenses=("rvpt",)), Heard()
+    run, watch = settings("zero_shot.perturbations=[]", "rvpt.views=null", defenses=("rvpt",)), Heard()
     with Store(tmp_path).locked():
         nodes = list(plan_of(run, tmp_path).nodes.values())
         outcomes = list(execute(nodes, {BASE: run}, tmp_path, "cpu", 1, (), watch))
@@ -176,7 +176,7 @@ def talkers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def in_two_processes(plugin: Path, *names: str) -> tuple[Heard, set[str]]:
     """What is heard of defenses, and the nodes that failed."""
-    run, watch, out = settings("evaluate.perturbations=[]", defenses=names), Heard(), plugin.parent / "out"
+    run, watch, out = settings("zero_shot.perturbations=[]", defenses=names), Heard(), plugin.parent / "out"
     with Store(out).locked():
         nodes = list(plan_of(run, out).nodes.values())
         outcomes = list(execute(nodes, {BASE: run}, out, "cpu", 2, (plugin,), watch))
