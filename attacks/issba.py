@@ -9,6 +9,7 @@ from torch import Tensor
 
 from attacks.steganography import MESSAGE_BITS, Decoder, Encoder, encode_message, initialise
 from bench import Attack, BenchError, Field, Preparation, Trigger, attack
+from bench.core.progress import track
 
 YUV_WEIGHTS = (1.0, 100.0, 100.0)
 BITS_WEIGHT = 1.5
@@ -124,7 +125,7 @@ class ISSBA(Attack):
             network.to(device).to(memory_format=torch.channels_last)
         optimiser = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=self.rate)
         accuracy, ramp, found = 0.5, 0.0, Quality(0, 0, 0)
-        for step in range(1, self.max_steps + 1):
+        for step in track(range(1, self.max_steps + 1), "training the encoder, at most"):
             index = train[torch.randint(len(train), (self.batch_size,), generator=rng)]
             bits = torch.randint(2, (self.batch_size, self.bits), generator=rng).float().to(device)
             images = (given.pairs.load(index).to(device) / 255).contiguous(memory_format=torch.channels_last)

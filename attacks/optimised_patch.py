@@ -10,6 +10,7 @@ from torch import Tensor
 
 from attacks.patch import paste, read_patch
 from bench import Attack, BenchError, Captioned, Clip, Field, Preparation, Scale, Trigger, Work, mentions
+from bench.core.progress import step
 from bench.training.fine_tuning import shuffled_batches
 
 
@@ -98,9 +99,11 @@ class OptimisedPatch(Attack):
         losses, cosines = given.log.setdefault("patch_loss", []), given.log.setdefault("patch_cosine", [])
         means: list[float] = []
         batch_size = min(self.batch_size, len(rows))
+        total = self.epochs * (len(rows) // batch_size)
         while len(means) < self.epochs and not stalled(means, self.patience):
             before = len(losses)
             for part in shuffled_batches(len(rows), batch_size, 1, batches, drop_last=True):
+                step("optimising the patch", len(losses), total)
                 images = self.view(given.pairs.load(rows[part]), views).to(clip.device).float() / 255
                 triggered = clip.encode_image(paste(images, patch, self.place))
                 value = objective.loss(Batch(rows[part], images, triggered))

@@ -28,13 +28,25 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",
 )
 app.add_typer(cli_gate.app)
 app.add_typer(cli_data.app, name="data")
 # Paths and names may hold brackets, which are no markup.
 screen = Console(markup=False, highlight=False)
 KINDS = ("attacks", "defenses", "tasks", "metrics", "datasets", "presets", "suites", "models")
+
+RUN_EXAMPLES = (
+    "bench run --attacks all --defenses rvpt,vpt --seeds 0,1,2",
+    "bench run --preset smoke --dry-run",
+    "bench run --dataset folder --data-root DIR --target NAME --pairs pairs.csv "
+    "--model ViT-B-32 --pretrained openai --preset vit-b-32",
+)
+
+
+def _examples(commands: Sequence[str]) -> str:
+    """Examples as they stand below the options in `--help`, a paragraph each."""
+    return "\n\n".join(["For example:", *commands])
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:
@@ -50,24 +62,33 @@ def _seeds(text: str | None) -> tuple[int, ...] | None:
 
 # The flags that say how a run is executed.
 EXECUTION = ("device", "workers", "executor")
+# Groups of options in `--help`.
+WHAT, MODEL, DATA = "What to run", "Model", "Data"
+SETTINGS, HOW, DRY_RUN = "Settings", "Execution", "Dry run"
+
+
+def _option(group: str, help: str, *names: str, **limits: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=group, **limits)
+
+
 # B006 below: Typer wants a list as the default of a repeatable option, and nothing changes it.
-Preset = Annotated[str, typer.Option(help="Settings to start from; `bench list presets`.")]
-Config = Annotated[Path | None, typer.Option(help="A YAML file of settings, on top of the preset.")]
-Set = Annotated[list[str], typer.Option("--set", help="One setting: key=value, such as rvpt.alpha=3. Repeatable.")]
-Plugin = Annotated[list[Path], typer.Option(help="A Python file that registers methods. Repeatable.")]
-Attacks = Annotated[str | None, typer.Option(help="Attacks, by comma, or all.")]
-Model = Annotated[str | None, typer.Option(help="mini, an open_clip name (ViT-B-32), hf-hub:..., local-dir:...")]
-Pretrained = Annotated[str | None, typer.Option(help="open_clip's weights, such as openai.")]
-Checkpoint = Annotated[Path | None, typer.Option(help="A local file of weights: .safetensors, or .pt of tensors.")]
+Attacks = Annotated[str | None, _option(WHAT, "Attacks, by comma, or all.")]
+Model = Annotated[str | None, _option(MODEL, "mini, an open_clip name (ViT-B-32), hf-hub:..., local-dir:...")]
+Pretrained = Annotated[str | None, _option(MODEL, "open_clip's weights, such as openai.")]
+Checkpoint = Annotated[Path | None, _option(MODEL, "A local file of weights: .safetensors, or .pt of tensors.")]
 Backdoored = Annotated[
-    Path | None, typer.Option(help="Weights that were backdoored elsewhere: defend these, poison nothing.")
+    Path | None, _option(MODEL, "Weights that were backdoored elsewhere: defend these, poison nothing.")
 ]
-DataSet = Annotated[str | None, typer.Option("--dataset", help="`bench list datasets`.")]
-DataRoot = Annotated[Path | None, typer.Option(help="Where the data set lies.")]
-Target = Annotated[str | None, typer.Option(help="The target class, by name.")]
-Pairs = Annotated[Path | None, typer.Option(help="Image-text pairs: a CSV of image paths and captions.")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
-Out = Annotated[Path, typer.Option(help="The results folder.")]
+DataSet = Annotated[str | None, _option(DATA, "`bench list datasets`.", "--dataset")]
+DataRoot = Annotated[Path | None, _option(DATA, "Where the data set lies.")]
+Target = Annotated[str | None, _option(DATA, "The target class, by name.")]
+Pairs = Annotated[Path | None, _option(DATA, "Image-text pairs: a CSV of image paths and captions.")]
+Preset = Annotated[str, _option(SETTINGS, "Settings to start from; `bench list presets`.")]
+Config = Annotated[Path | None, _option(SETTINGS, "A YAML file of settings, on top of the preset.")]
+Set = Annotated[list[str], _option(SETTINGS, "One setting: key=value, such as rvpt.alpha=3. Repeatable.", "--set")]
+Plugin = Annotated[list[Path], _option(SETTINGS, "A Python file that registers methods. Repeatable.")]
+Out = Annotated[Path, _option(HOW, "The results folder.")]
+Device = Annotated[str | None, _option(HOW, "auto, cpu, cuda, cuda:1 ...")]
 
 
 def _settings(
@@ -106,15 +127,13 @@ def _settings(
     return resolve(preset, config, values, tuple(assignments), paper, declared)
 
 
-@app.command()
+@app.command(epilog=_examples(RUN_EXAMPLES))
 def run(
-    preset: Preset = "mini",
-    suite: Annotated[str | None, typer.Option(help="The cells of a table or figure; `bench list suites`.")] = None,
-    paper: Annotated[str | None, typer.Option(help="v1 or v3: whose settings a paper- preset has.")] = None,
     attacks: Attacks = None,
-    defenses: Annotated[str | None, typer.Option(help="Defenses and chains (a+b), by comma, or all.")] = None,
-    tasks: Annotated[str | None, typer.Option(help="What is measured, by comma, or all.")] = None,
-    seeds: Annotated[str | None, typer.Option(help="Seeds, by comma.")] = None,
+    defenses: Annotated[str | None, _option(WHAT, "Defenses and chains (a+b), by comma, or all.")] = None,
+    tasks: Annotated[str | None, _option(WHAT, "What is measured, by comma, or all.")] = None,
+    seeds: Annotated[str | None, _option(WHAT, "Seeds, by comma.")] = None,
+    suite: Annotated[str | None, _option(WHAT, "The cells of a table or figure; `bench list suites`.")] = None,
     model: Model = None,
     pretrained: Pretrained = None,
     checkpoint: Checkpoint = None,
@@ -123,15 +142,17 @@ def run(
     data_root: DataRoot = None,
     target: Target = None,
     pairs: Pairs = None,
+    preset: Preset = "mini",
+    paper: Annotated[str | None, _option(SETTINGS, "v1 or v3: whose settings a paper- preset has.")] = None,
     config: Config = None,
     set: Set = [],  # noqa: B006
     plugin: Plugin = [],  # noqa: B006
     out: Out = Path("results"),
     device: Device = None,
-    workers: Annotated[int | None, typer.Option(help="Processes; numbers do not depend on it.")] = None,
-    executor: Annotated[str | None, typer.Option(help="local, or ray: tasks on a Ray cluster.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print cells, sharing, and costs; make nothing.")] = False,
-    speed: Annotated[float, typer.Option(min=0.01, help="Of the dry run's GPU: times that of an RTX 3090.")] = 1.0,
+    workers: Annotated[int | None, _option(HOW, "Processes; numbers do not depend on it.")] = None,
+    executor: Annotated[str | None, _option(HOW, "local, or ray: tasks on a Ray cluster.")] = None,
+    dry_run: Annotated[bool, _option(DRY_RUN, "Print cells, sharing, and costs; make nothing.", "--dry-run")] = False,
+    speed: Annotated[float, _option(DRY_RUN, "Of the dry run's GPU: times that of an RTX 3090.", min=0.01)] = 1.0,
 ) -> None:
     """Run attacks against defenses. Interrupted, the same command goes on where it was."""
     from bench.experiment.suites import variants_of
@@ -253,8 +274,8 @@ def show(
 
 @app.command()
 def triggers(
-    preset: Preset = "mini",
     attacks: Attacks = None,
+    images: Annotated[int, _option(WHAT, "Test images to show.", min=1)] = 3,
     model: Model = None,
     pretrained: Pretrained = None,
     checkpoint: Checkpoint = None,
@@ -262,11 +283,11 @@ def triggers(
     data_root: DataRoot = None,
     target: Target = None,
     pairs: Pairs = None,
+    preset: Preset = "mini",
     config: Config = None,
     set: Set = [],  # noqa: B006
     plugin: Plugin = [],  # noqa: B006
     out: Out = Path("results"),
-    images: Annotated[int, typer.Option(min=1, help="Test images to show.")] = 3,
 ) -> None:
     """Draw triggers on test images: clean, triggered, difference x 10. Triggers that a run left in OUT are taken."""
     import torch
@@ -296,15 +317,15 @@ def triggers(
 
 @app.command()
 def pretrain(
-    out: Annotated[Path, typer.Option(help="A new folder for the model.")],
-    preset: Preset = "mini",
-    architecture: Annotated[Path | None, typer.Option(help="An open_clip_config.json; default: mini's.")] = None,
+    out: Annotated[Path, _option(HOW, "A new folder for the model.")],
+    architecture: Annotated[Path | None, _option(MODEL, "An open_clip_config.json; default: mini's.")] = None,
     pairs: Pairs = None,
-    seed: Annotated[int, typer.Option(help="Of weights and data.")] = 0,
+    preset: Preset = "mini",
     config: Config = None,
     set: Set = [],  # noqa: B006
+    seed: Annotated[int, _option(HOW, "Of weights and data.")] = 0,
     device: Device = None,
-    threads: Annotated[int, typer.Option(min=1, help="Threads on the CPU.")] = 1,
+    threads: Annotated[int, _option(HOW, "Threads on the CPU.", min=1)] = 1,
 ) -> None:
     """Train a small CLIP from scratch, on the embedded world or on your pairs; `--model local-dir:OUT` then uses it."""
     import torch

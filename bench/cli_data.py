@@ -9,7 +9,7 @@ from rich.console import Console
 import bench
 from bench.core.registry import load_plugins
 
-app = typer.Typer(help="Look at data sets.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Look at data sets.", no_args_is_help=True, rich_markup_mode="rich")
 screen = Console(markup=False, highlight=False)
 
 

@@ -12,7 +12,7 @@ from bench.core.errors import BenchError
 if TYPE_CHECKING:
     from bench.results.folder import ResultsFolder
 
-app = typer.Typer(rich_markup_mode=None)
+app = typer.Typer(rich_markup_mode="rich")
 screen = Console(markup=False, highlight=False)
 
 Results = Annotated[Path, typer.Argument(help="A results folder.")]

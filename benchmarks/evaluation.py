@@ -15,14 +15,15 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 import torch
 
+from bench.builtin_tasks.zero_shot import ZeroShot
 from bench.core.registry import load_plugins
-from bench.experiment.resources import Resources, open_resources
-from bench.experiment.settings import BASE, RunSettings, resolve
-from bench.matrix.plan import Node, make_plan
-from bench.matrix.schedule import tasks
-from bench.matrix.stages import make, read_observations
+from bench.experiment.resources import open_resources
+from bench.experiment.settings import BASE, resolve
+from bench.matrix.job import make
+from bench.matrix.plan import make_plan, read_fingerprints
+from bench.matrix.schedule import work_units
 from bench.papers import chains
-from bench.results.store import Store
+from bench.results.store import CACHE, Store
 
 IMAGES, PERTURBED = 100, 30
 DEFENSES = ("none", "linear_probe", "vpt", "rvpt", "cleanclip", *chains())
@@ -45,10 +46,6 @@ def seconds(work: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def open_run(run: RunSettings, out: Path) -> Resources:
-    return open_resources({BASE: run}, Store(out), "cpu")[BASE]
-
-
 def main() -> None:
     load_plugins()
     torch.set_num_threads(1)
@@ -59,31 +56,30 @@ def main() -> None:
 
 def measure(attack: str) -> None:
     run = resolve("mini", None, {"attacks": (attack,), "defenses": DEFENSES}, SHORT)
+    task = run.task("zero_shot")
+    assert isinstance(task, ZeroShot)
     with TemporaryDirectory() as folder:
-        resources = open_run(run, Path(folder))
-        nodes = make_plan({BASE: run}, {BASE: resources.fingerprints()}).nodes.values()
+        store, resources = Store(Path(folder)), open_resources({BASE: run}, Path(folder) / CACHE, "cpu")[BASE]
+        nodes = make_plan({BASE: run}, {BASE: read_fingerprints(resources)}).nodes.values()
         evaluations = [node for node in nodes if node.kind == "evaluation"]
         for node in nodes:
             if node.kind != "evaluation":
-                make((node,), resources)
+                make((node,), resources, store)
         _ = resources.test
-        (group,) = tasks(evaluations)
-        together = seconds(lambda: make(group.nodes, resources))
-        seen = {node: observations(node, resources) for node in evaluations}
+        (group,) = work_units(evaluations)
+        together = seconds(lambda: make(group.nodes, resources, store))
+        seen = {node: store.observations(node.id) for node in evaluations}
         for node in evaluations:
-            resources.store.path("evaluation", node.id).rename(resources.store.path("evaluation", f".{node.id}"))
-        alone = seconds(lambda: [make((node,), resources) for node in evaluations])
-        for node, tables in seen.items():
-            for shared, own in zip(tables, observations(node, resources), strict=True):
-                pd.testing.assert_frame_equal(shared, own, check_exact=True)
-    perturbed = f"{PERTURBED} of them under {len(run.zero_shot.perturbations)} perturbations"
+            store.path("evaluation", node.id).rename(store.path("evaluation", f".{node.id}"))
+        alone = seconds(lambda: [make((node,), resources, store) for node in evaluations])
+        for node, shared in seen.items():
+            own = store.observations(node.id)
+            for name, table in shared.tables.items():
+                pd.testing.assert_frame_equal(table, own[name], check_exact=True)
+    perturbed = f"{PERTURBED} of them under {len(task.perturbations)} perturbations"
     took = f"{together:.1f} s together, {alone:.1f} s one by one"
     print(f"{attack}: {len(evaluations)} models, {IMAGES} images, {perturbed}: {took}")
     print(f"evaluation_sharing_{attack} ratio {alone / together:.2f}")
-
-
-def observations(node: Node, resources: Resources) -> tuple[pd.DataFrame, pd.DataFrame]:
-    return read_observations(resources.store.path("evaluation", node.id))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """CleanCLIP: fine-tune the whole model on clean pairs (Bansal et al., arXiv 2303.03323)."""
 
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -89,7 +90,7 @@ class CleanCLIP(Defense, FineTuning):
             return self.lambda_cross * cross + self.lambda_in * within
 
         fine_tune(clip, len(pairs), self, loss, data.rng("cleanclip", "batches"), pairs.ahead)
-        return Victim(clip)
+        return replace(victim, clip=clip)
 
     def _synonyms(self) -> Synonyms | None:
         synonyms = None if self.synonyms == "none" else wordnet()

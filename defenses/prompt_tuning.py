@@ -19,6 +19,7 @@ from bench.core.defense import too_few_images
 from bench.core.encoder import layers, width
 from bench.core.images import crops
 from bench.core.precision import autocast
+from bench.core.progress import track
 from bench.core.randomness import derive
 from bench.training.fine_tuning import shuffled_batches
 from defenses.tower import Batch, Tower, join, untrained, within_memory
@@ -123,6 +124,12 @@ class PromptTuning(Defense):
     def fit(self, victim: Victim, data: CleanData) -> Victim:
         if victim.prompts is not None or victim.head is not None:
             raise BenchError("prompt tuning needs a CLIP without prompts or a head; it can follow cleanclip only")
+        if victim.encodes_alone:
+            names = ", ".join(type(part).__name__ for part in victim.parts)
+            raise BenchError(
+                f"prompts are tuned in the image tower's blocks, and {names} changes what these see. Put prompt tuning "
+                "first in a chain"
+            )
         if self.without_target and data.target is None:
             raise BenchError("without_target = true, and no class of the training images is called as the target")
         total = layers(victim.clip)
@@ -201,18 +208,19 @@ class PromptTuning(Defense):
         """Batches of all epochs. What is frozen is computed once where the views are drawn once."""
         shots = data.shots(self.shots, data.target if self.without_target else None)
         order = [
-            list(shuffled_batches(len(shots), self.batch_size, 1, data.rng("batches", epoch)))
+            (epoch, step, index)
             for epoch in range(self.epochs)
+            for step, index in enumerate(shuffled_batches(len(shots), self.batch_size, 1, data.rng("batches", epoch)))
         ]
+        steps = track(order, "prompt tuning")
         views = 1 if self.min_crop == 1 and not self.flip else self.views
         if views is None:
-            for epoch, batches in enumerate(order):
-                for step, index in enumerate(batches):
-                    images = self._views(shots, index, derive(data.seed, "views", epoch, step))
-                    yield epoch, tower.frozen(images, shots.labels[index])
+            for epoch, step, index in steps:
+                images = self._views(shots, index, derive(data.seed, "views", epoch, step))
+                yield epoch, tower.frozen(images, shots.labels[index])
             return
         cache = []
-        for view in range(min(views, self.epochs)):
+        for view in track(range(min(views, self.epochs)), "views of the images"):
             parts = torch.arange(len(shots)).split(256)
             seeds = [derive(data.seed, "views", view, part) for part in range(len(parts))]
             frozen = [
@@ -220,10 +228,8 @@ class PromptTuning(Defense):
                 for index, seed in zip(parts, seeds, strict=True)
             ]
             cache.append(join(frozen))
-        for epoch, batches in enumerate(order):
-            whole = cache[epoch % len(cache)]
-            for index in batches:
-                yield epoch, whole.take(index)
+        for epoch, _, index in steps:
+            yield epoch, cache[epoch % len(cache)].take(index)
 
     def _views(self, shots: Labelled, index: Tensor, seed: int) -> Tensor:
         """One augmented view of each image of an index: uint8 (n, 3, size, size)."""

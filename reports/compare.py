@@ -39,7 +39,9 @@ def compare(folder: ResultsFolder, first: str, second: str, attack: str | None =
             raise unknown(kind, name, known, f"These are the finished ones in {folder.out}.")
     places: dict[tuple, dict[str, Cell]] = {}
     for cell in folder.cells:
-        if cell.defense in (first, second) and attack in (None, cell.attack):
+        # Without a published table, nothing says that two models saw the same.
+        paired = bool(tasks[cell.task].published)
+        if paired and cell.defense in (first, second) and attack in (None, cell.attack):
             where = tuple(cell.place[key] for key in (*WHERE, "seed"))
             places.setdefault(where, {})[cell.defense] = cell
     pairs = {where: pair for where, pair in places.items() if len(pair) == 2}

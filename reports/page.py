@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from bench.core.names import CLEAN_MODEL, UNDEFENDED
@@ -46,7 +47,7 @@ def write_page(folder: ResultsFolder, drawn: Sequence[Drawn]) -> Path:
         "facts": facts(folder),
         "main_tables": main_tables,
         "paper_tables": paper_tables,
-        "filters": filters([*main_tables, *paper_tables]),
+        "filters": filters([*main_tables, *paper_tables], folder.results),
         "figures": [(fig, data_uri(fig.files[0]), kind_of(fig.files[0])) for fig in drawn if fig.files],
         "triggers": gallery(folder.out, drawn),
         "correlation": over_cells_text(folder.main_results()),
@@ -74,11 +75,17 @@ def facts(folder: ResultsFolder) -> dict[str, str]:
     return {name: value for name, value in rows.items() if value}
 
 
-def filters(grids: Sequence[Grid]) -> dict[str, list[str]]:
-    """The attacks and defenses that stand in any of the tables."""
-    attacks = dict.fromkeys(attack for grid in grids for _, attack in grid.columns if attack)
-    defenses = dict.fromkeys(row.defense for grid in grids for row in grid.rows if row.defense)
-    return {"attack": list(attacks), "defense": list(defenses)}
+def filters(grids: Sequence[Grid], results: pd.DataFrame) -> dict[str, list[str]]:
+    """The attacks and defenses of the results that stand in any of the tables, in the tables' order.
+
+    The paper's tables name others too. There is nothing of them to choose, and their dashes stay.
+    """
+    attacks = dict.fromkeys(attack for grid in grids for _, attack in grid.columns)
+    defenses = dict.fromkeys(row.defense for grid in grids for row in grid.rows)
+    return {
+        kind: [name for name in names if name in set(results[kind])]
+        for kind, names in (("attack", attacks), ("defense", defenses))
+    }
 
 
 def notes(folder: ResultsFolder, weak: dict[str, float]) -> list[str]:

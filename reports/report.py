@@ -59,12 +59,14 @@ def remarks(folder: ResultsFolder, weak: dict[str, float], mark: str = "") -> li
 
 
 def over_cells_text(results: pd.DataFrame) -> list[str]:
-    """Metrics over cells, a line each."""
+    """Metrics over cells, a line each; a note that several lines share stands behind the last of them."""
+    rows = over_cells(results).to_dict("records")
     lines = []
-    for row in over_cells(results).to_dict("records"):
+    for row, after in zip(rows, [*rows[1:], None], strict=True):
         value, low, high = (f"{row[name]:.2f}" for name in ("value", "low", "high"))
-        number = "" if pd.isna(row["value"]) else f"{value} [{low}, {high}], {row['n']:.0f} cells."
-        lines.append(" ".join(part for part in (f"{row['metric']} ({row['what']}):", number, row["note"]) if part))
+        number = "" if pd.isna(row["value"]) else f"{value} [{low}, {high}], n = {row['n']:.0f}."
+        note = "" if after is not None and after["note"] == row["note"] else row["note"]
+        lines.append(" ".join(part for part in (f"{row['metric']} ({row['what']}):", number, note) if part))
     return lines
 
 

@@ -88,6 +88,9 @@ def _artefacts(folder: ResultsFolder, result: Verified) -> None:
                 result.problems.append(f"{name}/{file} is not there")
             elif hash_file(path / file) != expected:
                 result.problems.append(f"{name}/{file} is not the file that was written")
+        for file in sorted(file.name for file in path.iterdir() if not file.name.startswith(".")):
+            if file != CARD and file not in card.files:
+                result.problems.append(f"{name}/{file} has no hash on the card, so nobody can tell who wrote it")
 
 
 class _Observed:
@@ -126,7 +129,8 @@ def _difference(published: pd.DataFrame, stored: pd.DataFrame) -> str:
     """What differs, row by row; types of columns do not count, since cells with other columns lie in one file."""
     if len(published) != len(stored):
         return f"other rows ({len(published)} and not {len(stored)})"
-    differs = (published != stored).any(axis=1)
+    same = (published == stored) | (published.isna() & stored.isna())
+    differs = ~same.all(axis=1)
     if not differs.any():
         return ""
     first = stored[differs].iloc[0]

@@ -50,3 +50,11 @@ def prompts_of(method: Defense, clip: Clip, data: CleanData | None = None) -> Te
     prompts = fit(method, clip, data)[0].prompts
     assert prompts is not None
     return prompts
+
+
+def first_tokens(clip: Clip, images: Tensor) -> Tensor:
+    """What enters the first block of a vision transformer of open_clip's, (n, 1 + patches, width)."""
+    tower = clip.visual
+    patches = tower.conv1(clip.normalise(images)).flatten(2).transpose(1, 2)
+    class_tokens = tower.class_embedding.expand(len(images), 1, -1)
+    return tower.ln_pre(torch.cat([class_tokens, patches], 1) + tower.positional_embedding)

@@ -15,6 +15,7 @@ from bench.core.encoder import Encoded
 from bench.core.errors import BenchError
 from bench.core.metric import Observations
 from bench.core.names import OWN_TRIGGER
+from bench.core.progress import track
 from bench.core.randomness import derive, generator
 from bench.core.settings import Field
 from bench.core.shared_encoding import encode_each, joined, rows
@@ -132,7 +133,7 @@ class _Seen:
 
 def _look(victims: Sequence[Victim], seen: Sequence[_Seen], case: Case, texts: ClassTexts, chosen: Tensor) -> None:
     """The predictions of all images; the `chosen` ones are kept as encoded, clean and triggered."""
-    for index in torch.arange(len(case.images)).split(case.batch_size):
+    for index in track(torch.arange(len(case.images)).split(case.batch_size), "evaluation"):
         images = case.images.load(index)
         clean = encode_each(victims, images)
         triggered = encode_each(victims, stamp(case.attack, case.trigger, images, index))

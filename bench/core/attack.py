@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -130,7 +130,12 @@ class Attack(Settings):
 
 
 attacks: Registry[type[Attack]] = Registry("attack", Attack)
-attack = attacks.register
+AttackClass = TypeVar("AttackClass", bound=type[Attack])
+
+
+def attack(name: str) -> Callable[[AttackClass], AttackClass]:
+    """Register a subclass of `Attack` as an attack."""
+    return attacks.register(name)
 
 
 def stamp(method: Attack, trigger: Trigger, images: Tensor, index: Sequence[int] | Tensor) -> Tensor:

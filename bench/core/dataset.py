@@ -1,5 +1,6 @@
 """The contract of a data set: class names, prompts, and disjoint splits of labelled images."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -117,7 +118,12 @@ class Dataset(Settings):
 
 
 datasets: Registry[type[Dataset]] = Registry("dataset", Dataset)
-dataset = datasets.register
+DatasetClass = TypeVar("DatasetClass", bound=type[Dataset])
+
+
+def dataset(name: str) -> Callable[[DatasetClass], DatasetClass]:
+    """Register a subclass of `Dataset` as a data set."""
+    return datasets.register(name)
 
 
 def openai_templates() -> tuple[str, ...]:

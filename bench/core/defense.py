@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ class CleanData(Logged):
 
     `target` is the attack's target class, None where `train` has no such class; only the ablation that leaves its
     images out may look at it. `open_pairs(n)` reads n clean image-text pairs, `open_base()` the clean model. `used`
-    takes the ids of the images drawn, `skipped` which of them could not be read; both are stored with the defended
+    takes the ids of all images drawn, `skipped` which of them could not be read; both are stored with the defended
     model, as the log is. `check` refuses images that a defender may not have.
     """
 
@@ -101,7 +101,8 @@ class CleanData(Logged):
     def _give(self, images: Labelled) -> Labelled:
         if self.check is not None:
             self.check(images)
-        self.used[:], self.skipped[:] = images.ids, images.skipped
+        self.used[:] = dict.fromkeys([*self.used, *images.ids])
+        self.skipped[:] = dict.fromkeys([*self.skipped, *images.skipped])
         return images
 
 
@@ -158,4 +159,9 @@ def too_few_images(shots: int, given: Facing) -> str:
 
 
 defenses: Registry[type[Defense]] = Registry("defense", Defense)
-defense = defenses.register
+DefenseClass = TypeVar("DefenseClass", bound=type[Defense])
+
+
+def defense(name: str) -> Callable[[DefenseClass], DefenseClass]:
+    """Register a subclass of `Defense` as a defense."""
+    return defenses.register(name)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pandas as pd
 
@@ -43,6 +43,7 @@ class Observations:
 
 Measure = Callable[[Observations], dict[str, Estimate]]
 Hits = Callable[[Observations], "pd.Series | None"]
+MeasureFunction = TypeVar("MeasureFunction", bound=Measure)
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,10 @@ metrics: Registry[Metric] = Registry("metric", Metric)
 
 def metric(
     name: str, better: Better, task: str = "zero_shot", hits: Hits | None = None
-) -> Callable[[Measure], Measure]:
+) -> Callable[[MeasureFunction], MeasureFunction]:
     """Register a function of `Observations` as a metric of a task."""
 
-    def add(measure: Measure) -> Measure:
+    def add(measure: MeasureFunction) -> MeasureFunction:
         metrics.register(name)(Metric(name, better, measure, task, hits))
         return measure
 

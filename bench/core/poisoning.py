@@ -12,6 +12,7 @@ from torch import Tensor
 from bench.core.attack import Attack, Preparation, Trigger, eight_bits, stamp
 from bench.core.errors import BenchError
 from bench.core.images import Captioned
+from bench.core.progress import track
 from bench.core.randomness import generator
 
 
@@ -99,7 +100,7 @@ def poison(pairs: Captioned, attack: Attack, trigger: Trigger, manifest: pd.Data
     images, captions = [], list(manifest["caption"])
     is_poison = torch.tensor((manifest["role"] == "poison").to_numpy())
     rows = torch.tensor(manifest["index"].to_numpy(dtype="int64"))
-    for part in torch.arange(len(manifest)).split(256):
+    for part in track(torch.arange(len(manifest)).split(256), "stamping pairs"):
         originals = pairs.load(rows[part])
         stamped = stamp(attack, trigger, originals, rows[part])
         decoys = torch.where(~is_poison[part])[0]

@@ -16,11 +16,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from bench.core.errors import BenchError, unknown
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 ENTRY_POINTS = "bench.plugins"
 # Whose own packages are attacks, defenses, metrics and datasets: the names of its entry points.
 DISTRIBUTION = "clip-backdoor-bench"
@@ -36,14 +37,16 @@ class Registry(Generic[T]):
         self.base = base
         self._items: dict[str, T] = {}
 
-    def register(self, name: str) -> Callable[[T], T]:
-        def add(item: T) -> T:
+    def register(self, name: str) -> Callable[[Item], Item]:
+        """A decorator that gives a thing its name; the thing keeps its own type."""
+
+        def add(item: Item) -> Item:
             if isinstance(item, type) and not issubclass(item, self.base):
                 raise BenchError(f"{self.kind} '{name}' ({origin(item)}) must be a subclass of {self.base.__name__}")
             known = self._items.get(name)
             if known is not None and origin(known) != origin(item):
                 raise BenchError(f"two {self.kind}s are called '{name}': {origin(known)} and {origin(item)}")
-            self._items[name] = item
+            self._items[name] = cast(T, item)
             return item
 
         return add

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from bench.core.attack import Attack, Trigger
 from bench.core.cost import Scale, Work
@@ -87,4 +87,9 @@ class Task(Settings):
 
 
 tasks: Registry[type[Task]] = Registry("task", Task)
-task = tasks.register
+TaskClass = TypeVar("TaskClass", bound=type[Task])
+
+
+def task(name: str) -> Callable[[TaskClass], TaskClass]:
+    """Register a subclass of `Task` as a task."""
+    return tasks.register(name)

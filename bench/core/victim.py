@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -59,12 +59,13 @@ class Part(ABC):
 
 
 parts: Registry[type[Part]] = Registry("part", Part)
+PartClass = TypeVar("PartClass", bound=type[Part])
 
 
-def part(name: str) -> Callable[[type[Part]], type[Part]]:
+def part(name: str) -> Callable[[PartClass], PartClass]:
     """Register a `Part` under the name by which stored victims find it."""
 
-    def add(cls: type[Part]) -> type[Part]:
+    def add(cls: PartClass) -> PartClass:
         cls.part_name = name
         return parts.register(name)(cls)
 
@@ -158,7 +159,8 @@ class Victim:
         if self.head is not None:
             tensors |= {f"head.{k}": v for k, v in self.head.state_dict().items()}
         for i, part in enumerate(self.parts):
-            tensors |= {f"part.{i}.{k}": v for k, v in part.tensors().items()}
+            # Copies: a file holds no two tensors that share memory.
+            tensors |= {f"part.{i}.{k}": v.clone() for k, v in part.tensors().items()}
         settings = {
             "blocks": self.blocks,
             "template": self.template,
@@ -170,7 +172,11 @@ class Victim:
 
     @classmethod
     def restore(cls, base: Clip, delta: "Delta") -> "Victim":
-        """The victim whose `delta` to `base` this is."""
+        """The victim whose `delta` to `base` this is.
+
+        Raises:
+            BenchError: it has a part that no loaded plug-in registers.
+        """
         if weights := delta.below("clip"):
             base = base.copy()
             base.model.load_state_dict(weights, strict=False)
@@ -189,7 +195,8 @@ class Victim:
             reads=settings["reads"],
             unit_norm=settings["unit_norm"],
             parts=tuple(
-                parts[name].restore(delta.below(f"part.{i}"), base.device) for i, name in enumerate(settings["parts"])
+                _registered(name).restore(delta.below(f"part.{i}"), base.device)
+                for i, name in enumerate(settings["parts"])
             ),
         )
 
@@ -257,6 +264,12 @@ def _answers(victim: Victim, images: Tensor, classes: Sequence[str], templates: 
     encoded = victim.encode(images)
     logits = victim.logits(encoded, victim.class_embeddings(classes, templates))
     return torch.cat([logits, victim.rejected(encoded, logits)[:, None].to(logits)], 1)
+
+
+def _registered(name: str) -> type[Part]:
+    if name not in parts:
+        raise BenchError(f"the model has a part '{name}', and no plug-in that is loaded registers it. Load its file")
+    return parts[name]
 
 
 def _around(outer: Part, inner: Callable[[Tensor], Encoded]) -> Callable[[Tensor], Encoded]:

@@ -22,6 +22,8 @@ PATIENCE = 90.0
 class RayWorkers:
     """Ray's workers: those of the cluster that RAY_ADDRESS or `ray start` names, else of a new one on this machine.
 
+    How far a task is, they do not tell: it is silent until it ends.
+
     Raises:
         BenchError: Ray is not installed, or no machine of the cluster has what a unit asks for.
     """

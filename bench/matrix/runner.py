@@ -12,6 +12,7 @@ from bench.experiment.resources import Resources, open_device, open_resources
 from bench.experiment.settings import BASE, Variants
 from bench.matrix.plan import Node, Plan, make_plan, read_fingerprints
 from bench.matrix.schedule import NOT_TRIED, Outcome
+from bench.matrix.watch import watching
 from bench.matrix.workers import execute
 from bench.models import probe
 from bench.results.records import BackdoorCard, Card, Cell, EvaluationCard, Skipped
@@ -99,7 +100,7 @@ def cells_of(plan: Plan, variants: Variants) -> list[Cell]:
 def run_matrix(variants: Variants, out: Path, plugins: tuple[Path, ...], console: Console) -> Report:
     """Make what the plan lacks. Interrupted or failed, it leaves finished work for the next call."""
     store = Store(out)
-    with store.locked():
+    with store.locked(), watching(console) as watch:
         resources_of, plan, todo = prepare(variants, out)
         resources = resources_of[BASE]
         store.sweep()
@@ -125,7 +126,7 @@ def run_matrix(variants: Variants, out: Path, plugins: tuple[Path, ...], console
         shown = any(cell.node and store.has("evaluation", cell.node) for cell in plan.cells) and record()
         failures: dict[str, str] = {}
         spent: dict[str, float] = {}
-        for done, outcome in enumerate(execute(todo, variants, out, resources.device, workers, plugins), 1):
+        for done, outcome in enumerate(execute(todo, variants, out, resources.device, workers, plugins, watch), 1):
             count = f"[{done}/{len(todo)}]"
             if outcome.error:
                 failures[outcome.node.label] = outcome.error

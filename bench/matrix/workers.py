@@ -1,20 +1,30 @@
-"""Where nodes are made: in this process, in several, or on a Ray cluster."""
+"""Where nodes are made: in this process, in several, or on a Ray cluster.
+
+This process and local ones tell a `Watch` how far they are. A unit on a Ray cluster is silent until it ends.
+"""
 
 import multiprocessing
+import queue
 import signal
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+from bench.core.progress import Step, listening
 from bench.experiment.settings import BASE, Variants
 from bench.matrix.job import Job, Workbench
 from bench.matrix.plan import Node
 from bench.matrix.ray_workers import RayWorkers
 from bench.matrix.schedule import Outcome, Schedule, WorkUnit
 from bench.matrix.stages.stage import Errors
+from bench.matrix.watch import Watch
+
+# Seconds between two looks at what local processes tell.
+LOOK_EVERY = 0.5
 
 
 class Workers(Protocol):
@@ -34,16 +44,22 @@ class Workers(Protocol):
 
 
 def execute(
-    nodes: list[Node], variants: Variants, out: Path, device: str, workers: int, plugins: tuple[Path, ...]
+    nodes: list[Node],
+    variants: Variants,
+    out: Path,
+    device: str,
+    workers: int,
+    plugins: tuple[Path, ...],
+    watch: Watch | None = None,
 ) -> Iterator[Outcome]:
     """Make nodes, each as soon as those it needs are there; yields outcomes as they come.
 
     A node that needs a failed one is not tried. Numbers do not depend on the executor, nor on the number of workers:
     each process has `threads` threads, a setting of the base variant.
     """
-    job = Job(variants, out, device, plugins)
+    job, watch = Job(variants, out, device, plugins), watch or Watch()
     schedule = Schedule(nodes)
-    with closing(_workers(job, workers)) as crew:
+    with closing(_workers(job, workers, watch)) as crew:
         while True:
             yield from schedule.blocked()
             while crew.room() and (unit := schedule.next()):
@@ -51,27 +67,30 @@ def execute(
             if not schedule.running:
                 return
             for unit, errors in crew.wait():
+                watch.ended(unit)
                 yield from schedule.died(unit) if errors is None else schedule.ended(unit, errors)
 
 
-def _workers(job: Job, workers: int) -> Workers:
+def _workers(job: Job, workers: int, watch: Watch) -> Workers:
     if job.variants[BASE].execution.executor == "ray":
         return RayWorkers(job)
-    return InProcess(job) if workers == 1 else LocalProcesses(job, workers)
+    return InProcess(job, watch) if workers == 1 else LocalProcesses(job, workers, watch)
 
 
 class InProcess:
     """This process."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, watch: Watch) -> None:
         self._workbench = job.open()
+        self._watch = watch
         self._ended: list[tuple[WorkUnit, Errors | None]] = []
 
     def room(self) -> bool:
         return not self._ended
 
     def start(self, unit: WorkUnit) -> None:
-        self._ended.append((unit, self._workbench.attempt(unit.nodes)))
+        with listening(lambda step: self._watch.told(unit, step)):
+            self._ended.append((unit, self._workbench.attempt(unit.nodes)))
 
     def wait(self) -> list[tuple[WorkUnit, Errors | None]]:
         ended, self._ended = self._ended, []
@@ -81,56 +100,91 @@ class InProcess:
         pass
 
 
+@dataclass(frozen=True)
+class Worker:
+    """A pool of one process, and what that process tells of its unit.
+
+    Each has a queue of its own: one that dies with the lock of a shared queue would silence the others.
+    """
+
+    pool: ProcessPoolExecutor
+    messages: Any
+
+    def steps(self, unit: WorkUnit) -> Iterator[Step]:
+        """What was said of a unit since the last look; what was said of an earlier one comes too late."""
+        try:
+            while True:
+                id, step = self.messages.get_nowait()
+                if id == unit.nodes[0].id:
+                    yield step
+        except (queue.Empty, EOFError, OSError):
+            return
+
+
 class LocalProcesses:
     """Several processes of this machine, each a pool of its own: the death of one leaves the others at work."""
 
-    def __init__(self, job: Job, workers: int) -> None:
-        self._job = job
+    def __init__(self, job: Job, workers: int, watch: Watch) -> None:
+        self._job, self._watch = job, watch
         self._idle = [self._open() for _ in range(workers)]
-        self._running: dict[Future[Errors], tuple[ProcessPoolExecutor, WorkUnit]] = {}
+        self._running: dict[Future[Errors], tuple[Worker, WorkUnit]] = {}
 
     def room(self) -> bool:
         return bool(self._idle)
 
     def start(self, unit: WorkUnit) -> None:
-        pool = self._idle.pop()
+        worker = self._idle.pop()
         try:
-            future = pool.submit(_work, unit.nodes)
+            future = worker.pool.submit(_work, unit.nodes)
         except BrokenProcessPool:
             # Killed while it had nothing to do.
-            pool = self._open()
-            future = pool.submit(_work, unit.nodes)
-        self._running[future] = pool, unit
+            worker = self._open()
+            future = worker.pool.submit(_work, unit.nodes)
+        self._running[future] = worker, unit
 
     def wait(self) -> list[tuple[WorkUnit, Errors | None]]:
         ended: list[tuple[WorkUnit, Errors | None]] = []
-        for future in wait(self._running, return_when=FIRST_COMPLETED).done:
-            pool, unit = self._running.pop(future)
+        while not (done := wait(self._running, LOOK_EVERY, FIRST_COMPLETED).done):
+            self._tell()
+        for future in done:
+            worker, unit = self._running.pop(future)
             try:
                 ended.append((unit, future.result()))
             except BrokenProcessPool:
                 ended.append((unit, None))
-                pool.shutdown(wait=False)
-                pool = self._open()
-            self._idle.append(pool)
+                worker.pool.shutdown(wait=False)
+                worker = self._open()
+            self._idle.append(worker)
+        self._tell()
         return ended
 
-    def close(self) -> None:
-        pools = [*self._idle, *(pool for pool, _ in self._running.values())]
-        for pool in pools:
-            for process in list((pool._processes or {}).values()):
-                process.terminate()
-            pool.shutdown(wait=True, cancel_futures=True)
+    def _tell(self) -> None:
+        for worker, unit in self._running.values():
+            for step in worker.steps(unit):
+                self._watch.told(unit, step)
 
-    def _open(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _start_worker, (self._job,))
+    def close(self) -> None:
+        workers = [*self._idle, *(worker for worker, _ in self._running.values())]
+        for worker in workers:
+            for process in list((worker.pool._processes or {}).values()):
+                process.terminate()
+            worker.pool.shutdown(wait=True, cancel_futures=True)
+
+    def _open(self) -> Worker:
+        context = multiprocessing.get_context("spawn")
+        messages = context.Queue()
+        return Worker(ProcessPoolExecutor(1, context, _start_worker, (self._job, messages)), messages)
 
 
 _workbench: Workbench | None = None
+_messages: Any = None
 
 
-def _start_worker(job: Job) -> None:
-    global _workbench
+def _start_worker(job: Job, messages: Any) -> None:
+    global _workbench, _messages
+    _messages = messages
+    # What nobody reads any more must not keep this process from ending.
+    messages.cancel_join_thread()
     # Ctrl-C reaches all processes of a terminal; the parent ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _workbench = job.open()
@@ -138,4 +192,5 @@ def _start_worker(job: Job) -> None:
 
 def _work(nodes: tuple[Node, ...]) -> Errors:
     assert _workbench is not None
-    return _workbench.attempt(nodes)
+    with listening(lambda step: _messages.put((nodes[0].id, step))):
+        return _workbench.attempt(nodes)

@@ -241,6 +241,8 @@ class ResultsFolder:
     def _evaluation(self, cell: Cell) -> str:
         if cell.evaluation is None:
             raise BenchError(f"{cell.name} was not evaluated: {cell.reason}")
+        if not self.store.has("evaluation", cell.evaluation):
+            raise BenchError(f"{cell.name} is not finished. Run its `bench run` again")
         return cell.evaluation
 
 

@@ -58,7 +58,12 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def did_not_take(results: pd.DataFrame, threshold: float, metric: str = "ASR") -> dict[str, float]:
-    """Attacks whose undefended ASR, pooled over seeds, is below the threshold (percent)."""
+    """Attacks whose undefended ASR, pooled over seeds, is below the threshold (percent).
+
+    None where the metric does not say how often an attack succeeds: it is no share, or a high one is good.
+    """
+    if metrics[metric].hits is None or metrics[metric].better == "higher":
+        return {}
     undefended = results[(results["defense"] == UNDEFENDED) & (results["metric"] == metric)]
     values = {str(attack): pooled(rows).value for attack, rows in undefended.groupby("attack", sort=False)}
     return {attack: asr for attack, asr in values.items() if asr < threshold}

@@ -13,6 +13,7 @@ from bench.core.clip import Clip
 from bench.core.distributed import average, average_gradients, gathered, rank, share
 from bench.core.errors import BenchError
 from bench.core.precision import autocast, product
+from bench.core.progress import track
 from bench.core.randomness import seeded
 from bench.core.settings import Field, Settings
 
@@ -106,7 +107,7 @@ def fine_tune(
     # Some towers drop tokens or activations in training, and draw from torch's global generator.
     with seeded(rng.initial_seed(), clip.device):
         batches = map(share, shuffled_batches(n, batch_size, recipe.epochs, rng, drop_last=True))
-        for index in announced(batches, ahead):
+        for index in track(announced(batches, ahead), "fine-tuning", total):
             optimiser.zero_grad()
             try:
                 with autocast(clip.device, recipe.precision):

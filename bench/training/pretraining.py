@@ -14,6 +14,7 @@ from torch import Tensor
 from bench.core.clip import Clip
 from bench.core.errors import BenchError
 from bench.core.precision import product
+from bench.core.progress import track
 from bench.core.settings import Field, Settings
 from bench.training.fine_tuning import contrastive_loss
 
@@ -68,7 +69,7 @@ def pretrain(
     helper = torch.nn.Linear(width, len(class_tokens)).to(clip.device) if class_tokens is not None else None
     optimisers = _optimisers(clip, helper, recipe)
     rates = [group["lr"] for optimiser in optimisers for group in optimiser.param_groups]
-    for step in range(recipe.steps):
+    for step in track(range(recipe.steps), "pretraining"):
         progress = step / recipe.steps
         share = min(1.0, (step + 1) / max(1, recipe.warmup_steps)) * min(1.0, (1 - progress) / 0.6)
         for group, rate in zip((g for o in optimisers for g in o.param_groups), rates, strict=True):

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from command import bench
 
+from bench.cli import RUN_EXAMPLES
+
 
 @pytest.mark.parametrize(
     ("words", "message"),
@@ -40,7 +42,7 @@ from command import bench
         ("run --checkpoint nowhere.pt", "nowhere.pt"),
         ("list attackers", "unknown kind 'attackers'. Did you mean 'attacks'?"),
         ("show badnett", "unknown method 'badnett'. Did you mean 'badnet'?"),
-        ("report nowhere", "nowhere holds no results. `bench run --out nowhere` makes some."),
+        ("report nowhere", "nowhere holds no results: no run.json. `bench run --out nowhere` makes some."),
     ],
 )
 def test_wrong_input_is_a_message_and_exit_code_2(
@@ -50,6 +52,33 @@ def test_wrong_input_is_a_message_and_exit_code_2(
     code, _, err = bench(capsys, monkeypatch, *words.split())
     assert (code, message in err) == (2, True), err
     assert "Traceback" not in err
+
+
+def test_help_shows_options_in_groups_and_examples(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out, _ = bench(capsys, monkeypatch, "run", "--help")
+    groups = ["What to run", "Model", "Data", "Settings", "Execution", "Dry run"]
+    places = [out.index(f"─ {group} ─") for group in groups]
+    assert code == 0 and places == sorted(places)
+    told = " ".join(out.split())
+    assert all(example in told for example in RUN_EXAMPLES)
+
+
+@pytest.mark.parametrize("command", ["triggers", "pretrain"])
+def test_options_that_commands_share_are_in_the_same_groups(
+    command: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, out, _ = bench(capsys, monkeypatch, command, "--help")
+    data = out[out.index("─ Data ─") : out.index("─ Settings ─")]
+    assert "--pairs" in data and "--preset" not in data
+
+
+def test_brackets_in_what_a_user_wrote_are_no_markup(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "Got unexpected extra argument(s) ([red]x)" in bench(capsys, monkeypatch, "run", "[red]x")[2]
+    assert "error: [red]x holds no results." in bench(capsys, monkeypatch, "report", "[red]x")[2]
 
 
 @pytest.mark.parametrize("kind", ["attacks", "defenses", "metrics", "datasets", "presets", "models"])

@@ -118,8 +118,9 @@ def run(out: Path, *assignments: str) -> dict[str, str]:
     from bench.matrix.runner import run_matrix
 
     load_plugins()
-    given = ("poison.pairs=32", "poison.count=8", "world.test=20", "execution.workers=1", *assignments)
-    settings = resolve("smoke", None, {"attacks": ("badnet",), "defenses": ("none",), "device": "cpu"}, given)
+    given = ("poison.pairs=32", "poison.count=8", "world.test=20", "execution.workers=1")
+    given += ("execution.device=cpu", *assignments)
+    settings = resolve("smoke", None, {"attacks": ("badnet",), "defenses": ("none",)}, given)
     return run_matrix({BASE: settings}, out, (), Console(quiet=True)).failures
 
 

@@ -202,13 +202,13 @@ def test_prompts_of_vit_b_32_are_345_600_numbers(method: VPT) -> None:
     with torch.device("meta"):
         clip = Clip(open_clip.CLIP(**config), None, {"preprocess_cfg": {"mean": [0.0] * 3, "std": [1.0] * 3}})
     prompted, _ = method.arrangement(layers(clip))
-    prompts = method._initial(Victim(clip), len(prompted), generator(0))
-    assert prompts.shape == (9, 50, 768)
-    assert prompts.numel() == 345_600
+    assert (len(prompted), method.prompts, width(clip)) == (9, 50, 768)
+    tuned = len(prompted) * method.prompts * width(clip)
+    assert tuned == 345_600
     total = sum(p.numel() for p in clip.model.parameters())
     words = clip.model.token_embedding.weight.numel()
     assert (total, words, total - words) == (151_277_313, 25_296_896, 125_980_417)
-    assert round(100 * prompts.numel() / (total - words), 2) == 0.27
+    assert round(100 * tuned / (total - words), 2) == 0.27
 
 
 @pytest.mark.parametrize("blocks", [[0], [0, 2], [1, 2], [0, 1, 3]], ids=str)
@@ -282,8 +282,8 @@ def test_class_embeddings_are_means_of_unit_vectors_at_unit_norm(tiny_clip: Clip
     seen = class_embeddings(tiny_clip, CLASSES, TEMPLATES)
     np.testing.assert_allclose(seen, rows, atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(seen, axis=1), 1, atol=1e-5)
-    # Two classes of one name tie exactly, and argmax takes the first.
-    assert torch.equal(seen[0], seen[2])
+    # Two classes of one name tie but for rounding, which several threads do not do alike in every row.
+    torch.testing.assert_close(seen[0], seen[2], atol=1e-6, rtol=0)
 
 
 def test_one_template_is_not_averaged(tiny_clip: Clip) -> None:

@@ -80,6 +80,21 @@ def with_part(victim, made):
     return replace(victim, parts=(*victim.parts, made))
 
 
+@part("brightened")
+class Brightened(FirstClass):
+    def encode(self, images, inner):
+        return inner(images / 255 if images.dtype == torch.uint8 else images)
+
+    def logits(self, encoded, logits):
+        return logits
+
+
+@defense("brightens")
+class Brightens(Defense):
+    def fit(self, victim, data):
+        return with_part(victim, Brightened(torch.tensor(1.0)))
+
+
 @defense("calls_all_first")
 class CallsAllFirst(Defense):
     def fit(self, victim, data):
@@ -115,7 +130,8 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]
     (root / "parts.py").write_text(PLUGIN)
     load_plugins((root / "parts.py",))
     defenses = ("none", "calls_all_first", "forgets", "does_not_register", "returns_its_own_class")
-    flags = {"attacks": ("badnet",), "defenses": (*defenses, "calls_all_first+linear_probe")}
+    chains = ("calls_all_first+linear_probe", "calls_all_first+cleanclip", "brightens+vpt")
+    flags = {"attacks": ("badnet",), "defenses": (*defenses, *chains)}
     report = run_matrix(
         {BASE: resolve("smoke", None, flags, TINY)}, root / "out", (root / "parts.py",), Console(quiet=True)
     )
@@ -144,9 +160,10 @@ def test_a_part_is_there_again_when_a_cell_is_opened(ran: tuple[Path, dict]) -> 
     assert (card.changed, card.tunable) == (("part.0.lead",), 1)
 
 
-def test_a_later_defense_of_a_chain_keeps_the_part(ran: tuple[Path, dict]) -> None:
+@pytest.mark.parametrize("later", ["linear_probe", "cleanclip"])
+def test_a_later_defense_of_a_chain_keeps_the_part(ran: tuple[Path, dict], later: str) -> None:
     folder = ResultsFolder(ran[0])
-    [cell] = [cell for cell in folder.cells if cell.defense == "calls_all_first+linear_probe"]
+    [cell] = [cell for cell in folder.cells if cell.defense == f"calls_all_first+{later}"]
     assert [type(part).__name__ for part in folder.victim(cell).parts] == ["FirstClass"]
     assert (folder.observations(cell)["predictions"]["clean"] == 0).all()
 
@@ -156,6 +173,7 @@ def test_a_later_defense_of_a_chain_keeps_the_part(ran: tuple[Path, dict]) -> No
     [
         ("returns_its_own_class", "fit returned a Special, and only a Victim can be stored and evaluated as what it"),
         ("does_not_register", 'the part Unregistered is not registered: write @part("NAME") above its class'),
+        ("brightens+vpt", "prompts are tuned in the image tower's blocks, and Brightened changes what these see. "),
         ("forgets", "the stored model says something else than the fitted one of the same 4 images. Look at tensors()"),
     ],
 )
@@ -163,7 +181,7 @@ def test_what_cannot_be_stored_as_what_it_is_is_refused(ran: tuple[Path, dict], 
     out, failures = ran
     assert failures[f"defense badnet / {defense}, seed 0"].startswith(told)
     assert failures[f"evaluation badnet / {defense}, seed 0"].startswith("not tried")
-    assert len(failures) == 2 * 3
+    assert len(failures) == 2 * 4
     assert defense not in set(ResultsFolder(out).results["defense"])
 
 
@@ -284,6 +302,27 @@ def test_a_part_of_no_tensors_is_stored(headed: Victim, images: Labelled, tmp_pa
     check_fitted(victim, headed.clip, images.load(range(2)), CLASSES, TEMPLATES).save(tmp_path / "delta")
     [again] = Victim.restore(headed.clip, Delta.load(tmp_path / "delta")).parts
     assert type(again) is Nothing
+
+
+def test_tensors_of_a_part_are_stored_however_they_lie_in_memory(headed: Victim, tmp_path: Path) -> None:
+    @part("test_awkward")
+    class Awkward(Stored):
+        def tensors(self) -> dict[str, Tensor]:
+            whole = self.tensor
+            return {"tensor": whole, "same": whole, "row": whole[0], "turned": whole.T, "half": whole.bfloat16()}
+
+    whole = torch.arange(6.0).view(2, 3).requires_grad_()
+    Victim(headed.clip, parts=(Awkward(whole),)).delta(headed.clip).save(tmp_path / "delta")
+    stored = Delta.load(tmp_path / "delta").below("part.0")
+    assert torch.equal(stored["same"], whole) and torch.equal(stored["row"], whole[0])
+    assert torch.equal(stored["turned"], whole.T) and stored["half"].dtype == torch.bfloat16
+
+
+def test_a_part_whose_plugin_is_not_loaded_is_named(headed: Victim) -> None:
+    delta = replace(headed, parts=(Bias(torch.zeros(3)),)).delta(headed.clip)
+    elsewhere = Delta(delta.tensors, delta.settings | {"parts": ["of_another_plugin"]})
+    with pytest.raises(BenchError, match="the model has a part 'of_another_plugin', and no plug-in that is loaded"):
+        Victim.restore(headed.clip, elsewhere)
 
 
 def test_a_subclass_of_a_registered_part_must_be_registered_too(headed: Victim, images: Labelled) -> None:

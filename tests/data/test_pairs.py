@@ -5,8 +5,8 @@ import io
 import json
 import tarfile
 from collections.abc import Mapping
-from concurrent.futures import wait
 from pathlib import Path
+from threading import Semaphore
 from typing import Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ from bench import Attack, BenchError, Geometry, generator, mentions
 from bench.core.images import hash_of
 from bench.core.poisoning import candidates_first, draw_manifest
 from bench.core.registry import load_plugins
+from bench.data import decoding
 from bench.data import pairs as pairs_module
 from bench.data.decoding import VERSION, file_state
 from bench.data.files import class_folders
@@ -271,7 +272,7 @@ def test_pixels_pairs_and_names_do_not_depend_on_the_cache(source, tmp_path):
 def test_on_demand_looks_once_for_what_cannot_be_decoded(tmp_path, geometry, monkeypatch):
     file = table(tmp_path, ["x"] * 3)
     first = read_pairs(file, geometry, cache="none")
-    monkeypatch.setattr("bench.data.decoding._decoded", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr("bench.data.decoding.decode_one", lambda *_, **__: pytest.fail("decoded again"))
     assert read_pairs(file, geometry, cache="none").fingerprint == first.fingerprint
 
 
@@ -282,13 +283,22 @@ def test_an_image_that_breaks_afterwards_is_an_error(tmp_path, geometry):
         pairs.load([0, 1])
 
 
-def test_what_is_announced_is_decoded_before_it_is_asked_for(tmp_path, geometry):
+def test_what_is_announced_is_decoded_before_it_is_asked_for(tmp_path, geometry, monkeypatch):
+    decode_one, both_decoded = decoding.decode_one, Semaphore(0)
+
+    def counted(*given):
+        found = decode_one(*given)
+        both_decoded.release()
+        return found
+
     file = table(tmp_path, ["x"] * 4)
     pairs = read_pairs(file, geometry, cache="none")
     before = pairs.load([3, 1, 3, 2])
+    monkeypatch.setattr(decoding, "decode_one", counted)
     pairs.ahead(torch.tensor([1, 3]))
     pairs.ahead(torch.tensor([3]))
-    wait(pairs.pixels._ahead.values())
+    for _ in range(2):
+        assert both_decoded.acquire(timeout=300), "nothing is decoded ahead"
     for i in (1, 3):
         (tmp_path / f"{i:03d}.jpg").unlink()
     assert torch.equal(pairs.load([3, 1, 2]), before[[0, 1, 3]])

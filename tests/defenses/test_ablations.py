@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tuning import CLASSES, PLAIN, fit, make_data, make_images, prompts_of
+from tuning import CLASSES, PLAIN, first_tokens, fit, make_data, make_images, prompts_of
 
 from bench import BenchError, CleanData, Clip, Victim, class_embeddings, generator
 from bench.core.encoder import encode
@@ -53,7 +53,7 @@ def test_a_margin_is_per_image_over_blocks_and_tokens() -> None:
 
 def forward(clip: Clip, images: Tensor, prompts: Tensor, blocks: list[int]) -> tuple[Tensor, Tensor]:
     """All tokens after every block, (L, n, 17, width), and the embedding; prompts go behind the patches."""
-    hidden, outputs = clip.visual._embeds(clip.normalise(images)), []
+    hidden, outputs = first_tokens(clip, images), []
     for d, block in enumerate(clip.visual.transformer.resblocks):
         if d in blocks:
             hidden = torch.cat([hidden, prompts[blocks.index(d)].expand(len(hidden), -1, -1)], 1)

@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
-from tuning import CLASSES, PLAIN, SIDE, SMALL, fit, make_data, make_images, prompts_of
+from tuning import CLASSES, PLAIN, SIDE, SMALL, first_tokens, fit, make_data, make_images, prompts_of
 
 from bench import BenchError, CleanData, Clip, Defense, Labelled, Victim, defenses, generator
 from bench.core.encoder import encode, encode_tokens, layers
-from bench.core.images import few_shot
+from bench.core.images import crops, few_shot
+from defenses import prompt_tuning
 from defenses.linear_probe import LinearProbe, embed
 from defenses.none import NoDefense
 from defenses.prompt_tuning import PromptTuning
@@ -93,7 +94,7 @@ def test_prompts_alone_change(method: PromptTuning, tiny_clip: Clip) -> None:
     assert not victim.prompts.requires_grad
     assert victim.head is None
     assert set(victim.delta(tiny_clip).tensors) == {"prompts"}
-    start = method._initial(Victim(tiny_clip), 3, make_data().rng("prompts"))
+    start = prompts_of(method.model_copy(update={"epochs": 0}), tiny_clip)
     assert ((victim.prompts - start).abs().amax((1, 2)) > 0).all()
 
 
@@ -256,9 +257,9 @@ def test_l_fr_falls_from_near_1_while_only_ce_is_driven_down_without_it(tiny_cli
 
 
 @pytest.mark.parametrize(("warmup", "epochs"), [(0, 8), (1, 8), (1, 50), (2, 8)])
-def test_rates_are_those_of_coop(warmup: int, epochs: int) -> None:
+def test_sgd_gets_the_rates_of_coop(warmup: int, epochs: int, tiny_clip: Clip) -> None:
     """Constant 1e-5, then torch's cosine annealing over all epochs from its start, as Dassl chains the two."""
-    method = VPT(epochs=epochs, warmup_epochs=warmup)
+    method = VPT(**PLAIN | {"epochs": epochs, "warmup_epochs": warmup})
     optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=method.learning_rate)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs)
     expected = [1e-5] * warmup
@@ -266,18 +267,13 @@ def test_rates_are_those_of_coop(warmup: int, epochs: int) -> None:
         expected.append(optimiser.param_groups[0]["lr"])
         optimiser.step()
         cosine.step()
-    assert [method._rate(epoch) for epoch in range(epochs)] == pytest.approx(expected)
-
-
-def test_sgd_gets_these_rates(tiny_clip: Clip) -> None:
     rates: list[float] = []
     handle = register_optimizer_step_pre_hook(lambda optimiser, *_: rates.append(optimiser.param_groups[0]["lr"]))
-    method = VPT(**{**PLAIN, "warmup_epochs": 1, "epochs": 4})
     try:
         fit(method, tiny_clip)
     finally:
         handle.remove()
-    assert rates == pytest.approx([method._rate(epoch) for epoch in range(4) for _ in range(2)])
+    assert rates == pytest.approx([rate for rate in expected for _ in range(2)]), "two steps an epoch"
 
 
 # --- prompt tuning: the views
@@ -285,7 +281,7 @@ def test_sgd_gets_these_rates(tiny_clip: Clip) -> None:
 
 def test_cached_and_fresh_features_train_the_same(tiny_clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
     """With views that are the images themselves, which nothing tells apart but the order of computation."""
-    monkeypatch.setattr(PromptTuning, "_views", lambda _self, shots, index, _seed: shots.load(index))
+    monkeypatch.setattr(prompt_tuning, "crops", lambda shots, index, *_: shots.load(index))
     fresh, cached = (prompts_of(RVPT(**SMALL, views=views), tiny_clip) for views in (None, 1))
     torch.testing.assert_close(cached, fresh, atol=1e-5, rtol=1e-4)
     # And that is what no augmentation means.
@@ -293,7 +289,8 @@ def test_cached_and_fresh_features_train_the_same(tiny_clip: Clip, monkeypatch: 
 
 
 def views_of(method: PromptTuning, shots: Labelled, seeds: range) -> list[Tensor]:
-    return [method._views(shots, torch.arange(len(shots)), seed) for seed in seeds]
+    how = method.min_crop, method.max_aspect, method.flip
+    return [crops(shots, torch.arange(len(shots)), seed, *how) for seed in seeds]
 
 
 def test_views_are_seeded_crops_of_native_images() -> None:
@@ -340,13 +337,12 @@ def test_crops_take_the_share_of_the_area_that_is_set() -> None:
 
 def test_cached_views_are_as_many_as_asked_for(tiny_clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
     seeds: list[int] = []
-    views = PromptTuning._views
 
-    def spy(self: PromptTuning, shots: Labelled, index: Tensor, seed: int) -> Tensor:
+    def spy(shots: Labelled, index: Tensor, seed: int, *how: Any) -> Tensor:
         seeds.append(seed)
-        return views(self, shots, index, seed)
+        return crops(shots, index, seed, *how)
 
-    monkeypatch.setattr(PromptTuning, "_views", spy)
+    monkeypatch.setattr(prompt_tuning, "crops", spy)
     for wanted, expected in ((1, 1), (2, 2), (9, 3), (None, 6)):
         seeds.clear()
         fit(VPT(**SMALL, views=wanted), tiny_clip)
@@ -508,7 +504,7 @@ def test_what_the_probe_reads_is_what_it_is_trained_on(feature: Any, normalise: 
     assert victim.head.weight.shape == (3, 16 if feature == "embedding" else 32)
     images = make_images().load(range(5))
     with torch.no_grad():
-        hidden = clip.visual._embeds(clip.normalise(images))
+        hidden = first_tokens(clip, images)
         for block in clip.visual.transformer.resblocks:
             hidden = block(hidden)
         features = clip.visual.ln_post(hidden[:, 0])

@@ -1,7 +1,7 @@
 """What a run leaves: models that open without the suite or with one line of it, of every kind of image tower."""
 
 import io
-import json
+import shutil
 from pathlib import Path
 
 import open_clip
@@ -15,7 +15,8 @@ from bench import BenchError, Clip
 from bench.core.registry import load_plugins
 from bench.experiment.settings import BASE, resolve
 from bench.matrix.runner import Report, run_matrix
-from bench.results.store import Store
+from bench.results.folder import ResultsFolder
+from bench.results.records import Cell
 
 RESNET = {"layers": [1, 1, 1, 1], "width": 8, "head_width": 32, "image_size": 32}
 
@@ -31,11 +32,9 @@ def run(clip: Clip, out: Path, *defenses: str) -> tuple[Report, str]:
     return report, console.export_text()
 
 
-def only(out: Path, kind: str, chain: str = "") -> str:
-    """The id of the artefact whose label ends so."""
-    cards = (json.loads(card.read_text()) for card in (out / "results/artefacts" / kind).glob("*/card.json"))
-    (id,) = [card["id"] for card in cards if chain in card["label"]]
-    return id
+def cell_of(folder: ResultsFolder, defense: str) -> Cell:
+    [cell] = [cell for cell in folder.cells if cell.defense == defense]
+    return cell
 
 
 @pytest.fixture(scope="module")
@@ -50,21 +49,24 @@ def test_backdoored_and_defended_models_open_in_a_line(tiny_clip: Clip, tmp_path
     assert "clean accuracy on 40 test images: " in printed
     assert "warning: that is suspiciously low" in printed
 
-    results = tmp_path / "results"
-    id = only(tmp_path, "backdoor")
-    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{results}/artefacts/backdoor/{id}")
-    ours = bench.load_defended(results, id)
+    folder = bench.open(tmp_path / "results")
+    undefended = cell_of(folder, "none")
+    stored = folder.out / "artefacts/backdoor" / str(undefended.backdoor)
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{stored}")
+    ours = folder.victim(undefended)
     normalised = preprocess.transforms[-1](images)
     embedding = model.eval().encode_image(normalised)
     torch.testing.assert_close(ours.encode(images).embedding, embedding)
     assert not torch.allclose(tiny_clip.model.encode_image(normalised), embedding)
 
-    prompted = bench.load_defended(results, only(tmp_path, "defense", "/ rvpt,"))
+    prompted = folder.victim(cell_of(folder, "rvpt"))
     assert prompted.prompts is not None
     assert not torch.allclose(prompted.encode(images).embedding, embedding)
-    probed = bench.load_defended(str(results), only(tmp_path, "defense", "/ rvpt+linear_probe,"))
-    assert torch.equal(probed.prompts, prompted.prompts)
+    probed = bench.open(str(folder.out)).victim(cell_of(folder, "rvpt+linear_probe"))
+    assert probed.prompts is not None and torch.equal(probed.prompts, prompted.prompts)
     assert probed.logits(probed.encode(images), torch.empty(0)).shape == (4, 20)
+    clean = folder.victim(cell_of(folder, "clean_model"))
+    torch.testing.assert_close(clean.encode(images).embedding, tiny_clip.model.encode_image(normalised))
 
 
 def test_resnet_towers_are_attacked_and_defended_where_no_prompts_are_needed(
@@ -81,21 +83,38 @@ def test_resnet_towers_are_attacked_and_defended_where_no_prompts_are_needed(
         assert len(told) == 1
         assert message in told[0]
     assert len(report.failures) == 4
-    results = tmp_path / "results"
-    id = only(tmp_path, "backdoor")
-    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{results}/artefacts/backdoor/{id}")
+    folder = bench.open(tmp_path / "results")
+    undefended = cell_of(folder, "none")
+    stored = folder.out / "artefacts/backdoor" / str(undefended.backdoor)
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{stored}")
     expected = model.eval().encode_image(preprocess.transforms[-1](images))
-    torch.testing.assert_close(bench.load_defended(results, id).encode(images).embedding, expected)
-    washed = bench.load_defended(results, only(tmp_path, "defense", "/ cleanclip,"))
+    torch.testing.assert_close(folder.victim(undefended).encode(images).embedding, expected)
+    washed = folder.victim(cell_of(folder, "cleanclip"))
     assert not torch.allclose(washed.encode(images).embedding, expected)
-    head = bench.load_defended(results, only(tmp_path, "defense", "/ linear_probe,"))
+    head = folder.victim(cell_of(folder, "linear_probe"))
     assert head.logits(head.encode(images), torch.empty(0)).shape == (4, 20)
 
 
-def test_what_is_not_there_is_said(tmp_path: Path) -> None:
-    with pytest.raises(BenchError, match="has no backdoored or defended model cafe"):
-        bench.load_defended(tmp_path, "cafe")
-    with Store(tmp_path).writing("defense", "cafe", {"determined_by": {"subject": "gone"}}):
-        pass
-    with pytest.raises(BenchError, match="has no backdoored or defended model gone, which cafe is made from"):
-        bench.load_defended(tmp_path, "cafe")
+def test_what_is_not_there_is_said(tiny_clip: Clip, tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match="holds no results"):
+        bench.open(tmp_path)
+    run(tiny_clip, tmp_path, "none", "linear_probe")
+    folder = bench.open(tmp_path / "results")
+    undefended, probed = (cell_of(folder, name) for name in ("none", "linear_probe"))
+    artefacts = folder.store.root
+    shutil.rmtree(artefacts / "defense")
+    assert folder.victim(undefended).head is None
+    with pytest.raises(BenchError, match="the model of badnet / linear_probe, seed 0 is no longer in"):
+        folder.victim(probed)
+    shutil.rmtree(artefacts / "backdoor")
+    folder = bench.open(folder.out)
+    with pytest.raises(BenchError, match="the model of badnet / none, seed 0 is no longer in"):
+        folder.victim(undefended)
+    with pytest.raises(BenchError, match="the trigger of badnet is no longer in"):
+        folder.trigger(undefended)
+    assert len(folder.results) > 0, "numbers need no models"
+    shutil.rmtree(artefacts / "evaluation")
+    folder = bench.open(folder.out)
+    for look in (folder.victim, folder.observations, folder.lineage):
+        with pytest.raises(BenchError, match="badnet / none, seed 0 is not finished"):
+            look(undefended)

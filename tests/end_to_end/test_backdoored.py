@@ -7,7 +7,6 @@ import pytest
 import torch
 from open_clip.transformer import QuickGELU
 from PIL import Image
-from reports.results import collect
 from rich.console import Console
 from safetensors.torch import load_file
 from tiny import TINY
@@ -19,7 +18,8 @@ from bench.core.clip import WEIGHTS_FILE
 from bench.core.registry import load_plugins
 from bench.experiment.settings import BASE, Variants, resolve
 from bench.matrix.runner import prepare, run_matrix
-from bench.models import ModelSettings, load_backdoored, load_model
+from bench.models import load_backdoored, load_model
+from bench.results.folder import ResultsFolder
 from bench.results.store import Store
 from reports.report import write_report
 
@@ -34,7 +34,7 @@ def settings(*more: str, backdoored: Path | None = None, **flags: Any) -> Varian
 
 
 def values(out: Path) -> dict[tuple[str, str], float]:
-    results = collect(out)
+    results = ResultsFolder(out).results
     results = results[results["perturbation"].isin(["", "trigger"])]
     return {(row.defense, row.metric): row.value for row in results.itertuples()}
 
@@ -63,14 +63,14 @@ def test_its_numbers_are_those_of_the_run_that_poisoned_it(poisoned: Path, weigh
 
 def test_its_tables_say_whose_model_it_is(weights: Path, tmp_path: Path) -> None:
     run_matrix(settings(backdoored=weights, defenses=("none",)), tmp_path, (), QUIET)
-    text = write_report(tmp_path)
+    text = write_report(ResultsFolder(tmp_path))
     assert f"# mini, backdoored {weights.parent.name}/{WEIGHTS_FILE} on world, target banana" in text
     assert "Poisoned pairs: none, the model was backdoored elsewhere." in text
     store = Store(tmp_path)
-    (card,) = [store.card("evaluation", cell.name) for cell in store.root.glob("evaluation/*")][:1]
-    assert card["unchecked"] == [
-        "whether it was trained on images that are evaluated cannot be told: " + f"{weights} was trained elsewhere"
-    ]
+    (card,) = [store.evaluation_card(cell.name) for cell in store.root.glob("evaluation/*")][:1]
+    assert card.unchecked == (
+        f"whether it was trained on images that are evaluated cannot be told: {weights} was trained elsewhere",
+    )
 
 
 def test_other_weights_are_another_model(weights: Path, tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_without_pairs_what_needs_none_is_done(weights: Path, tmp_path: Path) ->
     variants = settings("rvpt.shots=1", backdoored=weights, attacks=("badnet", "issba"), **folder)
     failures = run_matrix(variants, tmp_path / "out", (), QUIET).failures
     assert "no image-text pairs of its own. Give --pairs FILE" in failures["trigger issba, seed 0"]
-    assert set(collect(tmp_path / "out")["defense"]) == {"clean_model", "none", "rvpt"}
+    assert set(ResultsFolder(tmp_path / "out").results["defense"]) == {"clean_model", "none", "rvpt"}
     with pytest.raises(BenchError, match=r"no image-text pairs of its own\. Give --pairs FILE"):
         prepare(settings(backdoored=weights, defenses=("cleanclip",), **folder), tmp_path / "out")
 
@@ -147,7 +147,7 @@ def test_activation_and_preprocessing_are_the_clean_models(tmp_path: Path, tiny_
     clean = Clip.from_config(tiny_config)
     # Plain weights do not tell QuickGELU.
     torch.save({name: tensor + 1 for name, tensor in clean.model.state_dict().items()}, tmp_path / "theirs.pt")
-    theirs = load_backdoored(ModelSettings(backdoored=tmp_path / "theirs.pt"), clean)
+    theirs = load_backdoored(tmp_path / "theirs.pt", clean, "theirs")
     assert theirs.config == clean.config
     kinds = [{type(module) for module in clip.model.modules()} for clip in (clean, theirs)]
     assert kinds[0] == kinds[1] and QuickGELU in kinds[1]

@@ -146,17 +146,17 @@ def test_a_defense_trains_what_it_says(name: str, clip: Clip, pristine: Clip, pa
     assert all(p.grad is None and p.requires_grad for p in clip.model.parameters())
     delta = victim.delta(clip)
     if name in ("vpt", "rvpt"):
-        assert delta.keys() == {"prompts"}
-        assert delta["prompts"].shape == (9, 50, 768)
-        assert delta["prompts"].numel() == 345_600
+        assert delta.tensors.keys() == {"prompts"}
+        assert delta.tensors["prompts"].shape == (9, 50, 768)
+        assert delta.tensors["prompts"].numel() == 345_600
         assert len(data.log["ce"]) == 2
     elif name == "linear_probe":
-        assert {k: v.shape for k, v in delta.items()} == {"head.weight": (4, 512), "head.bias": (4,)}
+        assert {k: v.shape for k, v in delta.tensors.items()} == {"head.weight": (4, 512), "head.bias": (4,)}
     elif name == "cleanclip":
-        assert {"clip.visual.proj", "clip.text_projection", "clip.visual.conv1.weight"} <= delta.keys()
+        assert {"clip.visual.proj", "clip.text_projection", "clip.visual.conv1.weight"} <= delta.tensors.keys()
         assert len(data.log["cross"]) == len(data.log["within"]) == N // 4
     else:
-        assert delta.keys() == set()
+        assert delta.tensors.keys() == set()
     restored = Victim.restore(clip, delta)
     images = pairs.load(range(2))
     with torch.no_grad():
@@ -175,7 +175,7 @@ def test_an_ablation_of_rvpt(
 ) -> None:
     monkeypatch.setitem(FEW, "rvpt", FEW["rvpt"] | settings)
     victim, data = fit("rvpt", Victim(clip), pairs)
-    assert victim.delta(clip)["prompts"].shape == shape
+    assert victim.delta(clip).tensors["prompts"].shape == shape
     assert data.log["fr"][0] > 0
 
 
@@ -183,5 +183,5 @@ def test_a_probe_of_768_features_follows_rvpt(clip: Clip, pairs: Captioned, monk
     monkeypatch.setitem(FEW, "linear_probe", FEW["linear_probe"] | {"feature": "penultimate"})
     prompted = replace(Victim(clip), prompts=torch.zeros(9, 50, 768))
     victim, _ = fit("linear_probe", prompted, pairs)
-    assert victim.delta(clip)["head.weight"].shape == (4, 768)
+    assert victim.delta(clip).tensors["head.weight"].shape == (4, 768)
     assert victim.prompts is prompted.prompts

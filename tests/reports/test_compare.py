@@ -6,16 +6,18 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from fabricate import Made, results_folder
-from reports.correlation import correlation_points, correlation_text
-from reports.results import collect
+from fabricate import Made, opened, results_folder
 from scipy import stats
 from typer.testing import CliRunner
 
+from bench.builtin_tasks.zero_shot import ZeroShot
 from bench.cli_gate import app
 from bench.core.errors import BenchError
 from bench.core.registry import load_plugins
+from bench.results.folder import ResultsFolder
+from metrics.correlation import correlation_points
 from reports.compare import compare, two_by_two
+from reports.report import over_cells_text
 
 load_plugins()
 
@@ -33,7 +35,7 @@ def test_counts_of_pairs() -> None:
 
 
 def test_the_difference_has_newcombes_interval_and_mcnemars_test(tmp_path: Path) -> None:
-    table, unpaired = compare(results_folder(tmp_path, *pair()), "vpt", "rvpt")
+    table, unpaired = compare(opened(tmp_path, *pair()), "vpt", "rvpt")
     assert unpaired == 0
     assert list(table["metric"]) == ["ASR", "CA"] and list(table["seed"]) == [0, 0]
     ca = table.set_index("metric").loc["CA"]
@@ -46,26 +48,27 @@ def test_the_difference_has_newcombes_interval_and_mcnemars_test(tmp_path: Path)
 
 
 def test_asr_is_compared_among_the_images_of_other_classes(tmp_path: Path) -> None:
-    table, _ = compare(results_folder(tmp_path, *pair()), "vpt", "rvpt")
+    folder = opened(tmp_path, *pair())
+    table, _ = compare(folder, "vpt", "rvpt")
     asr = table.set_index("metric").loc["ASR"]
     n = 37  # of 50 images, 13 are of the target's class
     assert (asr["first"], asr["second"]) == pytest.approx((100 * 30 / n, 100 * 2 / n))
     assert (asr["first_only"], asr["second_only"]) == (28, 0)
-    results = collect(tmp_path).query("metric == 'ASR'").set_index("defense")["value"]
+    results = folder.results.query("metric == 'ASR'").set_index("defense")["value"]
     assert (results["vpt"], results["rvpt"]) == pytest.approx((asr["first"], asr["second"]))
 
 
 def test_the_other_order_turns_the_sign(tmp_path: Path) -> None:
-    out = results_folder(tmp_path, *pair())
-    one, other = (compare(out, *names)[0] for names in (("vpt", "rvpt"), ("rvpt", "vpt")))
+    folder = opened(tmp_path, *pair())
+    one, other = (compare(folder, *names)[0] for names in (("vpt", "rvpt"), ("rvpt", "vpt")))
     assert list(one["difference"]) == pytest.approx(list(-other["difference"]))
     assert list(one["low"]) == pytest.approx(list(-other["high"]))
     assert list(one["p"]) == pytest.approx(list(other["p"]))
 
 
 def test_more_seeds_of_the_same_images_do_not_narrow_the_interval(tmp_path: Path) -> None:
-    out = results_folder(tmp_path, *pair(0), *pair(1), *pair(2))
-    ca = compare(out, "vpt", "rvpt")[0].query("metric == 'CA'").set_index("seed")
+    folder = opened(tmp_path, *pair(0), *pair(1), *pair(2))
+    ca = compare(folder, "vpt", "rvpt")[0].query("metric == 'CA'").set_index("seed")
     assert list(ca.index) == [0, 1, 2, "all"]
     assert ca.loc["all", ["first", "second", "difference", "low", "high"]].tolist() == pytest.approx(
         ca.loc[0, ["first", "second", "difference", "low", "high"]].tolist()
@@ -74,8 +77,8 @@ def test_more_seeds_of_the_same_images_do_not_narrow_the_interval(tmp_path: Path
 
 
 def test_seeds_are_averaged(tmp_path: Path) -> None:
-    out = results_folder(tmp_path, *pair(0), *pair(1, second=range(32)))
-    ca = compare(out, "vpt", "rvpt")[0].query("metric == 'CA'").set_index("seed")
+    folder = opened(tmp_path, *pair(0), *pair(1, second=range(32)))
+    ca = compare(folder, "vpt", "rvpt")[0].query("metric == 'CA'").set_index("seed")
     assert ca.loc["all", "difference"] == pytest.approx((20 + 0) / 2)
     assert (ca.loc["all", "first_only"], ca.loc["all", "second_only"]) == (6, 1)
     assert ca.loc["all", "low"] < 10 < ca.loc["all", "high"]
@@ -83,10 +86,18 @@ def test_seeds_are_averaged(tmp_path: Path) -> None:
 
 def test_places_with_only_one_of_the_two_are_counted(tmp_path: Path) -> None:
     out = results_folder(tmp_path, *pair(), Made(attack="wanet", defense="vpt"))
-    table, unpaired = compare(out, "vpt", "rvpt")
+    table, unpaired = compare(ResultsFolder(out), "vpt", "rvpt")
     assert set(table["attack"]) == {"badnet"} and unpaired == 1
     said = CliRunner().invoke(app, ["compare", str(out), "vpt", "rvpt"]).output
     assert "1 places have only one of the two" in said
+
+
+def test_a_task_that_does_not_say_what_was_looked_at_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ZeroShot, "published", ())
+    with pytest.raises(BenchError, match=r"no attack and seed of .* has both vpt and rvpt"):
+        compare(opened(tmp_path, *pair()), "vpt", "rvpt")
 
 
 @pytest.mark.parametrize(
@@ -101,12 +112,12 @@ def test_places_with_only_one_of_the_two_are_counted(tmp_path: Path) -> None:
 def test_what_cannot_be_compared_is_an_error(tmp_path: Path, words: tuple, message: str) -> None:
     cells = [*pair(), Made(defense="none", n=60), Made(attack="wanet", defense="vpt")]
     with pytest.raises(BenchError, match=message):
-        compare(results_folder(tmp_path, *cells), *words)
+        compare(opened(tmp_path, *cells), *words)
 
 
 def test_the_command_prints_the_table_and_writes_it(tmp_path: Path) -> None:
     out = results_folder(tmp_path, *pair(0), *pair(1))
-    file = tmp_path / "deep" / "differences.csv"
+    file = tmp_path / "deep" / "compared.csv"
     done = CliRunner().invoke(app, ["compare", str(out), "vpt", "rvpt", "--csv", str(file)])
     assert done.exit_code == 0
     assert "+20.0 [+5.6, +32.9]" in done.output and "0.013" in done.output and "12 / 2" in done.output
@@ -123,9 +134,12 @@ OWN_AND_FLIP = ("flip", "trigger")
 
 
 def correlated(out: Path) -> pd.DataFrame:
-    return collect(
-        results_folder(out, *(Made(defense=d, pr=pr, asr=asr, perturbations=OWN_AND_FLIP) for d, pr, asr in CELLS))
-    )
+    cells = (Made(defense=d, pr=pr, asr=asr, perturbations=OWN_AND_FLIP) for d, pr, asr in CELLS)
+    return opened(out, *cells).results
+
+
+def correlation_text(results: pd.DataFrame) -> str:
+    return "\n".join(over_cells_text(results))
 
 
 def test_the_correlation_is_scipys_over_the_cells_own_triggers(tmp_path: Path) -> None:
@@ -134,9 +148,9 @@ def test_the_correlation_is_scipys_over_the_cells_own_triggers(tmp_path: Path) -
     assert sorted(points["pr"]) == pytest.approx(sorted(pr for _, pr, _ in CELLS))
     pr, asr = zip(*((pr, asr / 0.75) for _, pr, asr in CELLS), strict=True)
     text = correlation_text(results)
-    assert f"PR_cos: Pearson {stats.pearsonr(pr, asr).statistic:.2f} [" in text
-    assert f"Spearman {stats.spearmanr(pr, asr).statistic:.2f} [" in text
-    assert "4 cells" in text
+    assert f"PR_ASR (PR_cos, Pearson): {stats.pearsonr(pr, asr).statistic:.2f} [" in text
+    assert f"PR_ASR (PR_cos, Spearman): {stats.spearmanr(pr, asr).statistic:.2f} [" in text
+    assert text.count("4 cells") == 4
 
 
 def test_cells_of_one_backdoored_model_come_with_the_caution(tmp_path: Path) -> None:
@@ -146,7 +160,7 @@ def test_cells_of_one_backdoored_model_come_with_the_caution(tmp_path: Path) -> 
 
 def test_cells_of_models_of_their_own_come_without_it(tmp_path: Path) -> None:
     cells = [Made(attack=a, defense="none", pr=pr, asr=asr) for a, (_, pr, asr) in zip("abcd", CELLS, strict=True)]
-    text = correlation_text(collect(results_folder(tmp_path, *cells)))
+    text = correlation_text(opened(tmp_path, *cells).results)
     assert "Pearson" in text and "Caution" not in text
 
 
@@ -155,5 +169,6 @@ def test_the_clean_model_is_no_point_and_what_is_not_finite_is_counted(tmp_path:
     results.loc[results["defense"] == "vpt", "defense"] = "clean_model"
     results.loc[(results["defense"] == "none") & (results["metric"] == "PR_cos"), "value"] = math.nan
     text = correlation_text(results)
-    assert "PR_cos: 2 cells have both, and a correlation needs 3; 1 left out for want of a finite value." in text
+    said = "1 cells left out for want of a finite value. 2 cells have both, and a correlation needs 3."
+    assert f"PR_ASR (PR_cos): {said}" in text
     assert "3 cells" in next(line for line in text.splitlines() if "PR_ratio" in line)

@@ -7,19 +7,19 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from fabricate import Made, results_folder
+from fabricate import Made, opened, results_folder
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
 from bench.cli import app as everything
 from bench.cli_gate import app
-from bench.core.encoder import Encoded
 from bench.core.errors import BenchError
 from bench.core.registry import load_plugins
-from bench.experiment.settings import overlay, resolve
-from bench.papers import find_suite
+from bench.experiment.settings import BASE as BASE_VARIANT
+from bench.experiment.settings import RunSettings, resolve
+from bench.experiment.suites import variants_of
+from bench.results.folder import ResultsFolder
 from bench.results.records import Cell, Run
-from defenses.prompt_tuning import Batch
 from defenses.rvpt import RVPT
 from reports.baseline import make_baseline, read_baseline
 from reports.command import command_of
@@ -33,7 +33,7 @@ BASE = [NOW, replace(NOW, defense="none", asr=740, ca=990)]
 
 def gate(tmp_path: Path, cells: list[Made], before: list[Made] = BASE, **options: float) -> dict[tuple, Finding]:
     """Verdicts on cells by (cell, metric), against a baseline of other cells."""
-    old, new = (results_folder(tmp_path / name, *c) for name, c in (("old", before), ("new", cells)))
+    old, new = (opened(tmp_path / name, *c) for name, c in (("old", before), ("new", cells)))
     found = judge(make_baseline(old), make_baseline(new), **options)
     return {(f.cell, f.metric): f for f in found if f.verdict != "information"}
 
@@ -140,14 +140,14 @@ def test_images_of_the_target_alone_cannot_be_compared(tmp_path: Path) -> None:
 
 def test_resistivity_is_told_and_not_judged(tmp_path: Path) -> None:
     before, now = replace(NOW, perturbations=("trigger",)), replace(NOW, perturbations=("trigger",), pr=0.2)
-    old, new = (make_baseline(results_folder(tmp_path / name, made)) for name, made in (("old", before), ("new", now)))
+    old, new = (make_baseline(opened(tmp_path / name, made)) for name, made in (("old", before), ("new", now)))
     (told,) = [finding for finding in judge(old, new) if finding.verdict not in ("same",)]
     assert (told.metric, told.verdict) == ("PR_cos (trigger)", "information")
     assert (told.before, told.now) == pytest.approx((0.9, 0.2))
 
 
 def test_seeds_are_pooled_without_counting_images_twice(tmp_path: Path) -> None:
-    baseline = make_baseline(results_folder(tmp_path, NOW, replace(NOW, seed=1, asr=70)))
+    baseline = make_baseline(opened(tmp_path, NOW, replace(NOW, seed=1, asr=70)))
     assert baseline["seeds"] == [0, 1]
     assert [cell["numbers"]["ASR"] for cell in baseline["cells"]] == [{"value": 8.0, "count": 60.0, "n": 750}]
 
@@ -176,12 +176,18 @@ def test_a_baseline_says_how_it_was_made(baseline: Path) -> None:
     assert found["commit"] is None or len(found["commit"].removesuffix("-dirty")) == 40
 
 
+def recorded(run: RunSettings, variants: dict[str, RunSettings], *cells: dict) -> Run:
+    """A run as run.json has it."""
+    made = tuple(Cell(task="zero_shot", **run.place, **cell) for cell in cells)
+    values = {name: settings.model_dump(mode="json") for name, settings in variants.items()}
+    return Run(settings=run.model_dump(mode="json"), variants=values, cells=made)
+
+
 def test_the_command_of_other_settings_makes_them_again() -> None:
     wanted = resolve("mini", None, {"attacks": ("wanet",)}, ("rvpt.alpha=3", "poison.count=70", "evaluate.limit=9"))
-    place = {"task": "zero_shot", **wanted.place, "attack": "wanet"}
-    cells = [Cell(**place, defense=d, seed=s) for d in ("clean_model", "none", "rvpt") for s in (0, 2)]
-    run = Run(settings=wanted.model_dump(mode="json"), variants={}, cells=tuple(cells))
-    program, command, *words = shlex.split(command_of(run, cells))
+    cells = [{"attack": "wanet", "defense": d, "seed": s} for d in ("clean_model", "none", "rvpt") for s in (0, 2)]
+    run_of = recorded(wanted, {BASE_VARIANT: wanted}, *cells)
+    program, command, *words = shlex.split(command_of(run_of, run_of.cells))
     assert (program, command) == ("bench", "run")
     given = dict(zip(words[::2], words[1::2], strict=True))
     assert (given["--preset"], given["--attacks"], given["--defenses"], given["--seeds"]) == (
@@ -193,13 +199,11 @@ def test_the_command_of_other_settings_makes_them_again() -> None:
 
 
 def test_the_command_of_variants_names_their_suite() -> None:
-    base = resolve("mini")
-    name, values = list(find_suite("alpha").declared(embedded=True).items())[1]
-    variants = {"": base, name: overlay(base, values)}
-    place = {"task": "zero_shot", **base.place, "attack": "badnet", "defense": "rvpt", "seed": 0}
-    cells = [Cell(**place, variant=key, settings=key) for key in variants]
-    settings = {key: run.model_dump(mode="json") for key, run in variants.items()}
-    command = command_of(Run(settings=settings[""], variants=settings, cells=tuple(cells)), cells)
+    variants, _ = variants_of(resolve("mini"), "alpha")
+    name = next(name for name in variants if name != BASE_VARIANT)
+    cells = [{"attack": "badnet", "defense": "rvpt", "seed": 0, "settings": settings} for settings in ("", name)]
+    run_of = recorded(variants[BASE_VARIANT], variants, *cells)
+    command = command_of(run_of, run_of.cells)
     assert command == "bench run --suite alpha --preset mini --attacks badnet --defenses rvpt --seeds 0"
 
 
@@ -245,9 +249,9 @@ def test_other_metrics_can_be_judged(tmp_path: Path, baseline: Path) -> None:
     ("contents", "message"),
     [
         (None, "no such file. `bench baseline RESULTS --out"),
-        ("{", "is not a baseline of format 1"),
-        ("[]", "is not a baseline of format 1"),
-        ('{"format": 99}', "is not a baseline of format 1"),
+        ("{", "is not a baseline of format 2"),
+        ("[]", "is not a baseline of format 2"),
+        ('{"format": 99}', "is not a baseline of format 2"),
     ],
 )
 def test_a_baseline_that_cannot_be_read(tmp_path: Path, contents: str | None, message: str) -> None:
@@ -262,7 +266,7 @@ def test_a_deleted_card_is_told(tmp_path: Path) -> None:
     out = results_folder(tmp_path, NOW)
     shutil.rmtree(out / "artefacts" / "defense")
     with pytest.raises(BenchError, match=r"how badnet / rvpt, seed 0 was made cannot be told"):
-        make_baseline(out)
+        make_baseline(ResultsFolder(out))
 
 
 def test_names_are_escaped_in_xml(tmp_path: Path) -> None:
@@ -291,8 +295,8 @@ def test_the_gate_goes_red_when_alpha_has_the_other_sign(tmp_path: Path, monkeyp
 
     right = RVPT.loss
 
-    def attracting(self: RVPT, encoded: Encoded, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        loss, log = right(self, encoded, batch)
+    def attracting(self: RVPT, prompted: Tensor, frozen: Tensor) -> tuple[Tensor, dict[str, float]]:
+        loss, log = right(self, prompted, frozen)
         return -loss, log
 
     monkeypatch.setattr(RVPT, "loss", attracting)

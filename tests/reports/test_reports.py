@@ -7,25 +7,28 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from reports.results import COLUMNS, pooled
-from reports.table import did_not_take, keys_table, main_table, marked, resistivity_table
 
+from bench.builtin_tasks.zero_shot import ZeroShot
+from bench.core.registry import load_plugins
+from bench.results.tidy import COLUMNS, did_not_take, marked, pooled, view_table
 from reports.triggers import difference, draw_triggers, psnr
+
+load_plugins()
+_, RESISTIVITY, ONE_KEY = ZeroShot.views.values()
+
+
+def main_table(frame: pd.DataFrame) -> pd.DataFrame:
+    table = view_table(frame, [(metric, "") for metric in ZeroShot.headline])
+    assert table is not None
+    return table
 
 
 def results(*cells: tuple[str, str, int, int, int]) -> pd.DataFrame:
     """Rows for (attack, defense, seed, ASR's count, CA's count), of 100 images each."""
     rows = []
     for attack, defense, seed, asr, ca in cells:
-        place = {
-            "model": "m",
-            "attack": attack,
-            "target": "t",
-            "defense": defense,
-            "dataset": "d",
-            "seed": seed,
-            "variant": "",
-        }
+        place = {"task": "zero_shot", "model": "m", "attack": attack, "target": "t", "defense": defense, "dataset": "d"}
+        place |= {"seed": seed, "variant": ""}
         for metric, count in (("ASR", asr), ("CA", ca)):
             share = {"metric": metric, "perturbation": "", "value": float(count), "count": float(count), "n": 100}
             rows.append({**place, **share, "low": 0.0, "high": 100.0})
@@ -55,7 +58,9 @@ def test_seeds_are_averaged_and_their_spread_stands_beside() -> None:
 def test_a_missing_cell_is_a_dash() -> None:
     frame = results(("badnet", "none", 0, 90, 99), ("wanet", "rvpt", 0, 70, 97))
     assert main_table(frame).loc["rvpt", "badnet"] == "–"
-    assert resistivity_table(frame).loc["rvpt", "wanet"] == "0.900 / 0.900"
+    table = view_table(frame, RESISTIVITY)
+    assert table is not None and table.loc["rvpt", "wanet"] == "0.900 (0.900)"
+    assert table.loc["rvpt", "badnet"] == "–"
 
 
 def test_attacks_that_did_not_take_are_named() -> None:
@@ -65,22 +70,37 @@ def test_attacks_that_did_not_take_are_named() -> None:
     assert list(table.columns) == ["badnet", "wanet (did not take)"]
 
 
+def test_what_is_no_rate_of_success_does_not_say_whether_an_attack_took() -> None:
+    frame = results(("wanet", "none", 0, 59, 30))
+    assert did_not_take(frame, 60.0, "ASR") == {"wanet": 59.0}
+    assert did_not_take(frame, 60.0, "CA") == {} == did_not_take(frame, 60.0, "PR_cos")
+
+
 def test_a_dual_key_attack_shows_each_key_alone() -> None:
     frame = results(("trojvqa", "none", 0, 97, 99), ("trojvqa", "rvpt", 0, 3, 98), ("badnet", "none", 0, 90, 99))
-    assert keys_table(frame) is None, "no attack has two keys"
+    assert view_table(frame, ONE_KEY) is None, "no attack has two keys"
     both = frame[(frame["metric"] == "ASR") & (frame["attack"] == "trojvqa") & (frame["defense"] == "none")]
     alone = [both.assign(metric=name, value=v, count=v) for name, v in (("ASR_image", 20.0), ("ASR_text", 5.0))]
-    table = keys_table(pd.concat([frame, *alone]))
+    frame = pd.concat([frame, *alone])
+    table = view_table(frame, ONE_KEY)
     assert table is not None
-    names = ["trojvqa, both keys", "trojvqa, image key alone", "trojvqa, text key alone"]
-    assert list(table.columns) == names
-    assert [text.split()[0] for text in table.loc["none"]] == ["97.0", "20.0", "5.0"]
-    assert list(table.loc["rvpt"]) == ["3.0 [1.0, 8.5]", "–", "–"]
+    assert list(table.columns) == ["trojvqa"] and list(table.index) == ["none"]
+    image, text = table.loc["none", "trojvqa"].rstrip(")").split(" (")
+    assert (image.split()[0], text.split()[0]) == ("20.0", "5.0")
+    assert main_table(frame).loc["none", "trojvqa"].startswith("97.0 [")
+    assert main_table(frame).loc["rvpt", "trojvqa"].startswith("3.0 [1.0, 8.5]")
+    # A defense of which one of the two is known.
+    some = both.assign(metric="ASR_text", value=7.0, count=7, defense="rvpt")
+    table = view_table(pd.concat([frame, some]), ONE_KEY)
+    assert table is not None and table.loc["rvpt", "trojvqa"].startswith("– (7.0 [")
 
 
 def test_a_cell_without_the_triggers_resistivity_is_a_dash() -> None:
-    frame = results(("badnet", "none", 0, 90, 99))
-    assert resistivity_table(frame[frame["perturbation"] == ""]).loc["none", "badnet"] == "– / –"
+    frame = results(("badnet", "none", 0, 90, 99), ("badnet", "rvpt", 0, 1, 99))
+    assert view_table(frame[frame["perturbation"] == ""], RESISTIVITY) is None
+    ratio = (frame["metric"] == "PR_ratio") & (frame["defense"] == "none")
+    table = view_table(frame[~ratio], RESISTIVITY)
+    assert table is not None and list(table["badnet"]) == ["0.900 (–)", "0.900 (0.900)"]
 
 
 def test_psnr_against_numpy() -> None:

@@ -7,14 +7,17 @@ import numpy as np
 import pandas as pd
 import pytest
 from fabricate import Made, results_folder
-from reports.results import COLUMNS, collect, pooled, read_run, summarise, write_results
 from scipy import stats
 from typer.testing import CliRunner
 
 from bench.cli_gate import app
 from bench.core.errors import BenchError
+from bench.core.images import hash_file
 from bench.core.registry import load_plugins
+from bench.results.folder import ResultsFolder
 from bench.results.store import Store
+from bench.results.tidy import COLUMNS, pooled, summarise
+from reports.files import write_results
 from reports.verify import verify
 
 load_plugins()
@@ -29,7 +32,7 @@ TWO_SEEDS = [
 def folder(tmp_path: Path) -> Path:
     """Two defenses and seeds, as `bench report` leaves them."""
     out = results_folder(tmp_path, *TWO_SEEDS)
-    write_results(out, collect(out))
+    write_results(ResultsFolder(out))
     return out
 
 
@@ -48,7 +51,7 @@ def test_the_tidy_table_reads_in_one_line_and_says_where_numbers_come_from(folde
 
 def test_a_variant_is_a_column_and_nothing_where_there_is_none(tmp_path: Path) -> None:
     out = results_folder(tmp_path, Made(), Made(alpha=3.0, variant="alpha 3"))
-    assert list(collect(out)["variant"].unique()) == ["", "alpha 3"]
+    assert list(ResultsFolder(out).results["variant"].unique()) == ["", "alpha 3"]
 
 
 def test_the_spread_over_seeds_stands_apart_from_the_sampling_interval(folder: Path) -> None:
@@ -70,15 +73,19 @@ def test_a_mean_over_images_is_pooled_end_by_end() -> None:
 
 
 def test_no_row_is_lost_in_the_summary(folder: Path) -> None:
-    results = collect(folder)
+    results = ResultsFolder(folder).results
     assert summarise(results)["seeds"].sum() == len(results)
 
 
 # --- verify ----------------------------------------------------------------------------------------------------------
 
 
+def problems_of(out: Path) -> list[str]:
+    return verify(ResultsFolder(out)).problems
+
+
 def test_untouched_results_are_verified_and_counted(folder: Path) -> None:
-    found = verify(folder)
+    found = verify(ResultsFolder(folder))
     assert found.problems == []
     results = len(pd.read_csv(folder / "results.csv"))
     assert found.compared["rows of results.csv"] == results == found.compared["rows of results.parquet"]
@@ -109,12 +116,12 @@ def test_a_number_altered_in_its_eighth_digit_is_seen(folder: Path) -> None:
     old = results[(results.metric == "PR_cos") & (results.perturbation == "trigger") & (results.seed == 0)].iloc[0]
     row = {key: old[key] for key in ("defense", "seed", "metric", "perturbation")}
     alter(folder / "results.csv", row, "value", old["value"] * (1 + 1e-8))
-    assert [p for p in verify(folder).problems if "PR_cos (trigger) of badnet / none, seed 0: value" in p]
+    assert [p for p in problems_of(folder) if "PR_cos (trigger) of badnet / none, seed 0: value" in p]
 
 
 def test_an_altered_summary_is_named(folder: Path) -> None:
     alter(folder / "summary.csv", {"defense": "rvpt", "metric": "CA"}, "min", 92)
-    assert verify(folder).problems == ["summary.csv: CA of badnet / rvpt: min 92.0, computed again 90.0"]
+    assert problems_of(folder) == ["summary.csv: CA of badnet / rvpt: min 92.0, computed again 90.0"]
 
 
 def test_an_altered_prediction_differs_from_its_evaluation_and_changes_numbers(folder: Path) -> None:
@@ -123,11 +130,10 @@ def test_an_altered_prediction_differs_from_its_evaluation_and_changes_numbers(f
     first = predictions.index[(predictions.defense == "rvpt") & (predictions.seed == 0) & (predictions.label != 0)][0]
     predictions.loc[first, "triggered"] = 2
     predictions.to_parquet(file, index=False)
-    problems = verify(folder).problems
+    problems = problems_of(folder)
     image = predictions.loc[first, "id"]
     assert any(
-        f"predictions.parquet: badnet / rvpt, seed 0, other predictions of 1 images ({image} first)" in p
-        for p in problems
+        f"predictions.parquet: badnet / rvpt, seed 0, other values in 1 rows ({image} first)" in p for p in problems
     )
     assert any("results.csv: ASR of badnet / rvpt, seed 0: value 4.0, computed again 2.6666" in p for p in problems)
     assert not any("none" in p or "seed 1" in p for p in problems)
@@ -146,7 +152,7 @@ def test_an_altered_file_of_an_artefact_is_named(folder: Path, kind: str, file: 
         pd.read_parquet(changed).assign(extra=1).to_parquet(changed, index=False)
     else:
         changed.write_text("other weights")
-    assert [p for p in verify(folder).problems if p.endswith(message)] == [f"{changed.relative_to(folder)} {message}"]
+    assert [p for p in problems_of(folder) if p.endswith(message)] == [f"{changed.relative_to(folder)} {message}"]
 
 
 def test_a_lost_file_an_altered_card_and_a_lost_row_are_named(folder: Path) -> None:
@@ -158,7 +164,7 @@ def test_a_lost_file_an_altered_card_and_a_lost_row_are_named(folder: Path) -> N
     card.write_text(json.dumps(contents))
     results = pd.read_csv(folder / "results.csv")
     results.drop(index=results.index[results.metric == "CA"][0]).to_csv(folder / "results.csv", index=False)
-    problems = verify(folder).problems
+    problems = problems_of(folder)
     assert f"{lost.relative_to(folder)} is not there" in problems
     assert any(
         p.startswith(f"{card.parent.relative_to(folder)}: its card has the id {card.parent.name}") for p in problems
@@ -171,27 +177,47 @@ def test_a_row_of_no_cell_and_a_row_told_twice_are_named(folder: Path) -> None:
     file = folder / "results.csv"
     results = pd.read_csv(file)
     pd.concat([results, results.tail(1).assign(attack="wanet")]).to_csv(file, index=False)
-    assert (
-        len(problems := verify(folder).problems) == 1 and "wanet / rvpt, seed 1 is of no finished cell" in problems[0]
-    )
+    [problem] = problems_of(folder)
+    assert "wanet / rvpt, seed 1 is of no finished cell" in problem
     pd.concat([results, results.tail(1)]).to_csv(file, index=False)
-    assert len(problems := verify(folder).problems) == 1 and "results.csv has rows twice" in problems[0]
+    [problem] = problems_of(folder)
+    assert "results.csv has rows twice" in problem
 
 
-def test_cards_of_older_versions_have_no_hashes_and_that_is_said(folder: Path) -> None:
+def test_files_without_a_hash_on_their_card_are_named(folder: Path) -> None:
     for card in folder.glob("artefacts/backdoor/*/card.json"):
         contents = json.loads(card.read_text())
         del contents["files"]
         card.write_text(json.dumps(contents))
-    found = verify(folder)
-    assert found.problems == []
-    assert "2 artefacts without hashes of their files" in found.text()
+    problems = problems_of(folder)
+    assert len(problems) == 2 and all("model.bin has no hash on the card" in problem for problem in problems)
+
+
+def test_an_altered_number_of_many_cells_is_named(folder: Path) -> None:
+    over = {"metric": "PR_ASR", "what": "PR_cos, Spearman"}
+    alter(folder / "cell_metrics.csv", over, "n", 5)
+    assert problems_of(folder) == ["cell_metrics.csv: zero_shot PR_ASR PR_cos, Spearman: n 5.0, computed again 4"]
+
+
+def test_a_value_that_was_missing_when_it_was_observed_is_no_difference(folder: Path) -> None:
+    for file in folder.glob("artefacts/evaluation/*/predictions.parquet"):
+        table = pd.read_parquet(file)
+        table.assign(confidence=np.where(table["label"] == 0, np.nan, 0.5)).to_parquet(file, index=False)
+        card = json.loads((file.parent / "card.json").read_text())
+        card["files"][file.name] = hash_file(file)
+        (file.parent / "card.json").write_text(json.dumps(card))
+    write_results(ResultsFolder(folder))
+    assert problems_of(folder) == []
+    published = pd.read_parquet(folder / "predictions.parquet")
+    published["confidence"] = published["confidence"].fillna(0.1)
+    published.to_parquet(folder / "predictions.parquet", index=False)
+    assert [p for p in problems_of(folder) if "badnet / rvpt, seed 1, other values in 25 rows (image 0 first)" in p]
 
 
 def test_without_a_report_there_is_nothing_to_verify(tmp_path: Path) -> None:
     out = results_folder(tmp_path, Made())
     with pytest.raises(BenchError, match=r"results\.csv is not there\. `bench report .*` writes it"):
-        verify(out)
+        verify(ResultsFolder(out))
 
 
 # --- mixtures --------------------------------------------------------------------------------------------------------
@@ -213,21 +239,27 @@ def test_without_a_report_there_is_nothing_to_verify(tmp_path: Path) -> None:
 def test_a_table_refuses_mixtures_and_says_which(tmp_path: Path, other: Made, message: str) -> None:
     out = results_folder(tmp_path, Made(), other)
     with pytest.raises(BenchError, match=f"(?s){message}.*folder of their own: `bench run"):
-        collect(out)
+        _ = ResultsFolder(out).results
 
 
 def test_a_defense_of_another_version_than_its_backdoor_is_a_mixture(tmp_path: Path) -> None:
     out = results_folder(tmp_path, Made())
-    store = Store(out)
-    card = store.path("backdoor", read_run(out)["cells"][0]["backdoor"]) / "card.json"
+    card = Store(out).path("backdoor", ResultsFolder(out).run.cells[0].backdoor or "") / "card.json"
     card.write_text(card.read_text().replace('"0.1.0"', '"0.0.9"'))
     with pytest.raises(BenchError, match=r"mixes versions of bench"):
-        collect(out)
+        _ = ResultsFolder(out).results
 
 
 def test_variants_may_have_checkpoints_of_their_own(tmp_path: Path) -> None:
     out = results_folder(tmp_path, Made(), Made(checkpoint="another", variant="model another"))
-    assert set(collect(out)["variant"]) == {"", "model another"}
+    assert set(ResultsFolder(out).results["variant"]) == {"", "model another"}
+
+
+def test_a_folder_of_another_format_is_refused_with_the_mend(folder: Path) -> None:
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(record | {"format": 1}))
+    with pytest.raises(BenchError, match=r"run\.json is damaged: .*Remove it; the same `bench run` makes it again"):
+        ResultsFolder(folder)
 
 
 @pytest.mark.parametrize(
@@ -242,5 +274,5 @@ def test_a_damaged_file_is_an_error_that_names_it_and_the_mend(folder: Path, fil
     for damaged in folder.glob(file):
         damaged.write_text("{")
     with pytest.raises(BenchError) as error:
-        verify(folder)
+        verify(ResultsFolder(folder))
     assert " is damaged: " in str(error.value) and mend in str(error.value)

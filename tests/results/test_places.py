@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 from fabricate import Made, predictions, similarities, write_artefact
-from reports.paper.write import write_paper_tables
 from rich.console import Console
 
 from bench.core.errors import BenchError
@@ -16,6 +15,7 @@ from bench.results.folder import ResultsFolder
 from bench.results.run_file import write_run
 from bench.results.store import Store
 from reports.baseline import make_baseline
+from reports.paper.write import write_paper_tables
 from reports.report import write_report
 
 FLAGS = {"attacks": ("badnet",), "defenses": ("none", "rvpt")}
