@@ -1,6 +1,7 @@
 """`bench report`: write all tables that a results folder allows, and pictures of its triggers."""
 
 from collections.abc import Iterable
+from itertools import zip_longest
 
 import pandas as pd
 import torch
@@ -62,7 +63,7 @@ def over_cells_text(results: pd.DataFrame) -> list[str]:
     """Metrics over cells, a line each; a note that several lines share stands behind the last of them."""
     rows = over_cells(results).to_dict("records")
     lines = []
-    for row, after in zip(rows, [*rows[1:], None], strict=True):
+    for row, after in zip_longest(rows, rows[1:]):
         value, low, high = (f"{row[name]:.2f}" for name in ("value", "low", "high"))
         number = "" if pd.isna(row["value"]) else f"{value} [{low}, {high}], n = {row['n']:.0f}."
         note = "" if after is not None and after["note"] == row["note"] else row["note"]

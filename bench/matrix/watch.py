@@ -80,7 +80,7 @@ def watching(console: Console) -> Iterator[Watch]:
         return
     columns = (
         # Names of methods may hold brackets, which are no markup.
-        TextColumn("{unit.description}", markup=False),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),

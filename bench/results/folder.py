@@ -64,7 +64,7 @@ class ResultsFolder:
         self.store = Store(self.out)
         self.record = read_run_file(self.out)
         if not self.record.runs:
-            raise BenchError(f"{self.out} holds no results: no {RUN_FILE}. `bench run --out {self.out}` makes some.")
+            raise BenchError(f"{self.out} holds no results. `bench run --out {self.out}` makes some.")
         load_plugins(tuple(file for file in self.record.plugins if file.is_file()))
 
     @property

@@ -150,7 +150,7 @@ def test_the_correlation_is_scipys_over_the_cells_own_triggers(tmp_path: Path) -
     text = correlation_text(results)
     assert f"PR_ASR (PR_cos, Pearson): {stats.pearsonr(pr, asr).statistic:.2f} [" in text
     assert f"PR_ASR (PR_cos, Spearman): {stats.spearmanr(pr, asr).statistic:.2f} [" in text
-    assert text.count("4 cells") == 4
+    assert text.count("n = 4.") == 4
 
 
 def test_cells_of_one_backdoored_model_come_with_the_caution(tmp_path: Path) -> None:
@@ -171,4 +171,4 @@ def test_the_clean_model_is_no_point_and_what_is_not_finite_is_counted(tmp_path:
     text = correlation_text(results)
     said = "1 cells left out for want of a finite value. 2 cells have both, and a correlation needs 3."
     assert f"PR_ASR (PR_cos): {said}" in text
-    assert "3 cells" in next(line for line in text.splitlines() if "PR_ratio" in line)
+    assert "n = 3." in next(line for line in text.splitlines() if "PR_ratio" in line)

@@ -1,6 +1,5 @@
 """Figures from results made by hand, and the pictures of models against references."""
 
-import json
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -9,19 +8,20 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from reports.correlation import correlation_words
 from scipy import stats
 
 from bench.core.clip import Clip
 from bench.core.encoder import tokens
 from bench.core.victim import Victim
 from bench.experiment.settings import RunSettings
+from bench.results.folder import ResultsFolder
+from bench.results.records import Run, RunFile
 from metrics.correlation import pr_asr_correlation
-from reports.figures import draw_all
+from reports.figures import Drawn, draw_all
 from reports.figures.attention import class_attention
 from reports.figures.embedding import project
 from reports.figures.resistivity import intra_class_similarity
-from reports.figures.scatter import resistivity_and_success
+from reports.figures.scatter import correlation_words, resistivity_and_success
 from reports.figures.style import STYLE
 
 
@@ -29,13 +29,28 @@ from reports.figures.style import STYLE
 def folder(tmp_path: Path) -> Path:
     """A results folder that knows its settings and has no models."""
     settings = RunSettings().model_dump(mode="json")
-    (tmp_path / "run.json").write_text(json.dumps({"settings": settings, "plugins": [], "cells": []}))
+    record = RunFile(runs=(Run(settings=settings, variants={"": settings}, cells=()),))
+    (tmp_path / "run.json").write_text(record.model_dump_json())
     return tmp_path
+
+
+def draw(folder: Path, numbers: list[dict]) -> dict[str, Drawn]:
+    """The figures of these rows, by name."""
+    results = ResultsFolder(folder)
+    results.results = pd.DataFrame(numbers)
+    return {figure.name: figure for figure in draw_all(results)}
 
 
 def rows(attack: str, defense: str, variant: str = "", seed: int = 0, **values: float) -> list[dict]:
     """Rows of one cell: shares of 100 images, and PR on two perturbations."""
-    place = {"model": "mini", "attack": attack, "target": "banana", "defense": defense, "dataset": "world"}
+    place = {
+        "task": "zero_shot",
+        "model": "mini",
+        "attack": attack,
+        "target": "banana",
+        "defense": defense,
+        "dataset": "world",
+    }
     found = []
     for metric, value in values.items():
         share = metric in ("ASR", "CA")
@@ -62,7 +77,7 @@ def test_a_sweep_is_drawn_in_the_order_of_its_numbers(folder: Path) -> None:
         *rows("badnet", "rvpt", "alpha=2", 0, ASR=10, CA=90),
         *rows("badnet", "rvpt", "alpha=2", 1, ASR=30, CA=90),
     ]
-    drawn = {figure.name: figure for figure in draw_all(folder, pd.DataFrame(matrix() + sweep))}
+    drawn = draw(folder, matrix() + sweep)
     numbers = pd.read_csv(folder / "figures" / "figure3b.csv")
     success = numbers[numbers["metric"] == "ASR"]
     assert list(success["setting"]) == [0.5, 2, 10]
@@ -78,7 +93,7 @@ def test_what_cannot_be_drawn_says_what_fills_it_and_leaves_no_old_picture(folde
     old = folder / "figures" / "figure3a.svg"
     old.parent.mkdir()
     old.write_text("of earlier results")
-    drawn = {figure.name: figure for figure in draw_all(folder, pd.DataFrame(matrix()))}
+    drawn = draw(folder, matrix())
     assert drawn["figure3a"].missing == f"needs the variants shots=...: `bench run --suite shots --out {folder}`"
     assert drawn["figureS4"].missing.endswith(f"`bench run --suite permutation --out {folder}`")
     assert "the cell of badnet and clean_model" in drawn["figure1"].missing
@@ -89,7 +104,7 @@ def test_what_cannot_be_drawn_says_what_fills_it_and_leaves_no_old_picture(folde
 
 def test_permutations_stand_beside_their_scheme(folder: Path) -> None:
     variants = [row for name in ("mix", "split") for row in rows("badnet", "rvpt", name, ASR=9, CA=90)]
-    drawn = {figure.name: figure for figure in draw_all(folder, pd.DataFrame(matrix() + variants))}
+    drawn = draw(folder, matrix() + variants)
     assert not drawn["figureS4"].missing
     assert list(pd.read_csv(folder / "figures" / "figureS4.csv")["variant"].unique()) == ["split", "mix"]
 

@@ -7,12 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
-from test_contrastive import tune
-from test_defenses import SMALL, fit
-from test_executors import plan_of, settings
-from test_issba import TINY as TINY_ENCODER
-from test_issba import preparation
-from test_trojvqa import CLASSES, TEMPLATES, noise
+from tuning import SMALL, fit
 
 from attacks.issba import ISSBA
 from attacks.trojvqa import TrojVQA
@@ -22,11 +17,16 @@ from bench.core.progress import Step, listening, step, track
 from bench.core.registry import load_plugins
 from bench.experiment.settings import BASE
 from bench.matrix.plan import Node
-from bench.matrix.schedule import Task
+from bench.matrix.schedule import WorkUnit
 from bench.matrix.watch import Bars, Lines, Watch, watching
 from bench.matrix.workers import execute
 from bench.results.store import Store
 from defenses.rvpt import RVPT
+from tests.attacks.test_issba import TINY as TINY_ENCODER
+from tests.attacks.test_issba import preparation
+from tests.attacks.test_trojvqa import CLASSES, TEMPLATES, noise
+from tests.matrix.test_workers import plan_of, settings
+from tests.training.test_contrastive import tune
 
 TALKERS = """
 import os, signal, time
@@ -56,10 +56,10 @@ class Heard(Watch):
         self.steps: list[tuple[str, Step]] = []
         self.over: list[str] = []
 
-    def told(self, task: Task, step: Step) -> None:
+    def told(self, task: WorkUnit, step: Step) -> None:
         self.steps.append((task.nodes[0].label, step))
 
-    def ended(self, task: Task) -> None:
+    def ended(self, task: WorkUnit) -> None:
         self.over += [node.label for node in task.nodes]
 
 
@@ -70,8 +70,8 @@ def every_step(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
     return []
 
 
-def task(*labels: str) -> Task:
-    return Task(tuple(Node(id=a, kind="trigger", attack=a, seed=0) for a in labels))
+def task(*labels: str) -> WorkUnit:
+    return WorkUnit(tuple(Node(id=a, kind="trigger", attack=a, seed=0) for a in labels))
 
 
 # --- loops
@@ -150,7 +150,7 @@ def test_the_optimisation_of_a_patch_tells_its_steps(tiny_clip: Clip, every_step
 
 
 def test_work_in_this_process_is_told_with_its_task(tmp_path: Path) -> None:
-    run, watch = settings("evaluate.perturbations=[]", "rvpt.views=null", defenses=("rvpt",)), Heard()
+    run, watch = settings("zero_shot.perturbations=[]", "rvpt.views=null", defenses=("rvpt",)), Heard()
     with Store(tmp_path).locked():
         nodes = list(plan_of(run, tmp_path).nodes.values())
         outcomes = list(execute(nodes, {BASE: run}, tmp_path, "cpu", 1, (), watch))
@@ -176,7 +176,7 @@ def talkers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def in_two_processes(plugin: Path, *names: str) -> tuple[Heard, set[str]]:
     """What is heard of defenses, and the nodes that failed."""
-    run, watch, out = settings("evaluate.perturbations=[]", defenses=names), Heard(), plugin.parent / "out"
+    run, watch, out = settings("zero_shot.perturbations=[]", defenses=names), Heard(), plugin.parent / "out"
     with Store(out).locked():
         nodes = list(plan_of(run, out).nodes.values())
         outcomes = list(execute(nodes, {BASE: run}, out, "cpu", 2, (plugin,), watch))
