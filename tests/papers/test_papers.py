@@ -298,7 +298,20 @@ def test_a_folder_without_a_paper_is_told(tmp_path: Path) -> None:
         register(tmp_path)
 
 
-# --- bench's own
+# --- bench's own, and that of the documentation
+
+
+def test_the_paper_of_the_documentation_is_one(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "papers.md").read_text()
+    example = page.split("```yaml\n")[1].split("```")[0]
+    for part in example.split("# ")[1:]:
+        name, text = part.split("\n", 1)
+        (tmp_path / name).write_text(text)
+    paper = register(tmp_path)
+    table = paper.tables["table-1"]
+    assert [method.label for method in paper.methods_of(table)] == ["none", "cleanclip", "Longer"]
+    base = resolve("mini", suite=suite_settings(table.suite))
+    assert set(variants_of(base, table.suite)[0]) == {BASE, "long"}
 
 
 def test_presets_of_papers_are_there() -> None:
