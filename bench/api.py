@@ -48,7 +48,9 @@ def run(
         out: the results folder.
         plugins: Python files that register methods.
         quiet: print nothing.
-        settings: any other, as in a YAML file: `rvpt={"alpha": 3}`, `execution={"workers": 1}`, `target="key"`.
+        settings: any other, as in a YAML file: `rvpt={"alpha": 3}`, `target="key"`. Work is done in this process,
+            unless `execution={"workers": 2}` or the like asks for more: Python then imports a script anew in each of
+            them, so the call must stand below `if __name__ == "__main__":`.
 
     Raises:
         BenchError: a setting cannot be used, or some artefacts failed; what is finished is in `bench.open(out)`.
@@ -60,6 +62,7 @@ def run(
     load_plugins(files)
     lists = {"attacks": _names(attacks), "defenses": _names(defenses), "tasks": _names(tasks), "seeds": seeds}
     flags = {name: value for name, value in lists.items() if value is not None} | settings
+    flags["execution"] = {"workers": 1} | flags.get("execution", {})
     base = resolve(preset, None, flags, suite=suite_settings(suite))
     variants, left_out = variants_of(base, suite)
     console = Console(quiet=quiet, markup=False, highlight=False)

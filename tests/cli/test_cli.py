@@ -42,7 +42,7 @@ from bench.cli import RUN_EXAMPLES
         ("run --checkpoint nowhere.pt", "nowhere.pt"),
         ("list attackers", "unknown kind 'attackers'. Did you mean 'attacks'?"),
         ("show badnett", "unknown method 'badnett'. Did you mean 'badnet'?"),
-        ("report nowhere", "nowhere holds no results: no run.json. `bench run --out nowhere` makes some."),
+        ("report nowhere", "nowhere holds no results. `bench run --out nowhere` makes some."),
     ],
 )
 def test_wrong_input_is_a_message_and_exit_code_2(

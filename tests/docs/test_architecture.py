@@ -22,36 +22,15 @@ ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "architecture.md").read_text()
 FIRST_PARTY = ("attacks", "bench", "defenses", "metrics", "reports")
 # Called on the way of a number, and no part of it: looked up, read, counted or checked.
-ASIDE = set(
-    """
-    attacks/patch.py
-    bench/core/code_state.py
-    bench/core/dataset.py
-    bench/core/distributed.py
-    bench/core/errors.py
-    bench/core/metric.py
-    bench/core/precision.py
-    bench/core/progress.py
-    bench/core/randomness.py
-    bench/core/registry.py
-    bench/core/settings.py
-    bench/core/task.py
-    bench/data/decoding.py
-    bench/data/world.py
-    bench/experiment/settings.py
-    bench/matrix/cards.py
-    bench/matrix/leakage_check.py
-    bench/matrix/plan.py
-    bench/matrix/watch.py
-    bench/matrix/workers.py
-    bench/models/checkpoint.py
-    bench/models/load.py
-    bench/results/records.py
-    bench/results/run_file.py
-    metrics/correlation.py
-    metrics/resistivity.py
-    """.split()
-)
+ASIDE = {
+    "attacks/patch.py", "bench/core/code_state.py", "bench/core/dataset.py", "bench/core/distributed.py",
+    "bench/core/errors.py", "bench/core/metric.py", "bench/core/precision.py", "bench/core/progress.py",
+    "bench/core/randomness.py", "bench/core/registry.py", "bench/core/settings.py", "bench/core/task.py",
+    "bench/data/decoding.py", "bench/data/world.py", "bench/experiment/settings.py", "bench/matrix/cards.py",
+    "bench/matrix/leakage_check.py", "bench/matrix/plan.py", "bench/matrix/watch.py", "bench/matrix/workers.py",
+    "bench/models/checkpoint.py", "bench/models/load.py", "bench/results/records.py", "bench/results/run_file.py",
+    "metrics/correlation.py", "metrics/resistivity.py",
+}  # fmt: skip
 
 
 def layers() -> list[list[str]]:

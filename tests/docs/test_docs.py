@@ -12,10 +12,13 @@ import typer
 
 from bench import attacks, defenses, metrics
 from bench.cli import app
+from bench.core.registry import load_plugins
 from bench.core.settings import Settings
 from bench.experiment.settings import resolve
 from bench.papers import suites
 from metrics.perturbations import PERTURBATIONS
+
+load_plugins()
 
 for package in ("attacks", "defenses", "metrics", "bench.data"):
     importlib.import_module(package)
