@@ -143,7 +143,7 @@ def run(
     target: Target = None,
     pairs: Pairs = None,
     preset: Preset = "mini",
-    paper: Annotated[str | None, _option(SETTINGS, "v1 or v3: whose settings a paper- preset has.")] = None,
+    paper: Annotated[str | None, _option(SETTINGS, "A paper's version, such as v3, on a preset of it.")] = None,
     config: Config = None,
     set: Set = [],  # noqa: B006
     plugin: Plugin = [],  # noqa: B006
@@ -193,7 +193,7 @@ def run(
 @app.command()
 def report(
     out: Annotated[Path, typer.Argument(help="A results folder.")] = Path("results"),
-    published: Annotated[str | None, typer.Option(help="Show the paper's numbers beside: v1 or v3.")] = None,
+    published: Annotated[str | None, typer.Option(help="Show a paper's numbers beside: a version, such as v1.")] = None,
     html: Annotated[bool, typer.Option("--html", help="Write one page with all of it, too: report.html.")] = False,
 ) -> None:
     """Write tables, figures, tidy results, predictions and trigger pictures of a results folder anew."""

@@ -46,7 +46,7 @@ def _file(kind: type[T], file: Path) -> T:
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise BenchError(f"{file} is no YAML: {error}") from None
+        raise BenchError(f"{file} is no YAML: {error}\n{HINT}") from None
     return _checked(kind, {} if values is None else values, file)
 
 

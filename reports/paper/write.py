@@ -35,7 +35,11 @@ def write_paper_tables(folder: ResultsFolder, source: str | None = None) -> tupl
         if table.measured:
             _write(out / TABLES, table, list(notes(table, out)), about_published(table, source) if source else "")
     written = [f"- [{table.title}]({TABLES}/{table.stem}.md)" for table in tables if table.measured]
-    lacking = [f"- not measured: {t.title} ({t.spec.suite}): {remedy(t, out)}" for t in tables if not t.measured]
+    lacking = [
+        f"- not measured: {t.title} ({suite_name(t.paper, t.spec.suite)}): {remedy(t, out)}"
+        for t in tables
+        if not t.measured
+    ]
     return written, lacking
 
 
