@@ -74,6 +74,11 @@ class Dataset(Settings):
     allow_overlap: bool = Field(False, description="evaluate although training images or pairs are in the split too")
 
     @property
+    def name(self) -> str:
+        """What the data set is registered as."""
+        return next((name for name in datasets if datasets[name] is type(self)), type(self).__name__)
+
+    @property
     def single(self) -> str:
         """The one prompt of `prompts: single`."""
         return "a photo of a {}."

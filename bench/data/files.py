@@ -69,10 +69,6 @@ class FileDataset(Dataset):
             raise BenchError(f"there is no folder {self.root}. Give --data-root DIR. {self.layout}")
         return next((self.root / place for place in self.places if (self.root / place).is_dir()), self.root)
 
-    @property
-    def name(self) -> str:
-        return next((name for name in datasets if datasets[name] is type(self)), type(self).__name__)
-
     def lacking(self, what: str) -> BenchError:
         """The error for something that is not where it should be."""
         check = f"`bench data check {self.name} --data-root {self.root}` says where to get it."

@@ -33,6 +33,11 @@ class Pretraining(Settings):
     first_scale: float = Field(14.3, gt=0, description="logit scale up to 30 % of the steps")
     last_scale: float = Field(100.0, gt=0, description="logit scale from 80 % of the steps on")
     class_loss: float = Field(1.0, ge=0, description="weight of the cross-entropy against class prompts")
+    true_captions: float = Field(
+        0.6, ge=0, le=1, description="share of the steps, from the first, with true captions of the world and class loss"
+    )
+    wrong: float = Field(0.5, ge=0, le=1, description="after them: share of captions that name another picture's class")
+    vague: float = Field(0.1, ge=0, le=1, description="after them: share of captions that name no class")
     min_crop: float = Field(1.0, gt=0, le=1, description="smallest area of random crops of a user's pairs; 1: no crop")
     flip: bool = Field(False, description="mirror half of a user's images")
 
@@ -48,15 +53,16 @@ def scale_at(progress: float, first: float, last: float) -> float:
 
 def pretrain(
     clip: Clip,
-    batch: Callable[[], tuple[Tensor, Tensor, Tensor | None]],
+    batch: Callable[[float], tuple[Tensor, Tensor, Tensor | None]],
     class_tokens: Tensor | None,
     recipe: Pretraining,
     report: Callable[[int, float], None] = lambda _step, _loss: None,
 ) -> None:
     """Train `clip` in place.
 
-    `batch()` gives the next images (uint8), tokens and, where known, labels into `class_tokens`. With labels, a linear
-    helper head on the image embedding speeds up the first half of the run; it is thrown away.
+    `batch(progress)`, progress from 0 to 1, gives the next images (uint8), tokens and, where known, labels into
+    `class_tokens`. With labels, a linear helper head on the image embedding speeds up the first half of the run; it is
+    thrown away.
 
     Raises:
         BenchError: this torch has no Muon.
@@ -75,7 +81,7 @@ def pretrain(
         for group, rate in zip((g for o in optimisers for g in o.param_groups), rates, strict=True):
             group["lr"] = rate * share
         clip.model.logit_scale.fill_(math.log(scale_at(progress, recipe.first_scale, recipe.last_scale)))
-        images, tokens, labels = batch()
+        images, tokens, labels = batch(progress)
         raw = clip.model.encode_image(clip.normalise(images))
         vision = F.normalize(raw, dim=-1)
         if labels is None or class_tokens is None or helper is None:
