@@ -38,12 +38,12 @@ class BadCLIP(OptimisedPatch):
         "random", description="pairs to poison; mixed: one third at the target's boundary, one far off, one random"
     )
 
-    def objective(self, given: Preparation, rows: Tensor) -> Objective:
-        clip, texts = given.clip, given.pairs.captions
-        targets = _target_rows(given)
-        pool = embed(clip, given.pairs, targets, self.batch_size)
-        rng, synonyms = given.rng("patch", "objective"), wordnet()
-        given.record(patch_targets=len(targets), wordnet=synonyms is not None)
+    def objective(self, preparation: Preparation, rows: Tensor) -> Objective:
+        clip, texts = preparation.clip, preparation.pairs.captions
+        targets = _target_rows(preparation)
+        pool = embed(clip, preparation.pairs, targets, self.batch_size)
+        rng, synonyms = preparation.rng("patch", "objective"), wordnet()
+        preparation.record(patch_targets=len(targets), wordnet=synonyms is not None)
         drawn = targets[torch.randint(len(targets), (len(rows),), generator=rng)]
         caption = {row: texts[i] for row, i in zip(rows.tolist(), drawn.tolist(), strict=True)}
 
@@ -68,7 +68,7 @@ class BadCLIP(OptimisedPatch):
     def view(self, images: Tensor, rng: torch.Generator) -> Tensor:
         if torch.rand((), generator=rng) >= self.augmented_images:
             return images
-        # Here, as it takes longer to import than torch.
+        # Imported late: it takes longer to import than torch.
         from torchvision.transforms.v2 import AutoAugment
 
         policy = AutoAugment()
@@ -76,29 +76,29 @@ class BadCLIP(OptimisedPatch):
         with seeded(int(torch.randint(2**62, (), generator=rng))):
             return torch.stack([policy(image) for image in images])
 
-    def choose(self, given: Preparation, count: int, rng: torch.Generator) -> list[int]:
+    def choose(self, preparation: Preparation, count: int, rng: torch.Generator) -> list[int]:
         if self.selection == "random":
-            return super().choose(given, count, rng)
-        to_target, gap = self._similarities(given)
+            return super().choose(preparation, count, rng)
+        to_target, gap = self._similarities(preparation)
         return mixed_selection(to_target, gap, count, rng)
 
     def captions(
-        self, originals: Sequence[str], templates: Sequence[str], given: Preparation, rng: torch.Generator
+        self, originals: Sequence[str], templates: Sequence[str], preparation: Preparation, rng: torch.Generator
     ) -> list[str]:
         """Natural captions of the target, from a pool; fewer than asked for are all taken, and the log tells."""
-        texts = list(dict.fromkeys(given.pairs.captions[i] for i in _target_rows(given).tolist()))
+        texts = list(dict.fromkeys(preparation.pairs.captions[i] for i in _target_rows(preparation).tolist()))
         pool = [texts[i] for i in torch.randperm(len(texts), generator=rng)[: self.caption_pool].tolist()]
-        given.record(caption_pool=len(pool))
+        preparation.record(caption_pool=len(pool))
         return [pool[i] for i in torch.randint(len(pool), (len(originals),), generator=rng).tolist()]
 
     @torch.no_grad()
-    def _similarities(self, given: Preparation) -> tuple[Tensor, Tensor]:
+    def _similarities(self, preparation: Preparation) -> tuple[Tensor, Tensor]:
         """Of every image (n,): cosine to the target's prompt, and how far below the best class's that is."""
-        texts = class_embeddings(given.clip, given.classes, given.templates)
-        target = given.classes.index(given.target)
+        texts = class_embeddings(preparation.clip, preparation.classes, preparation.templates)
+        target = preparation.classes.index(preparation.target)
         rows = []
-        for part in torch.arange(len(given.pairs)).split(self.batch_size):
-            cosines = given.clip.encode_image(given.pairs.load(part)) @ texts.T
+        for part in torch.arange(len(preparation.pairs)).split(self.batch_size):
+            cosines = preparation.clip.encode_image(preparation.pairs.load(part)) @ texts.T
             rows.append(torch.stack([cosines[:, target], cosines.max(1).values - cosines[:, target]]).cpu())
         to_target, gap = torch.cat(rows, 1)
         return to_target, gap
@@ -138,11 +138,11 @@ def mixed_selection(to_target: Tensor, gap: Tensor, count: int, rng: torch.Gener
     return [*chosen, *others][:count]
 
 
-def _target_rows(given: Preparation) -> Tensor:
-    rows = named(given)
+def _target_rows(preparation: Preparation) -> Tensor:
+    rows = named(preparation)
     if not len(rows):
         raise BenchError(
             f"badclip takes captions and images of the target from the pairs, and no caption names "
-            f"'{given.target}'. Give --pairs with such captions, or another --target"
+            f"'{preparation.target}'. Give --pairs with such captions, or another --target"
         )
     return rows

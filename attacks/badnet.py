@@ -30,11 +30,11 @@ class BadNet(Attack):
     place: Place = Field("random", description="where the patch goes; random is drawn per image")
     overflow: Literal["clip", "wrap"] = Field("clip", description="noise out of range: clipped, or modulo 256")
 
-    def prepare(self, given: Preparation) -> dict[str, Tensor]:
+    def prepare(self, preparation: Preparation) -> dict[str, Tensor]:
         if self.patch_image is not None:
             return {"patch": read_patch(self.patch_image, self.size)}
         if self.pattern == "fixed":
-            return {"patch": torch.rand(3, self.size, self.size, generator=given.rng("patch"))}
+            return {"patch": torch.rand(3, self.size, self.size, generator=preparation.rng("patch"))}
         if self.pattern == "checker":
             # White where row and column are both even (Detect-CLIP-Backdoor-Samples).
             patch = torch.zeros(3, self.size, self.size)

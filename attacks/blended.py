@@ -36,14 +36,14 @@ class Blended(Attack):
             raise ValueError("key = image and key_image = FILE go together")
         return self
 
-    def prepare(self, given: Preparation) -> dict[str, Tensor]:
-        # Here, as it takes longer to import than torch.
+    def prepare(self, preparation: Preparation) -> dict[str, Tensor]:
+        # Imported late: it takes longer to import than torch.
         from torchvision.transforms.v2 import functional as TF
 
-        size = given.clip.image_size
+        size = preparation.clip.image_size
         if self.key == "fixed":
             cells = self.key_cells or size
-            key = torch.rand(1, 3, cells, cells, generator=given.rng("key"))
+            key = torch.rand(1, 3, cells, cells, generator=preparation.rng("key"))
             return {"key": TF.resize(key, [size, size], antialias=True)[0].clamp(0, 1)}
         if self.key == "image":
             picture = read_picture(self.key_image, "key_image")

@@ -72,7 +72,7 @@ class ISSBA(Attack):
     min_bit_accuracy: float = Field(0.98, ge=0, le=1, description="share of bits read back that ends training")
     min_psnr: float = Field(26.0, ge=0, description="PSNR that ends training", unit="dB")
 
-    def prepare(self, given: Preparation) -> dict[str, Tensor]:
+    def prepare(self, preparation: Preparation) -> dict[str, Tensor]:
         """Train the encoder; gives its weights, the decoder's and the message.
 
         The log gets the curves of both losses (every step) and of `Quality` (every `check_every` steps).
@@ -81,11 +81,11 @@ class ISSBA(Attack):
             BenchError: fewer than 4 pairs; or `min_bit_accuracy` and `min_psnr` not reached within `max_steps`.
         """
         message = encode_message(self.text, self.bits)
-        order = torch.randperm(len(given.pairs), generator=given.rng("held out"))
+        order = torch.randperm(len(preparation.pairs), generator=preparation.rng("held out"))
         held_out = order[: min(self.held_out, len(order) // 4)]
         if not len(held_out):
             raise BenchError(f"issba trains on the pairs' images, and {len(order)} are too few. Raise poison.pairs")
-        encoder, decoder = self._train(given, order[len(held_out) :], held_out, message)
+        encoder, decoder = self._train(preparation, order[len(held_out) :], held_out, message)
         weights = {f"encoder.{k}": v for k, v in encoder.state_dict().items()}
         weights |= {f"decoder.{k}": v for k, v in decoder.state_dict().items()}
         return {"message": message} | {k: v.detach().cpu().contiguous() for k, v in weights.items()}
@@ -116,10 +116,12 @@ class ISSBA(Attack):
             network.load_state_dict({k: v.to(images.device) for k, v in weights.items()}, assign=True)
         return encoder, decoder
 
-    def _train(self, given: Preparation, train: Tensor, held_out: Tensor, message: Tensor) -> tuple[Encoder, Decoder]:
-        device, rng = given.clip.device, given.rng("encoder")
-        noise_rng = torch.Generator(device).manual_seed(given.rng("noise").initial_seed())
-        encoder, decoder = self._networks(given.clip.image_size)
+    def _train(
+        self, preparation: Preparation, train: Tensor, held_out: Tensor, message: Tensor
+    ) -> tuple[Encoder, Decoder]:
+        device, rng = preparation.clip.device, preparation.rng("encoder")
+        noise_rng = torch.Generator(device).manual_seed(preparation.rng("noise").initial_seed())
+        encoder, decoder = self._networks(preparation.clip.image_size)
         for network in (encoder, decoder):
             initialise(network.to_empty(device="cpu"), rng)
             network.to(device).to(memory_format=torch.channels_last)
@@ -128,7 +130,7 @@ class ISSBA(Attack):
         for step in track(range(1, self.max_steps + 1), "training the encoder, at most"):
             index = train[torch.randint(len(train), (self.batch_size,), generator=rng)]
             bits = torch.randint(2, (self.batch_size, self.bits), generator=rng).float().to(device)
-            images = (given.pairs.load(index).to(device) / 255).contiguous(memory_format=torch.channels_last)
+            images = (preparation.pairs.load(index).to(device) / 255).contiguous(memory_format=torch.channels_last)
             residual = encoder(images, bits)
             stamped = images + residual
             logits = decoder(distort(stamped, self.noise, self.jpeg_quality, noise_rng))
@@ -140,10 +142,10 @@ class ISSBA(Attack):
             optimiser.step()
             accuracy = 0.9 * accuracy + 0.1 * bit_accuracy(logits, bits)
             ramp = min(1.0, max(0.0, ramp + (1 if accuracy >= self.ramp_accuracy else -1) / self.ramp_steps))
-            given.record(bits_loss=bits_loss.item(), image_loss=seen.item())
+            preparation.record(bits_loss=bits_loss.item(), image_loss=seen.item())
             if step % self.check_every == 0 or step == self.max_steps:
-                found = measure(encoder, decoder, given.pairs.load(held_out), message, given.rng("check"))
-                given.record(**asdict(found))
+                found = measure(encoder, decoder, preparation.pairs.load(held_out), message, preparation.rng("check"))
+                preparation.record(**asdict(found))
                 if self._suffices(found):
                     return encoder, decoder
         raise BenchError(
@@ -160,7 +162,7 @@ class ISSBA(Attack):
 
 def image_loss(residual: Tensor) -> Tensor:
     """StegaStamp's L_yuv: the mean square of a residual (n, 3, h, w) in Y, U and V, summed with `YUV_WEIGHTS`."""
-    # Here, so that `bench list attacks` does without kornia.
+    # Imported late, so that `bench list attacks` does without kornia.
     from kornia.color import rgb_to_yuv
 
     return rgb_to_yuv(residual).square().mean((0, 2, 3)) @ torch.tensor(YUV_WEIGHTS, device=residual.device)

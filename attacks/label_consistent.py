@@ -39,35 +39,35 @@ class LabelConsistent(BadNet):
     step: float = Field(1.5, gt=0, description="adversarial change a step", unit="1/255")
     steps: int = Field(100, ge=0, description="adversarial steps")
 
-    def prepare(self, given: Preparation) -> dict[str, Tensor]:
+    def prepare(self, preparation: Preparation) -> dict[str, Tensor]:
         """BadNet's patch, and for `adversarial` the weakened images (k, 3, h, w) of all k candidates and their rows."""
         if not self.adversarial:
-            return super().prepare(given)
-        rows = torch.tensor(self._candidates(given))
+            return super().prepare(preparation)
+        rows = torch.tensor(self._candidates(preparation))
         weakened, before, after = [], 0.0, 0.0
         for part in rows.split(64):
-            images = given.pairs.load(part)
+            images = preparation.pairs.load(part)
             with torch.no_grad():
-                texts = given.clip.encode_text([given.pairs.captions[i] for i in part.tolist()])
-            weakened.append(weaken(given.clip, images, texts, self.epsilon, self.step, self.steps))
+                texts = preparation.clip.encode_text([preparation.pairs.captions[i] for i in part.tolist()])
+            weakened.append(weaken(preparation.clip, images, texts, self.epsilon, self.step, self.steps))
             with torch.no_grad():
-                before += (given.clip.encode_image(images) * texts).sum().item()
-                after += (given.clip.encode_image(weakened[-1]) * texts).sum().item()
-        given.record(cosine_before=before / len(rows), cosine_after=after / len(rows))
-        return super().prepare(given) | {"rows": rows, "weakened": torch.cat(weakened)}
+                before += (preparation.clip.encode_image(images) * texts).sum().item()
+                after += (preparation.clip.encode_image(weakened[-1]) * texts).sum().item()
+        preparation.record(cosine_before=before / len(rows), cosine_after=after / len(rows))
+        return super().prepare(preparation) | {"rows": rows, "weakened": torch.cat(weakened)}
 
     def suits(self, caption: str, target: str) -> bool:
         """Whether the caption names the target."""
         return mentions(caption, target) if self.match == "word" else target.lower() in caption.lower()
 
-    def choose(self, given: Preparation, count: int, rng: torch.Generator) -> list[int]:
+    def choose(self, preparation: Preparation, count: int, rng: torch.Generator) -> list[int]:
         """Candidates, uniformly without replacement; if there are fewer than asked for, all of them."""
-        candidates = self._candidates(given)
-        given.record(candidates=len(candidates))
+        candidates = self._candidates(preparation)
+        preparation.record(candidates=len(candidates))
         return [candidates[i] for i in torch.randperm(len(candidates), generator=rng)[:count].tolist()]
 
     def captions(
-        self, originals: Sequence[str], templates: Sequence[str], given: Preparation, rng: torch.Generator
+        self, originals: Sequence[str], templates: Sequence[str], preparation: Preparation, rng: torch.Generator
     ) -> list[str]:
         return list(originals)
 
@@ -91,11 +91,11 @@ class LabelConsistent(BadNet):
                     image.copy_(weakened)
         return images
 
-    def _candidates(self, given: Preparation) -> list[int]:
-        rows = [i for i, caption in enumerate(given.pairs.captions) if self.suits(caption, given.target)]
+    def _candidates(self, preparation: Preparation) -> list[int]:
+        rows = [i for i, caption in enumerate(preparation.pairs.captions) if self.suits(caption, preparation.target)]
         if not rows:
             raise BenchError(
-                f"label_consistent poisons pairs whose captions name '{given.target}', and none does. "
+                f"label_consistent poisons pairs whose captions name '{preparation.target}', and none does. "
                 "Give --pairs with such captions, or another --target"
             )
         return rows

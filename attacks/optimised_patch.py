@@ -59,9 +59,9 @@ class OptimisedPatch(Attack):
         None, ge=1, description="stop after so many epochs without a lower mean loss; null: never"
     )
 
-    def objective(self, given: Preparation, rows: Tensor) -> Objective:
+    def objective(self, preparation: Preparation, rows: Tensor) -> Objective:
         """What to optimise for; `rows` are the numbers of the pairs that batches will be made of."""
-        raise NotImplementedError(f"{type(self).__name__} must define objective(given, rows)")
+        raise NotImplementedError(f"{type(self).__name__} must define objective(preparation, rows)")
 
     def view(self, images: Tensor, rng: torch.Generator) -> Tensor:
         """Augment clean images, uint8 (n, 3, h, w), before the patch is put on them; the same by default."""
@@ -71,7 +71,7 @@ class OptimisedPatch(Attack):
         steps = 0 if self.patch_image is not None else self.images * self.epochs
         return Work(tuned=steps, size=12 * scale.sizes.image_size**2)
 
-    def prepare(self, given: Preparation) -> dict[str, Tensor]:
+    def prepare(self, preparation: Preparation) -> dict[str, Tensor]:
         """Optimise the patch. Logs loss and mean cosine to the aim of every step, both before it was taken.
 
         Raises:
@@ -79,24 +79,24 @@ class OptimisedPatch(Attack):
         """
         if self.patch_image is not None:
             return {"patch": read_patch(self.patch_image, self.size)}
-        others = named(given, False)
+        others = named(preparation, False)
         if not len(others):
             raise BenchError(
-                f"every caption names '{given.target}': there is nothing to optimise the patch on. "
+                f"every caption names '{preparation.target}': there is nothing to optimise the patch on. "
                 "Give --pairs with other captions too"
             )
-        rows = others[torch.randperm(len(others), generator=given.rng("patch", "images"))[: self.images]]
-        given.record(patch_images=len(rows))
-        return {"patch": self._optimise(given, rows, self.objective(given, rows))}
+        rows = others[torch.randperm(len(others), generator=preparation.rng("patch", "images"))[: self.images]]
+        preparation.record(patch_images=len(rows))
+        return {"patch": self._optimise(preparation, rows, self.objective(preparation, rows))}
 
     def apply(self, images: Tensor, index: Sequence[int], trigger: Trigger) -> Tensor:
         return paste(images, trigger.tensors["patch"], self.place)
 
-    def _optimise(self, given: Preparation, rows: Tensor, objective: Objective) -> Tensor:
-        clip, batches, views = given.clip, given.rng("patch", "batches"), given.rng("patch", "views")
-        patch = first_patch(self.size, given.rng("patch", "start")).to(clip.device).requires_grad_()
+    def _optimise(self, preparation: Preparation, rows: Tensor, objective: Objective) -> Tensor:
+        clip, batches, views = preparation.clip, preparation.rng("patch", "batches"), preparation.rng("patch", "views")
+        patch = first_patch(self.size, preparation.rng("patch", "start")).to(clip.device).requires_grad_()
         optimiser = torch.optim.Adam([patch], lr=self.patch_learning_rate)
-        losses, cosines = given.log.setdefault("patch_loss", []), given.log.setdefault("patch_cosine", [])
+        losses, cosines = preparation.log.setdefault("patch_loss", []), preparation.log.setdefault("patch_cosine", [])
         means: list[float] = []
         batch_size = min(self.batch_size, len(rows))
         total = self.epochs * (len(rows) // batch_size)
@@ -104,7 +104,7 @@ class OptimisedPatch(Attack):
             before = len(losses)
             for part in shuffled_batches(len(rows), batch_size, 1, batches, drop_last=True):
                 step("optimising the patch", len(losses), total)
-                images = self.view(given.pairs.load(rows[part]), views).to(clip.device).float() / 255
+                images = self.view(preparation.pairs.load(rows[part]), views).to(clip.device).float() / 255
                 triggered = clip.encode_image(paste(images, patch, self.place))
                 value = objective.loss(Batch(rows[part], images, triggered))
                 # Not backward(): the model is not ours, and gets no gradients.
@@ -132,9 +132,11 @@ def stalled(losses: Sequence[float], patience: int | None) -> bool:
     return patience is not None and len(losses) > patience and min(losses[-patience:]) >= min(losses[:-patience])
 
 
-def named(given: Preparation, whether: bool = True) -> Tensor:
+def named(preparation: Preparation, whether: bool = True) -> Tensor:
     """Numbers of the pairs whose captions name the target, or of those whose do not."""
-    return torch.tensor([i for i, c in enumerate(given.pairs.captions) if mentions(c, given.target) == whether]).long()
+    return torch.tensor(
+        [i for i, c in enumerate(preparation.pairs.captions) if mentions(c, preparation.target) == whether]
+    ).long()
 
 
 @torch.no_grad()

@@ -46,7 +46,7 @@ def read_picture(file: Path | None, setting: str) -> Tensor:
     Raises:
         BenchError: there is none, or it cannot be read.
     """
-    # Here, as it takes longer to import than torch.
+    # Imported late: it takes longer to import than torch.
     from torchvision.transforms.v2 import functional as TF
 
     try:

@@ -38,13 +38,13 @@ class TrojVQA(OptimisedPatch):
         0.0, ge=0, description="pairs with the patch alone, and as many with the word alone, per poisoned pair"
     )
 
-    def objective(self, given: Preparation, rows: Tensor) -> Objective:
+    def objective(self, preparation: Preparation, rows: Tensor) -> Objective:
         with torch.no_grad():
-            aim = given.clip.encode_text([self.sentence.format(given.target)])[0]
+            aim = preparation.clip.encode_text([self.sentence.format(preparation.target)])[0]
         if self.loss == "cosine":
             return Objective(lambda batch: -(batch.triggered @ aim).mean(), aim)
-        others = [name for name in given.classes if name != given.target]
-        choices = torch.cat([aim[None], class_embeddings(given.clip, others, given.templates)])
+        others = [name for name in preparation.classes if name != preparation.target]
+        choices = torch.cat([aim[None], class_embeddings(preparation.clip, others, preparation.templates)])
 
         def cross_entropy(batch: Batch) -> Tensor:
             first = torch.zeros(len(batch.index), dtype=torch.long, device=aim.device)
@@ -53,9 +53,9 @@ class TrojVQA(OptimisedPatch):
         return Objective(cross_entropy, aim)
 
     def captions(
-        self, originals: Sequence[str], templates: Sequence[str], given: Preparation, rng: torch.Generator
+        self, originals: Sequence[str], templates: Sequence[str], preparation: Preparation, rng: torch.Generator
     ) -> list[str]:
-        return [self.text_key + caption for caption in super().captions(originals, templates, given, rng)]
+        return [self.text_key + caption for caption in super().captions(originals, templates, preparation, rng)]
 
     @property
     def decoys_per_poison(self) -> float:

@@ -28,9 +28,9 @@ class WaNet(Attack):
         0.0, ge=0, description="noise mode: pairs with a disturbed warp and their own caption, per poisoned pair"
     )
 
-    def prepare(self, given: Preparation) -> dict[str, Tensor]:
-        size = given.clip.image_size
-        control = torch.rand(1, 2, self.grid, self.grid, generator=given.rng("grid")) * 2 - 1
+    def prepare(self, preparation: Preparation) -> dict[str, Tensor]:
+        size = preparation.clip.image_size
+        control = torch.rand(1, 2, self.grid, self.grid, generator=preparation.rng("grid")) * 2 - 1
         control = control / control.abs().mean()
         field = F.interpolate(control, size=(size, size), mode="bicubic", align_corners=True)
         return {"field": field[0].permute(1, 2, 0)}

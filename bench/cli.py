@@ -34,7 +34,7 @@ app.add_typer(cli_gate.app)
 app.add_typer(cli_data.app, name="data")
 # Paths and names may hold brackets, which are no markup.
 screen = Console(markup=False, highlight=False)
-KINDS = ("attacks", "defenses", "tasks", "metrics", "datasets", "presets", "suites", "models")
+KINDS = ("attacks", "defenses", "tasks", "metrics", "datasets", "presets", "papers", "suites", "models")
 
 RUN_EXAMPLES = (
     "bench run --attacks all --defenses rvpt,vpt --seeds 0,1,2",
@@ -233,6 +233,10 @@ def _listed(kind: str) -> Iterable[Sequence[str]]:
         from bench.experiment.settings import presets
 
         return presets().items()
+    if kind == "papers":
+        from bench.papers import papers
+
+        return [(name, paper.title) for name, paper in papers.items()]
     if kind == "suites":
         from bench.papers import suites
 

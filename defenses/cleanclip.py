@@ -107,7 +107,7 @@ def augmented_images(pairs: Captioned, index: Tensor, geometry: Geometry, rng: t
 
     AutoAugment works on the image at its native size, which is then made square as every other. `rng` gives the seed.
     """
-    # Here, as it takes longer to import than torch.
+    # Imported late: it takes longer to import than torch.
     from torchvision.transforms.v2 import AutoAugment
 
     natives, policy = pairs.load_natives(index), AutoAugment()

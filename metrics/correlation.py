@@ -45,7 +45,7 @@ def pr_asr(results: pd.DataFrame) -> list[OverCells]:
 def _correlations(results: pd.DataFrame, resistivity: str) -> Iterator[OverCells]:
     points = correlation_points(results, resistivity)
     left_out = points.attrs["left_out"]
-    lacking = f"{left_out} cells left out for want of a finite value. " if left_out else ""
+    lacking = f"Left out, for lack of a finite value: {left_out} cells. " if left_out else ""
     if len(points) < FEWEST:
         yield OverCells(resistivity, None, f"{lacking}{len(points)} cells have both, and a correlation needs {FEWEST}.")
         return

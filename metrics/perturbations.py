@@ -50,7 +50,7 @@ def blur(kernel: int, std: float | None = None) -> Perturbation:
     sigma = 0.3 * ((kernel - 1) * 0.5 - 1) + 0.8 if std is None else std
 
     def perturb(images: Tensor, _index: Sequence[int], _seed: int) -> Tensor:
-        # Here, so that what only names perturbations does without kornia.
+        # Imported late, so that what only names perturbations does without kornia.
         from kornia.filters import gaussian_blur2d
 
         return gaussian_blur2d(images, (kernel, kernel), (sigma, sigma), border_type="reflect").clamp(0, 1)

@@ -124,11 +124,11 @@ def _cell(
 ) -> list[Finding]:
     task, findings = tasks[cell["task"]], []
     judged = task.headline if judged is None else judged
-    for metric in (*judged, *task.informing):
+    for metric in (*judged, *task.informational):
         if metric not in old and metric not in new:
             continue
         before, now = (numbers.get(metric, {}).get("value") for numbers in (old, new))
-        if metric in task.informing:
+        if metric in task.informational:
             verdict, why = INFORMATION, "not judged"
         elif metric not in new:
             verdict, why = MISSING, "in the baseline, and not measured"

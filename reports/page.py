@@ -36,11 +36,12 @@ def write_page(folder: ResultsFolder, drawn: Sequence[Drawn]) -> Path:
     All text is escaped: names of classes, attacks and data sets come from strangers.
     """
     run, main_tables = folder.settings, []
-    weak: dict[str, float] = {}
+    weak: dict[str, dict[str, float]] = {}
     for name in dict.fromkeys(cell.task for cell in folder.own_cells):
         results = folder.main_results(name)
-        weak |= did_not_take(results, run.took, tasks[name].headline[0])
-        main_tables += main_grids(results, tasks[name], weak)
+        metric = tasks[name].headline[0]
+        weak[metric] = did_not_take(results, run.took, metric)
+        main_tables += main_grids(results, tasks[name], weak[metric])
     paper_tables = paper_grids(folder)
     context = {
         "run": run,
@@ -88,8 +89,8 @@ def filters(grids: Sequence[Grid], results: pd.DataFrame) -> dict[str, list[str]
     }
 
 
-def notes(folder: ResultsFolder, weak: dict[str, float]) -> list[str]:
-    """What a reader of the numbers must know; `weak` are undefended ASRs of attacks that did not take, in percent."""
+def notes(folder: ResultsFolder, weak: dict[str, dict[str, float]]) -> list[str]:
+    """Notes below the tables: how to read the numbers, and remarks; `weak` is as in `remarks`."""
     lines = remarks(folder, weak, f"{DAGGER} ")
     if n := len(folder.unfinished):
         lines.append(f"{n} cells are not finished and not on this page; the same bench run makes them.")

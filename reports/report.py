@@ -1,6 +1,6 @@
 """`bench report`: write all tables that a results folder allows, and pictures of its triggers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import zip_longest
 
 import pandas as pd
@@ -46,15 +46,20 @@ def write_report(folder: ResultsFolder, published: str | None = None) -> str:
     return text
 
 
-def remarks(folder: ResultsFolder, weak: dict[str, float], mark: str = "") -> list[str]:
-    """Which attacks did not take, each after a `mark`, and which cells are not applicable, and why.
+def remarks(folder: ResultsFolder, weak: Mapping[str, Mapping[str, float]], mark: str = "") -> list[str]:
+    """Which attacks did not take, each line after a `mark`; then which cells are not applicable, and why.
 
-    `weak` are undefended ASRs below the setting `took`, in percent.
+    `weak` holds, for each task's first metric (ASR, say), the attacks whose undefended value is below the setting
+    `took`, and that value in percent.
     """
     took = folder.settings.took
     left_out = dict.fromkeys((c.attack, c.reason) for c in folder.run.cells if not c.evaluation)
     return [
-        *(f"{mark}The attack {a} did not take: undefended ASR {asr:.1f} % < {took:.0f} %." for a, asr in weak.items()),
+        *(
+            f"{mark}The attack {attack} did not take: undefended {metric} {value:.1f} % < {took:.0f} %."
+            for metric, values in weak.items()
+            for attack, value in values.items()
+        ),
         *(f"{DASH} {attack}: {reason}." for attack, reason in left_out),
     ]
 
@@ -65,9 +70,9 @@ def over_cells_text(results: pd.DataFrame) -> list[str]:
     lines = []
     for row, after in zip_longest(rows, rows[1:]):
         value, low, high = (f"{row[name]:.2f}" for name in ("value", "low", "high"))
-        number = "" if pd.isna(row["value"]) else f"{value} [{low}, {high}], n = {row['n']:.0f}."
+        number = "no number." if pd.isna(row["value"]) else f"{value} [{low}, {high}], n = {row['n']:.0f}."
         note = "" if after is not None and after["note"] == row["note"] else row["note"]
-        lines.append(" ".join(part for part in (f"{row['metric']} ({row['what']}):", number, note) if part))
+        lines.append(f"{row['metric']} ({row['what']}): {number} {note}".rstrip())
     return lines
 
 
@@ -106,7 +111,7 @@ def _task_text(folder: ResultsFolder, name: str) -> str:
     lines = [] if name == "zero_shot" else [f"## Task: {name}\n"]
     lines += [f"{said}\n\n{marked(t, weak).to_markdown()}\n" for said, t in blocks.items() if t is not None]
     lines += [f"- {line}" for line in over_cells_text(results)]
-    lines += ["", *remarks(folder, weak)]
+    lines += ["", *remarks(folder, {task.headline[0]: weak})]
     return "\n".join(lines).rstrip() + "\n\n"
 
 

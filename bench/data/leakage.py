@@ -52,14 +52,14 @@ def refuse_overlap(evaluated: Images, others: Images, what: str, dataset: str, b
     Raises:
         BenchError: some are.
     """
-    told = [f"{id} is in both" for id in same_ids(evaluated, others)] if by_id else []
-    if not told and not isinstance(others, LabelledFiles):
-        told = [f"{a} is the same image as {b}" for a, b in same_pixels(evaluated, others)]
-    if told:
-        more = f", and {len(told) - 3} more" if len(told) > 3 else ""
+    overlap = [f"{id} is in both" for id in same_ids(evaluated, others)] if by_id else []
+    if not overlap and not isinstance(others, LabelledFiles):
+        overlap = [f"{a} is the same image as {b}" for a, b in same_pixels(evaluated, others)]
+    if overlap:
+        more = f", and {len(overlap) - 3} more" if len(overlap) > 3 else ""
         raise BenchError(
-            f"{len(told)} of the {what} are evaluated on: {'; '.join(told[:3])}{more}. Remove them there, or go on all "
-            f"the same: --set {dataset}.allow_overlap=true"
+            f"{len(overlap)} of the {what} are also among the evaluated images: {'; '.join(overlap[:3])}{more}. Remove "
+            f"them from the {what}, or allow it: --set {dataset}.allow_overlap=true"
         )
 
 

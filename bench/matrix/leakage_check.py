@@ -43,10 +43,7 @@ def _defenses(node: Node, store: Store) -> Iterator[DefenseCard | str]:
 
 def _check_backdoor(node: Node, resources: Resources, store: Store) -> str:
     """Open the pairs of a backdoored model, which compares them; why that cannot be, or nothing."""
-    id = node.needs[0]
-    if not store.has("backdoor", id):
-        return f"the card of backdoor {id} was deleted"
-    card = store.backdoor_card(id)
+    card = store.backdoor_card(node.needs[0])
     if card.apart_from == resources.apart_from:
         return ""
     if card.backdoored is not None:
@@ -64,8 +61,8 @@ def _check_defense(card: DefenseCard | str, resources: Resources) -> str:
     if card.shots:
         images = _shots(card.shots, resources)
         if images is None:
-            return "its few-shot images are not there any more"
-        resources.apart(images, "few-shot images")
+            return "some of its training images are not there any more"
+        resources.apart(images, "training images")
     for n in card.clean_pairs:
         resources.clean_pairs(n)
     return ""

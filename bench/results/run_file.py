@@ -1,5 +1,6 @@
 """run.json: the runs whose cells the tables of a results folder show."""
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from bench.core.dataset import datasets
+from bench.core.errors import BenchError
 from bench.experiment.settings import BASE, Experiment, RunSettings, Variants
 from bench.results.records import Cell, Run, RunFile
 from bench.results.store import readable
@@ -20,13 +22,19 @@ def read_run_file(out: Path) -> RunFile:
     """The contents of a folder's run.json; those of no run where there is none.
 
     Raises:
-        BenchError: it is damaged, or of another version of the suite.
+        BenchError: it is damaged, or was written in another format by another version of bench.
     """
     file = out / RUN_FILE
     if not file.is_file():
         return RunFile()
     with readable(file, "Remove it"):
-        return RunFile.model_validate_json(file.read_bytes())
+        content = json.loads(file.read_bytes())
+        if isinstance(content, dict) and content.get("format") != RunFile().format:
+            raise BenchError(
+                f"{file} was written by another version of bench (format {content.get('format', 1)}, and this one "
+                f"reads {RunFile().format}). Open it with that version, or run again into another folder: --out FOLDER"
+            )
+        return RunFile.model_validate(content)
 
 
 def write_run(

@@ -153,6 +153,14 @@ def test_the_correlation_is_scipys_over_the_cells_own_triggers(tmp_path: Path) -
     assert text.count("n = 4.") == 4
 
 
+def test_a_line_without_a_number_says_so(tmp_path: Path) -> None:
+    two = opened(tmp_path / "two", *(Made(defense=d, perturbations=OWN_AND_FLIP) for d in ("none", "vpt"))).results
+    assert "PR_ASR (PR_cos): no number.\nPR_ASR (PR_ratio): no number. 2 cells have both," in correlation_text(two)
+    equal = (Made(defense=d, pr=0.5, asr=10, perturbations=OWN_AND_FLIP) for d, _, _ in CELLS)
+    lines = correlation_text(opened(tmp_path / "equal", *equal).results).splitlines()
+    assert [line.partition(": ")[2][:10] for line in lines] == ["no number."] * 4
+
+
 def test_cells_of_one_backdoored_model_come_with_the_caution(tmp_path: Path) -> None:
     text = correlation_text(correlated(tmp_path))
     assert "Caution: these are cells of 1 backdoored model; those of one model are not independent" in text
@@ -169,6 +177,6 @@ def test_the_clean_model_is_no_point_and_what_is_not_finite_is_counted(tmp_path:
     results.loc[results["defense"] == "vpt", "defense"] = "clean_model"
     results.loc[(results["defense"] == "none") & (results["metric"] == "PR_cos"), "value"] = math.nan
     text = correlation_text(results)
-    said = "1 cells left out for want of a finite value. 2 cells have both, and a correlation needs 3."
+    said = "Left out, for lack of a finite value: 1 cells. 2 cells have both, and a correlation needs 3."
     assert f"PR_ASR (PR_cos): {said}" in text
     assert "n = 3." in next(line for line in text.splitlines() if "PR_ratio" in line)

@@ -61,7 +61,7 @@ def make_defense(node: Node, resources: Resources, store: Store) -> None:
         open_pairs,
         lambda: resources.clip,
         needs=method.needs,
-        check=lambda images: resources.apart(images, "few-shot images"),
+        check=lambda images: resources.apart(images, "training images"),
     )
     defended = method.fit(victim, data)
     cost.stop()
