@@ -1,4 +1,4 @@
-"""A node whose fine-tuning takes several GPUs: made by as many processes, each with its share of every batch."""
+"""Making a node on several GPUs: one process per GPU, each with its share of every batch."""
 
 import sys
 import tempfile
@@ -22,14 +22,14 @@ Make = Callable[[tuple[Node], Resources, Store], object]
 
 
 def make_on_gpus(make: Make, node: Node, run: RunSettings, out: Path, device: str) -> None:
-    """`make` a node in `run.execution.gpus` processes, process i on GPU i; on the CPU, all of them there.
+    """Call `make` on a node in `run.execution.gpus` processes, process i on GPU i, or all on the CPU.
 
     Raises:
-        BenchError: there are fewer GPUs, or a process raised it.
+        BenchError: there are fewer GPUs, or one of the processes raised it.
     """
-    found = torch.cuda.device_count()
-    if device.startswith("cuda") and run.execution.gpus > found:
-        raise BenchError(f"execution.gpus = {run.execution.gpus}, and this machine has {found}. Lower it")
+    count = torch.cuda.device_count()
+    if device.startswith("cuda") and run.execution.gpus > count:
+        raise BenchError(f"execution.gpus = {run.execution.gpus}, and this machine has {count}. Lower it")
     plugins = tuple(Path(str(m.__file__)) for name, m in list(sys.modules.items()) if name.startswith(PLUGIN_MODULE))
     said = processes_of.get_context("spawn").SimpleQueue()
     with tempfile.TemporaryDirectory() as meeting:

@@ -117,7 +117,7 @@ def test_what_cannot_be_compared_is_said(there: Path, tmp_path: Path) -> None:
     card = there / f"out/artefacts/defense/{told['id']}/card.json"
     card.write_text(json.dumps(told | {"shots": ["train/samoyed/gone.JPEG"]}))
     line = the_only_doubt(there, tmp_path)
-    assert "evaluation badnet / vpt" in line and "some of its training images are not there any more" in line
+    assert "evaluation badnet / vpt" in line and "some of its training images no longer exist" in line
 
 
 def test_a_deleted_card_of_a_defense_cannot_be_compared(there: Path, tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_a_task_that_does_not_say_what_was_looked_at_is_left_out(
         (("vpt", "rvtp"), "unknown defense 'rvtp'. Did you mean 'rvpt'?"),
         (("vpt", "rvpt", "badnett"), "unknown attack 'badnett'. Did you mean 'badnet'?"),
         (("vpt", "rvpt", "wanet"), "no attack and seed of .* has both vpt and rvpt. Give --defenses vpt,rvpt"),
-        (("vpt", "none"), "vpt and none, badnet, seed 0: they saw other images or labels"),
+        (("vpt", "none"), "vpt and none, badnet, seed 0: their images or labels differ"),
     ],
 )
 def test_what_cannot_be_compared_is_an_error(tmp_path: Path, words: tuple, message: str) -> None:
@@ -178,5 +178,5 @@ def test_the_clean_model_is_no_point_and_what_is_not_finite_is_counted(tmp_path:
     results.loc[(results["defense"] == "none") & (results["metric"] == "PR_cos"), "value"] = math.nan
     text = correlation_text(results)
     said = "Left out, for lack of a finite value: 1 cells. 2 cells have both, and a correlation needs 3."
-    assert f"PR_ASR (PR_cos): {said}" in text
+    assert f"PR_ASR (PR_cos): no number. {said}" in text
     assert "n = 3." in next(line for line in text.splitlines() if "PR_ratio" in line)
