@@ -16,7 +16,7 @@ HELD = 50
 
 
 class ImageNetLabels(FileDataset):
-    """Images with ImageNet's classes, which go by their WordNet ids, sorted; the names are open_clip's."""
+    """Images with ImageNet's classes, ordered by WordNet id; the class names are open_clip's."""
 
     size = 1000
 
@@ -109,7 +109,7 @@ def class_names() -> dict[str, str]:
 
 
 def of_wordnet(found: Branch) -> Branch:
-    """The class folders that are ImageNet's; the images of others are told, each."""
+    """The class folders that are ImageNet's; images in others go to `others`."""
     known = set(wordnet_ids())
     strange = [
         f"{id}: not in a folder of ImageNet's classes"
@@ -140,7 +140,7 @@ def _flat(folder: Path, data: ImageNet) -> Branch:
 
 
 def _kit_ids(file: Path) -> dict[int, str]:
-    """The kit's own numbers of the classes, which are no labels: WordNet id by ILSVRC2012_ID.
+    """WordNet id by ILSVRC2012_ID, the kit's numbers of classes, which are not the labels.
 
     Raises:
         BenchError: no such table in the file.

@@ -1,4 +1,4 @@
-"""Where image-text pairs come from: a table, a folder of images with captions beside them, or webdataset's shards."""
+"""Sources of image-text pairs: a table, a folder of images with caption files, or webdataset shards."""
 
 import csv
 import itertools
@@ -22,7 +22,7 @@ CAPTION_SUFFIX = ".txt"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A pair as its source has it; `problem` says why it cannot be used.
+    """A pair of a source; `problem` says why it cannot be used.
 
     `name` is for messages. `image` names the image for good; it is read from `file`, or where there is none, from the
     path `image` relative to the source's folder.
@@ -105,11 +105,11 @@ def _guess(first: list[str]) -> int | None:
 
 
 def _column(header: list[str], names: tuple[str, ...], table: Path) -> int:
-    found = [cell.strip().lower() for cell in header]
+    columns = [cell.strip().lower() for cell in header]
     for name in names:
-        if name in found:
-            return found.index(name)
-    remote = any(cell.startswith(("http://", "https://")) for cell in found)
+        if name in columns:
+            return columns.index(name)
+    remote = any(cell.startswith(("http://", "https://")) for cell in columns)
     fetch = (
         " It lists addresses, as CC3M's own file does: fetch the images first, for instance with img2dataset, and give "
         "its table, folder or shards."

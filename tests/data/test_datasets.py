@@ -385,7 +385,7 @@ def test_check_says_what_is_there_and_missing(tmp_path, capsys, monkeypatch):
     code, said = run(capsys, monkeypatch, "data", "check", "oxfordpets", "--data-root", str(root))
     assert code == 0
     assert "test: 9 images (published: 3,669), 3 of 3 classes, 3 or more a class" in said
-    assert "  missing, 1: images/samoyed_2.jpg: listed, but not there" in said
+    assert "  missing, 1: images/samoyed_2.jpg: listed, but missing" in said
     assert "train: 24 images" in said and "val: 6 images" in said
     assert "usable, but not complete" in said
     assert "wget https://www.robots.ox.ac.uk/~vgg/data/pets/data/images.tar.gz" in said
@@ -399,7 +399,7 @@ def test_check_of_lists_without_images_is_unusable(tmp_path):
     for file in (root / "images").iterdir():
         file.unlink()
     found = check(opened("oxfordpets", root))  # type: ignore[arg-type]
-    assert found.problem.startswith("no image of the split 'train' is there. OxfordPets is DIR/images/*.jpg")
+    assert found.problem.startswith("there is no image of the split 'train'. OxfordPets is DIR/images/*.jpg")
 
 
 def test_check_of_a_whole_folder_is_complete(tmp_path):

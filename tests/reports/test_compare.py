@@ -89,7 +89,7 @@ def test_places_with_only_one_of_the_two_are_counted(tmp_path: Path) -> None:
     table, unpaired = compare(ResultsFolder(out), "vpt", "rvpt")
     assert set(table["attack"]) == {"badnet"} and unpaired == 1
     said = CliRunner().invoke(app, ["compare", str(out), "vpt", "rvpt"]).output
-    assert "1 places have only one of the two" in said
+    assert "Left out, as only one of the two is finished: 1" in said
 
 
 def test_a_task_that_does_not_say_what_was_looked_at_is_left_out(

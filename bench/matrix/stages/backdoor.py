@@ -1,6 +1,5 @@
 """The second stage: poison pairs and fine-tune the clean model on them."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -16,7 +15,7 @@ from bench.experiment.resources import Resources
 from bench.experiment.settings import RunSettings
 from bench.matrix.cards import Meter, counted, describe, tensor_hash
 from bench.matrix.plan import Node
-from bench.matrix.stages.stage import Errors, Stage
+from bench.matrix.stages.stage import Stage
 from bench.matrix.stages.trigger import training_trigger
 from bench.results.records import BackdoorCard
 from bench.results.store import MANIFEST_FILE, TRIGGER_FILE, Store
@@ -24,10 +23,8 @@ from bench.training.fine_tuning import contrastive_loss, fine_tune
 
 
 class BackdoorStage(Stage):
-    def make(self, nodes: Sequence[Node], resources: Resources, store: Store) -> Errors:
-        for node in nodes:
-            make_backdoor(node, resources, store)
-        return {}
+    def make_one(self, node: Node, resources: Resources, store: Store) -> None:
+        make_backdoor(node, resources, store)
 
     def work(self, node: Node, run: RunSettings, scale: Scale) -> Work:
         size = 4 * scale.sizes.parameters

@@ -1,7 +1,5 @@
 """The third stage: apply a defense to a model, with clean data."""
 
-from collections.abc import Sequence
-
 import torch
 
 from bench.core.cost import Scale, Work
@@ -12,7 +10,7 @@ from bench.experiment.resources import Resources
 from bench.experiment.settings import RunSettings
 from bench.matrix.cards import Meter, counted, describe
 from bench.matrix.plan import Node
-from bench.matrix.stages.stage import Errors, Stage
+from bench.matrix.stages.stage import Stage
 from bench.results.records import DefenseCard
 from bench.results.store import DELTA_FILE, Store
 
@@ -21,10 +19,8 @@ CHECKED_IMAGES = 4
 
 
 class DefenseStage(Stage):
-    def make(self, nodes: Sequence[Node], resources: Resources, store: Store) -> Errors:
-        for node in nodes:
-            make_defense(node, resources, store)
-        return {}
+    def make_one(self, node: Node, resources: Resources, store: Store) -> None:
+        make_defense(node, resources, store)
 
     def work(self, node: Node, run: RunSettings, scale: Scale) -> Work:
         return run.defense(node.chain[-1], node.attack).work(scale)

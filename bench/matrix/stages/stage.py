@@ -16,9 +16,15 @@ Errors = Mapping[str, str]
 class Stage(ABC):
     """Makes nodes of one kind from a run's resources and earlier artefacts, and stores them."""
 
-    @abstractmethod
     def make(self, nodes: Sequence[Node], resources: Resources, store: Store) -> Errors:
         """Make some nodes; returns the reasons of those that failed. An error that concerns all of them is raised."""
+        for node in nodes:
+            self.make_one(node, resources, store)
+        return {}
+
+    def make_one(self, node: Node, resources: Resources, store: Store) -> None:
+        """Make one node; a stage that makes nodes together defines `make` instead."""
+        raise NotImplementedError(f"{type(self).__name__} must define make_one(node, resources, store) or make")
 
     @abstractmethod
     def work(self, node: Node, run: RunSettings, scale: Scale) -> Work:

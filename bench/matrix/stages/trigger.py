@@ -1,6 +1,6 @@
 """The first stage: an attack prepares its trigger on the clean model."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from safetensors.torch import save_file
 
@@ -11,16 +11,14 @@ from bench.experiment.resources import Resources
 from bench.experiment.settings import RunSettings
 from bench.matrix.cards import Meter, describe, tensor_hash
 from bench.matrix.plan import PERTURBATION, Node, Plan
-from bench.matrix.stages.stage import Errors, Stage
+from bench.matrix.stages.stage import Stage
 from bench.results.records import TriggerCard
 from bench.results.store import TRIGGER_FILE, Store
 
 
 class TriggerStage(Stage):
-    def make(self, nodes: Sequence[Node], resources: Resources, store: Store) -> Errors:
-        for node in nodes:
-            make_trigger(node, resources, store)
-        return {}
+    def make_one(self, node: Node, resources: Resources, store: Store) -> None:
+        make_trigger(node, resources, store)
 
     def work(self, node: Node, run: RunSettings, scale: Scale) -> Work:
         return run.attack(node.attack).work(scale)
