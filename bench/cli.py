@@ -268,11 +268,11 @@ def show(
         return
     registries: dict[str, Any] = {"attack": bench.attacks, "defense": bench.defenses, "task": bench.tasks}
     registries["data set"] = bench.datasets
-    found = {kind: registry[name] for kind, registry in registries.items() if name in registry}
-    if not found and name != "run":
+    methods = {kind: registry[name] for kind, registry in registries.items() if name in registry}
+    if not methods and name != "run":
         known = [n for r in (*registries.values(), bench.metrics) for n in r] + ["run"]
         raise unknown("method", name, known, "`bench list attacks` and the like explain them.")
-    for kind, method in (found or {"settings of a run": _run_settings()}).items():
+    for kind, method in (methods or {"settings of a run": _run_settings()}).items():
         screen.print(f"{name} ({kind}), {origin(method)}\n")
         screen.print(inspect.cleandoc(method.__doc__ or "") + "\n")
         screen.print(_settings_table(method))

@@ -23,9 +23,9 @@ def verify(out: Results = Path("results")) -> None:
     """Recompute every number from the stored predictions and compare; exit code 1 if something differs."""
     from reports.verify import verify as verify_results
 
-    found = verify_results(_open(out))
-    _say(found.text())
-    if found.problems:
+    result = verify_results(_open(out))
+    _say(result.text())
+    if result.problems:
         raise typer.Exit(1)
 
 

@@ -9,7 +9,7 @@ from bench.data.files import FileDataset
 
 
 @dataclass(frozen=True)
-class SplitFound:
+class SplitFiles:
     """A split on disk.
 
     `images`: how many are present or listed. `filled` of `classes` have images, `fewest` is the smallest number in a
@@ -35,7 +35,7 @@ class SplitFound:
 class Check:
     """The result: the splits, and the `problem` that keeps a run from using the data set, or ""."""
 
-    splits: tuple[SplitFound, ...]
+    splits: tuple[SplitFiles, ...]
     problem: str = ""
 
     @property
@@ -77,11 +77,11 @@ def lines(data: Dataset) -> tuple[list[str], bool]:
     return report, not done.problem
 
 
-def _check_split(data: FileDataset, split: Split) -> SplitFound:
+def _check_split(data: FileDataset, split: Split) -> SplitFiles:
     branch, folder = data.branch(split), data.folder()
     counts = [len(ids) for ids in branch.images.values()]
     ids, _ = branch.flat()
-    return SplitFound(
+    return SplitFiles(
         split=split,
         images=len(ids),
         filled=sum(n > 0 for n in counts),
@@ -93,14 +93,14 @@ def _check_split(data: FileDataset, split: Split) -> SplitFound:
     )
 
 
-def _lines(found: SplitFound) -> list[str]:
-    published = f" (published: {found.published:,})" if found.published not in (None, found.images) else ""
+def _lines(files: SplitFiles) -> list[str]:
+    published = f" (published: {files.published:,})" if files.published not in (None, files.images) else ""
     report = [
-        f"{found.split}: {found.images:,} images{published}, {found.filled} of {found.classes} classes, "
-        f"{found.fewest} or more a class"
+        f"{files.split}: {files.images:,} images{published}, {files.filled} of {files.classes} classes, "
+        f"{files.fewest} or more a class"
     ]
-    report += _some("missing", [f"{id}: listed, but missing" for id in found.missing])
-    return report + _some("ignored", found.others)
+    report += _some("missing", [f"{id}: listed, but missing" for id in files.missing])
+    return report + _some("ignored", files.others)
 
 
 def _some(what: str, reasons: Sequence[str]) -> list[str]:

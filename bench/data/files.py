@@ -121,7 +121,7 @@ class FileDataset(Dataset):
 class LabelledFiles(Labelled):
     """Labelled images of which so far the names are known: nobody needs all of ImageNet's training images decoded.
 
-    `subset` decodes what it takes and keeps the pixels. What cannot be decoded is left out, and told in `skipped`.
+    `subset` decodes the images that it takes. Those that cannot be decoded are left out and named in `skipped`.
     """
 
     folder: Path = field(kw_only=True)

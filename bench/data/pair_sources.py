@@ -130,8 +130,8 @@ def shards_at(place: Path) -> list[Path]:
     >>> [shard.name for shard in shards_at(Path("cc3m/{008..010}.tar"))]
     ['008.tar', '009.tar', '010.tar']
     """
-    if found := _RANGE.search(place.name):
-        first, last = found[1], found[2]
+    if match := _RANGE.search(place.name):
+        first, last = match[1], match[2]
         numbers = (str(k).zfill(len(first)) for k in range(int(first), int(last) + 1))
         return [place.with_name(_RANGE.sub(number, place.name, count=1)) for number in numbers]
     if place.is_dir():
@@ -199,6 +199,6 @@ def _caption(files: dict[str, Member | str]) -> str:
     if isinstance(text, Member):
         return " ".join(text.read_bytes().decode().split())
     if isinstance(facts, Member):
-        found = json.loads(facts.read_bytes())
-        return " ".join(str(found.get("caption") or "").split()) if isinstance(found, dict) else ""
+        values = json.loads(facts.read_bytes())
+        return " ".join(str(values.get("caption") or "").split()) if isinstance(values, dict) else ""
     return ""

@@ -45,7 +45,7 @@ def variants_of(base: RunSettings, suite: str | None = None) -> tuple[Variants, 
 def _impossible(run: RunSettings, base: RunSettings) -> Iterator[str]:
     """Reasons why a variant cannot be run, judged by settings and the model's configuration."""
     if not run.defenses:
-        yield "none of its defenses is asked for"
+        yield "none of its defenses is among --defenses"
     if run.tuned_on == base.dataset:
         yield f"{base.dataset} is the run's own data set; take a preset of another one: `bench list presets`"
     facing = Facing(sizes=sizes(run.model), images_per_class=run.data(run.tuned_on or run.dataset).images_per_class)

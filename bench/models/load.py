@@ -222,12 +222,12 @@ def _folder(settings: ModelSettings) -> Path:
 
 
 def _weights_in(folder: Path) -> Path:
-    found = sorted(f for f in folder.glob("*") if f.suffix in SUFFIXES)
-    usual = [folder / name for name in WEIGHTS_FILES if folder / name in found]
-    if not usual and len(found) != 1:
-        what = f"{len(found)} files of weights: {', '.join(f.name for f in found)}" if found else "no file of weights"
+    candidates = sorted(f for f in folder.glob("*") if f.suffix in SUFFIXES)
+    usual = [folder / name for name in WEIGHTS_FILES if folder / name in candidates]
+    if not usual and len(candidates) != 1:
+        what = f"{len(candidates)} files of weights: {', '.join(f.name for f in candidates)}" if candidates else "no file of weights"
         raise BenchError(f"{folder} has {what}. Name one with --checkpoint FILE")
-    return (usual or found)[0]
+    return (usual or candidates)[0]
 
 
 def _hub_config(settings: ModelSettings) -> Path:

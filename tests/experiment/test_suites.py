@@ -95,7 +95,7 @@ def test_flags_narrow_a_suite_and_variants_win_over_set() -> None:
     assert {cell.attack for cell in plan_of(variants).cells} == {"badnet"}
     variants, left_out = declared("cross-dataset", "paper-caltech101", defenses=("rvpt",))
     assert set(variants) == {BASE, "tuned_on_imagenet"}
-    assert left_out == {"tuned_on_cc3m": "none of its defenses is asked for"}
+    assert left_out == {"tuned_on_cc3m": "none of its defenses is among --defenses"}
 
 
 def test_a_probe_of_the_whole_training_set_asks_for_no_shots() -> None:
