@@ -225,7 +225,8 @@ def _weights_in(folder: Path) -> Path:
     candidates = sorted(f for f in folder.glob("*") if f.suffix in SUFFIXES)
     usual = [folder / name for name in WEIGHTS_FILES if folder / name in candidates]
     if not usual and len(candidates) != 1:
-        what = f"{len(candidates)} files of weights: {', '.join(f.name for f in candidates)}" if candidates else "no file of weights"
+        names = ", ".join(file.name for file in candidates)
+        what = f"{len(candidates)} files of weights: {names}" if candidates else "no file of weights"
         raise BenchError(f"{folder} has {what}. Name one with --checkpoint FILE")
     return (usual or candidates)[0]
 
