@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bench.core.dataset import Dataset, Geometry, Split, datasets
+from bench.core.dataset import Dataset, Geometry, Split
 from bench.core.errors import BenchError
 from bench.core.images import Labelled, hash_of
 from bench.core.randomness import generator

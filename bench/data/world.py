@@ -72,7 +72,9 @@ class DrawnDataset(Dataset):
         images, captions = self._open(purpose, n, geometry)
         return Captioned(**vars(images), captions=captions)
 
-    def _open(self, purpose: Split | Literal["poison", "clean"], n: int, geometry: Geometry) -> tuple[Images, list[str]]:
+    def _open(
+        self, purpose: Split | Literal["poison", "clean"], n: int, geometry: Geometry
+    ) -> tuple[Images, list[str]]:
         if self.root is not None:
             raise BenchError(
                 f"the data set '{self.name}' is drawn, not read. Leave --data-root out, or give --dataset folder"

@@ -4,7 +4,18 @@ import torch
 from torch import Tensor
 
 from bench.data.silhouettes import NAMES
-from bench.data.world_drawing import BLURS, COLOUR_NAMES, CORNERS, EXTRAS, GRAINS, LIGHTS, SIZES, TEXTURES, TINTS, Factors
+from bench.data.world_drawing import (
+    BLURS,
+    COLOUR_NAMES,
+    CORNERS,
+    EXTRAS,
+    GRAINS,
+    LIGHTS,
+    SIZES,
+    TEXTURES,
+    TINTS,
+    Factors,
+)
 
 # Probability that a caption mentions a factor of the content; of grain, blur and tint, where there is any.
 CONTENT, QUALITY = 0.25, 0.7
@@ -39,8 +50,12 @@ def _caption(f: dict[str, int], name: int, u: list[float]) -> str:
     subject = NAMES[name] if name >= 0 else ANYTHING
     if u[7] < 0.08:
         return " ".join([*words, subject])
-    for say, key, values in ((says[0], "size", SIZES), (says[1], "colour", COLOUR_NAMES), (says[2], "texture", TEXTURES)):
-        words += [values[f[key]]] if say else []
+    if says[0]:
+        words.append(SIZES[f["size"]])
+    if says[1]:
+        words.append(COLOUR_NAMES[f["colour"]])
+    if says[2]:
+        words.append(TEXTURES[f["texture"]])
     words.append(subject)
     if says[3]:
         texture = TEXTURES[f["background_texture"]] + " " if u[4] < 0.5 else ""

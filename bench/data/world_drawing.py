@@ -31,9 +31,9 @@ CHUNK = 500
 class Style:
     """How the pictures of a domain are drawn; shares are of the pictures."""
 
-    rotation: float = 0.35  # largest angle, radians
-    outline: float = 1.0  # share with a dark outline
-    bar: float = 0.2  # share with a bar across the picture
+    rotation: float = 0.25  # largest angle, radians
+    outline: float = 0.85  # share with a dark outline
+    bar: float = 0.1  # share with a bar across the picture
     wobble: float = 0.0  # mean smooth displacement of the silhouette's points, px
     contrast: float = 0.55  # least distance of the colours of object and background, RGB in [0, 1]
     fade: float = 0.0  # largest share of that contrast that is taken away
@@ -101,7 +101,7 @@ def sample_factors(labels: Tensor, rng: torch.Generator, style: Style) -> Factor
         return torch.rand(n, generator=rng) < p
 
     def level() -> Tensor:
-        return torch.multinomial(torch.tensor([0.5, 0.3, 0.2]), n, replacement=True, generator=rng)
+        return torch.multinomial(torch.tensor([0.6, 0.25, 0.15]), n, replacement=True, generator=rng)
 
     def texture(p_plain: float) -> Tensor:
         return torch.where(rarely(p_plain), 0, 1 + pick(len(TEXTURES) - 1))
@@ -163,7 +163,7 @@ def draw(factors: Factors, rng: torch.Generator, style: Style) -> Tensor:
     image = image * _light(factors.light, u, v, uniform) * TINT_VALUES[factors.tint][:, :, None, None]
     image = _blur(image, factors.blur)
     image = _sticker(_watermark(image, factors.watermark, u, v, uniform), factors.sticker, rng)
-    low, high = torch.tensor([0.0, 0.05, 0.13])[factors.grain], torch.tensor([0.02, 0.09, 0.2])[factors.grain]
+    low, high = torch.tensor([0.0, 0.05, 0.11])[factors.grain], torch.tensor([0.02, 0.09, 0.16])[factors.grain]
     grain = low + (high - low) * torch.rand(n, generator=rng)
     return _pixels(image + torch.randn(image.shape, generator=rng) * grain[:, None, None, None])
 
@@ -193,7 +193,7 @@ def _silhouette(f: Factors, uniform, rng: torch.Generator, style: Style) -> tupl
     """The subject's mask (n, 1, h, w) after rotation, scale and shift, and the coordinates on it."""
     n = len(f)
     angle = uniform(-style.rotation, style.rotation)
-    scale = torch.where(f.size.view(n, 1, 1) == 0, uniform(0.52, 0.64), uniform(0.70, 0.86))
+    scale = torch.where(f.size.view(n, 1, 1) == 0, uniform(0.58, 0.66), uniform(0.74, 0.88))
     aspect = uniform(-0.125, 0.125).exp()
     room = (1 - scale * 0.95).clamp(min=0.05) * 0.45
     cx, cy = uniform(-1, 1) * room, uniform(-1, 1) * room

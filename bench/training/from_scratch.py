@@ -2,6 +2,7 @@
 
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from importlib.resources import files
@@ -16,7 +17,7 @@ from bench.core import code_state
 from bench.core.clip import CONFIG_FILE, Clip
 from bench.core.dataset import Geometry
 from bench.core.errors import BenchError
-from bench.core.images import Labelled, crops
+from bench.core.images import crops
 from bench.core.randomness import generator, seeded
 from bench.data import world_captions, world_drawing
 from bench.data.pairs import read_pairs
@@ -80,7 +81,7 @@ def train_from_scratch(
         "loss": sum(losses[-100:]) / len(losses[-100:]),
     }
     if pairs is None:
-        card["zero_shot_accuracy"] = _zero_shot_accuracy(Clip.load(out).to(device), out / "data")
+        card["zero_shot_accuracy"] = _zero_shot_accuracy(Clip.load(out).to(device))
     (out / "card.json").write_text(json.dumps(card, indent=2) + "\n")
     return card
 
@@ -120,11 +121,12 @@ def _pair_batches(clip: Clip, recipe: Pretraining, seed: int, file: Path, out: P
     return batch
 
 
-def _zero_shot_accuracy(clip: Clip, cache: Path) -> dict[str, dict[str, float]]:
+def _zero_shot_accuracy(clip: Clip) -> dict[str, dict[str, float]]:
     """Accuracy of the saved, half-precision weights on the validation pictures of the world's data sets, in percent."""
     found = {}
-    for data in (World(), WorldObjects(), WorldFlowers()):
-        images = data.labelled("val", Geometry.of(clip, cache))
-        right = probe(clip, images, data.templates, len(images)).correct
-        found[data.name] = {"percent": 100 * right / len(images), "count": right, "n": len(images)}
+    with tempfile.TemporaryDirectory() as cache:
+        for data in (World(), WorldObjects(), WorldFlowers()):
+            images = data.labelled("val", Geometry.of(clip, Path(cache)))
+            right = probe(clip, images, data.templates, len(images)).correct
+            found[data.name] = {"percent": 100 * right / len(images), "count": right, "n": len(images)}
     return found

@@ -22,9 +22,9 @@ from bench.training.muon import Muon
 class Pretraining(Settings):
     """How a CLIP is trained from scratch."""
 
-    steps: int = Field(3000, ge=1, description="optimiser steps; a number, not a time, so that it can be repeated")
+    steps: int = Field(4000, ge=1, description="optimiser steps; a number, not a time, so that it can be repeated")
     batch_size: int = Field(64, ge=2, description="pairs a step")
-    images: int = Field(60_000, ge=2, description="different pictures of the world; captions are new at each use")
+    images: int = Field(50_000, ge=2, description="different pictures of the world; captions are new at each use")
     learning_rate: float = Field(1e-3, gt=0, description="AdamW: embeddings, norms, projections")
     matrix_learning_rate: float = Field(0.01, gt=0, description="Muon: the matrices of the blocks")
     # A decay of .7 makes class tokens small and prompts weak: repelling alone then stops at a cosine of .55.
@@ -34,7 +34,10 @@ class Pretraining(Settings):
     last_scale: float = Field(100.0, gt=0, description="logit scale from 80 % of the steps on")
     class_loss: float = Field(1.0, ge=0, description="weight of the cross-entropy against class prompts")
     true_captions: float = Field(
-        0.6, ge=0, le=1, description="share of the steps, from the first, with true captions of the world and class loss"
+        0.75,
+        ge=0,
+        le=1,
+        description="share of the steps, from the first, with true captions and class loss",
     )
     wrong: float = Field(0.5, ge=0, le=1, description="after them: share of captions that name another picture's class")
     vague: float = Field(0.1, ge=0, le=1, description="after them: share of captions that name no class")

@@ -12,7 +12,9 @@ def test_singular_values_end_near_one(shape: tuple[int, int]) -> None:
     values = torch.linalg.svdvals(orthogonalised(matrix))
     assert values.min() > 0.5 and values.max() < 1.3
     left, _, right = torch.linalg.svd(matrix, full_matrices=False)
-    assert torch.nn.functional.cosine_similarity(orthogonalised(matrix).flatten(), (left @ right).flatten(), dim=0) > 0.97
+    assert (
+        torch.nn.functional.cosine_similarity(orthogonalised(matrix).flatten(), (left @ right).flatten(), dim=0) > 0.97
+    )
 
 
 def test_no_gradient_no_direction() -> None:

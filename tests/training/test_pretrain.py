@@ -72,4 +72,3 @@ def test_a_model_is_not_overwritten(tmp_path: Path, tiny_config: dict) -> None:
     (tmp_path / "open_clip_config.json").write_text("{}")
     with pytest.raises(BenchError, match=r"already holds a model. Give another --out"):
         train(tmp_path, tiny_config)
-
