@@ -7,7 +7,6 @@ from typing import Any
 
 from bench.core.names import CLEAN_MODEL
 from bench.experiment.settings import BASE, Experiment, RunSettings, overlay, presets, resolve
-from bench.experiment.suites import EMBEDDED
 from bench.papers import suites
 from bench.results.records import Cell, Run
 
@@ -68,7 +67,7 @@ def _suites(base: RunSettings, variants: dict[str, RunSettings]) -> list[str]:
     """Flags of the suites that declare these variants, each variant once; no flag where there are none."""
     chosen = []
     for name, suite in suites().items():
-        declared = suite.declared(base.dataset == EMBEDDED)
+        declared = suite.declared(base.embedded)
         same = {key for key in variants.keys() & declared.keys() if _makes(base, declared[key], variants[key])}
         if same:
             chosen.append(f"--suite {name} ")

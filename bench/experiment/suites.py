@@ -8,9 +8,6 @@ from bench.experiment.settings import BASE, RunSettings, Variants, overlay
 from bench.models import sizes
 from bench.papers import find_suite
 
-# The data set for which suites declare variants of their own.
-EMBEDDED = "world"
-
 
 def suite_settings(name: str | None) -> dict[str, Any]:
     """What a suite sets for all its variants: attacks and defenses, which flags may narrow, and the like."""
@@ -24,7 +21,7 @@ def suite_settings(name: str | None) -> dict[str, Any]:
 def variants_of(base: RunSettings, suite: str | None = None) -> tuple[Variants, dict[str, str]]:
     """The settings of every variant of a suite, the base first; and why which variants are left out."""
     variants, left_out = {BASE: base}, {}
-    for name, values in find_suite(suite).declared(base.dataset == EMBEDDED).items() if suite else ():
+    for name, values in find_suite(suite).declared(base.embedded).items() if suite else ():
         if isinstance(values, str):
             left_out[name] = values
             continue

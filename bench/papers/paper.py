@@ -29,7 +29,8 @@ class Data(BaseModel):
 class Place(Data):
     """Where a cell is measured: a model (open_clip's architecture), a data set, a target class.
 
-    `preset` is that of the run whose table has the cell; null where no preset has it.
+    `preset` is that of the run whose table has the cell; null where no preset has it. `embedded` is the place's
+    counterpart on the embedded world, where the same tables are measured without downloads: no replication.
     """
 
     label: str
@@ -37,6 +38,7 @@ class Place(Data):
     dataset: str
     target: str
     preset: str | None = None
+    embedded: "Place | None" = None
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -157,7 +159,7 @@ class PaperFile(Data):
     """What paper.yaml says.
 
     `presets` have the paper's settings; a version of it names what it sets otherwise. `chains` of defenses are among
-    those that `--defenses all` runs.
+    those that `--defenses all` runs. `drawings` are its figures that show no measurement, each with what it shows.
     """
 
     title: str
@@ -166,6 +168,7 @@ class PaperFile(Data):
     presets: tuple[str, ...] = ()
     chains: tuple[str, ...] = ()
     places: dict[str, Place] = {}
+    drawings: dict[Name, str] = {}
     labels: Labels = Labels()
 
 
@@ -178,6 +181,11 @@ class Paper(PaperFile):
     tables: Mapping[str, PaperTable] = {}
     translation: Translation = Translation()
     numbers: Path | None = None
+
+    @property
+    def counterparts(self) -> dict[str, Place]:
+        """The counterparts of places on the embedded world, by the names of those places."""
+        return {name: place.embedded for name, place in self.places.items() if place.embedded}
 
     def places_of(self, table: PaperTable) -> tuple[Place, ...]:
         return tuple(self.places[name] for name in table.places)
