@@ -317,7 +317,8 @@ def triggers(
 @app.command()
 def pretrain(
     out: Annotated[
-        Path | None, _option(HOW, "A new folder for the model; default: where an embedded model without weights is sought.")
+        Path | None,
+        _option(HOW, "A new folder for the model; an embedded model without weights needs none."),
     ] = None,
     architecture: Annotated[
         Path | None, _option(MODEL, "An open_clip_config.json; default: that of the preset's model.")
@@ -355,7 +356,7 @@ def pretrain(
     where = open_device(device or "auto")
     card = train_from_scratch(out, described, settings.pretrain, seed, pairs, where, say)
     accuracies = card.get("zero_shot_accuracy", {}).items()
-    said = "".join(f", zero-shot {seen['percent']:.1f} % of {seen['n']} pictures of {name}" for name, seen in accuracies)
+    said = "".join(f", zero-shot {seen['percent']:.1f} % of {seen['n']} of {data}" for data, seen in accuracies)
     say(f"wrote {out}{said}. Use it with --model {use}")
 
 

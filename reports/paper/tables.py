@@ -1,7 +1,7 @@
 """A table of a paper: for each cell, what was measured here and what the paper prints."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -13,7 +13,6 @@ from bench.core.defense import defenses
 from bench.core.names import CLEAN_MODEL, UNDEFENDED
 from bench.core.task import tasks
 from bench.experiment.settings import RunSettings
-from bench.experiment.suites import EMBEDDED
 from bench.matrix.plan import unsuited
 from bench.papers import Method, Paper, PaperTable, Place, papers, table_name
 from bench.results.tidy import did_not_take, pooled
@@ -37,7 +36,8 @@ class Number:
 class Cell:
     """One cell of a table; `measured` and `published` are by metric, and lack what there is not.
 
-    `reason` says why the cell cannot be measured; empty where it can.
+    `reason` says why the cell cannot be measured; empty where it can. `stands_for` is the label of the paper's place
+    whose embedded counterpart the cell's is; empty where it is none.
     """
 
     place: Place
@@ -48,6 +48,7 @@ class Cell:
     published: dict[str, float] = field(default_factory=dict)
     reason: str = ""
     took: bool = True
+    stands_for: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,23 @@ class Table:
     @property
     def replicates(self) -> bool:
         """Whether the run is at a place of the paper, so that numbers can be compared as a replication."""
-        return is_paper_place(self.paper, self.own)
+        return bool(_at(self.paper.places, self.own))
+
+    @property
+    def own_presets(self) -> set[str | None]:
+        """The presets of the places that the run is at, the paper's or counterparts; empty if it is elsewhere."""
+        return {place.preset for place in _at(_sought(self.paper, self.own), self.own)}
+
+    @property
+    def stands_for(self) -> dict[str, str]:
+        """The embedded counterparts that it has cells of, and the paper's places that they stand for, as labels."""
+        return {cell.place.label: cell.stands_for for cell in self.cells if cell.stands_for}
+
+    @property
+    def without_counterpart(self) -> list[str]:
+        """The labels of its places that a run on the embedded world has no counterpart of."""
+        there = _sought(self.paper, self.own)
+        return [self.paper.places[name].label for name in self.spec.places if there and name not in there]
 
     @property
     def measured(self) -> bool:
@@ -98,7 +115,7 @@ class Table:
     @cached_property
     def left_out(self) -> dict[str, str]:
         """Variants that the suite leaves out here, and why."""
-        declared = self.paper.suites[self.spec.suite].declared(self.run.dataset == EMBEDDED)
+        declared = self.paper.suites[self.spec.suite].declared(self.run.embedded)
         return {name: reason for name, reason in declared.items() if isinstance(reason, str)}
 
     @property
@@ -114,7 +131,8 @@ def fill(
 
     Args:
         results: the tidy results of a folder, and the costs of its defenses.
-        run: the folder's last run; its place decides whether the table has the paper's places or stands in for them.
+        run: the folder's last run; its place decides whether the table has the paper's places, their embedded
+            counterparts, or stands in for them.
         published: numbers of the paper, as `reports.paper.published.published` gives them.
     """
     spec, here = paper.tables[name], results[results["task"] == paper.tables[name].task]
@@ -122,12 +140,14 @@ def fill(
     theirs = None if published is None else _groups(published[published["table"] == spec.published], spec)
     axes = (paper.methods_of(spec), spec.attacks or ("",), spec.perturbations or ("",))
     cells = []
-    for place, counterpart in _places(paper, spec, here, own_place(run)):
+    own = own_place(run)
+    embedded = _sought(paper, own) not in ({}, paper.places)
+    for place, theirs_at in _places(paper, spec, here, own):
         weak = did_not_take(_main_cells(here, place), run.took, tasks[spec.task].headline[0])
         for method, attack, perturbation in itertools.product(*axes):
             what = (method, attack, perturbation)
             measured = {m: _pick(ours, place, *what, m) for m in spec.metrics}
-            printed = {m: _pick(theirs, counterpart, *what, m) for m in spec.metrics}
+            printed = {m: _pick(theirs, theirs_at, *what, m) for m in spec.metrics}
             cells.append(
                 Cell(
                     place,
@@ -136,6 +156,7 @@ def fill(
                     {m: float(rows["value"].iloc[0]) for m, rows in printed.items() if rows is not None},
                     _unsuited(run, spec.task, attack, method.defense),
                     attack not in weak,
+                    theirs_at.label if embedded and theirs_at else "",
                 )
             )
     return Table(paper, name, run, tuple(cells))
@@ -157,15 +178,16 @@ def own_place(run: RunSettings) -> Place:
     return Place(label=run.place["dataset"], **run.place)
 
 
-def is_paper_place(paper: Paper, place: Place) -> bool:
-    """Whether the paper measured there, with whichever weights of the architecture."""
-    return bool(paper_places(paper, place))
+def _sought(paper: Paper, own: Place) -> Mapping[str, Place]:
+    """Where cells of the paper's places are sought, by the places' names, for a run that is at one of them: at the
+    places themselves, or at their embedded counterparts. None if the run is elsewhere."""
+    return next((places for places in (paper.places, paper.counterparts) if _at(places, own)), {})
 
 
-def paper_places(paper: Paper, place: Place) -> list[Place]:
-    """The paper's places with the data set, the target and the architecture of a measured one."""
-    key = (_architecture(place.model), place.dataset, place.target)
-    return [theirs for theirs in paper.places.values() if theirs.key == key]
+def _at(places: Mapping[str, Place], own: Place) -> list[Place]:
+    """Those with the data set, the target and the architecture, with whichever weights, of a measured place."""
+    key = (_architecture(own.model), own.dataset, own.target)
+    return [place for place in places.values() if place.key == key]
 
 
 def _unsuited(run: RunSettings, task: str, attack: str, defense: str) -> str:
@@ -178,11 +200,11 @@ def _unsuited(run: RunSettings, task: str, attack: str, defense: str) -> str:
 
 def _places(paper: Paper, spec: PaperTable, results: pd.DataFrame, own: Place) -> Sequence[tuple[Place, Place | None]]:
     """Where the table's cells are measured, each with the paper's place that it is compared with."""
-    places = paper.places_of(spec)
-    if is_paper_place(paper, own):
-        return [(measured, place) for place in places for measured in _measured(place, spec, results, own)]
+    if sought := _sought(paper, own):
+        there = [name for name in spec.places if name in sought]
+        return [(place, paper.places[name]) for name in there for place in _measured(sought[name], spec, results, own)]
     if spec.beyond is None:
-        return [(own, places[0])]
+        return [(own, paper.places_of(spec)[0])]
     seen = [
         Place(label=str(dataset), model=str(model), dataset=str(dataset), target=str(target))
         for model, dataset, target in results[["model", "dataset", "target"]].drop_duplicates().to_numpy()
@@ -194,7 +216,7 @@ def _places(paper: Paper, spec: PaperTable, results: pd.DataFrame, own: Place) -
 
 
 def _measured(place: Place, spec: PaperTable, results: pd.DataFrame, own: Place) -> list[Place]:
-    """A place of the paper with the models of its architecture that were measured there, the run's own first.
+    """A place with the models of its architecture that were measured there, the run's own first.
 
     A table that has no room for several shows the first.
     """

@@ -14,7 +14,7 @@ from reports.paper.costs import collect_costs
 from reports.paper.latex import latex
 from reports.paper.published import published
 from reports.paper.render import DAGGER, markdown, tidy
-from reports.paper.tables import Cell, Table, fill, paper_places
+from reports.paper.tables import Cell, Table, fill
 
 TABLES = "tables"
 ENDINGS = ("md", "csv", "tex")
@@ -52,6 +52,11 @@ def notes(table: Table, out: Path) -> Iterator[str]:
     """What a reader of the table must know."""
     spec, labels = table.spec, table.paper.labels
     yield from spec.notes
+    if table.stands_for:
+        pairs = ", ".join(f"{here} for {theirs}" for here, theirs in table.stands_for.items())
+        yield f"Embedded counterparts stand for the paper's places: {pairs}. This is no replication."
+    for label in table.without_counterpart:
+        yield f"{DASH} {label}: it has no counterpart on the embedded world."
     if any(not math.isnan(number.low) for cell in table.cells for number in cell.measured.values()):
         yield f"95 % intervals: {table.stem}.csv."
     if not all(cell.took for cell in table.cells):
@@ -76,11 +81,11 @@ def about_published(table: Table, source: str) -> str:
     )
     if table.replicates:
         return exact
+    differ = "model and data differ, so the difference says nothing about replication"
+    if table.stands_for:
+        return f"Published is the paper's place, measured its embedded counterpart: {differ}. {exact}"
     theirs, own = table.paper.places_of(table.spec)[0], table.own
-    return (
-        f"Published is {theirs.model} on {theirs.dataset}, measured {own.model} on {own.dataset}: model and data "
-        f"differ, so the difference says nothing about replication. {exact}"
-    )
+    return f"Published is {theirs.model} on {theirs.dataset}, measured {own.model} on {own.dataset}: {differ}. {exact}"
 
 
 def remedy(table: Table, out: Path) -> str:
@@ -97,8 +102,7 @@ def _command(table: Table, cell: Cell, out: Path) -> str:
     """What measures a cell."""
     spec, preset = table.spec, cell.place.preset
     suite, into = f"--suite {suite_name(table.paper, spec.suite)}", f"--out {out}"
-    presets = {place.preset for place in paper_places(table.paper, table.own)}
-    if table.replicates and preset not in presets:
+    if table.own_presets and preset not in table.own_presets:
         if preset is None:
             return f"`bench run {suite} {into}` with model, data set and target of {cell.place.label}"
         return f"`bench run --preset {preset} {suite} {into}`"

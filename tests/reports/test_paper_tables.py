@@ -105,7 +105,7 @@ def test_the_layout_is_that_of_the_paper() -> None:
         ("badnet", "rvpt", "", 100, 100),
     )
     shown = printed("table-3", results)
-    assert list(shown.index) == ["world"]
+    assert list(shown.index) == ["world", "world-flowers", "world-objects"]
     assert shown.loc["world", ("BadNet", "woTC")] == "3.0 (94.0)"
     assert shown.loc["world", ("BadNet", "with")] == "*2.0* (*95.0*)"
     five = printed("table-5", MAIN, IMAGENET)
@@ -196,7 +196,8 @@ def test_a_table_without_a_measured_cell_is_not_written_but_told(tmp_path: Path)
     assert sorted(file.name for file in stale.parent.iterdir()) == ["table-1.csv", "table-1.md", "table-1.tex"]
     distance = next(line for line in lacking if "Table S3" in line)
     assert distance.startswith("- not measured:") and f"`bench run --suite distance --out {tmp_path}`" in distance
-    assert "the embedded world has one domain" in next(line for line in lacking if "Table 5" in line)
+    domains = next(line for line in lacking if "Table 5" in line)
+    assert domains.endswith(f": `bench run --suite cross-domain --out {tmp_path}` with this folder's preset")
     assert len(written) + len(lacking) == len(PAPER.tables)
 
 
@@ -206,8 +207,10 @@ def test_footnotes_tell_missing_cells_from_impossible_ones() -> None:
     assert f"– Linear Probe against TrojVQA: {because}." in lines
     assert any(line.startswith("– not measured yet: `bench run --suite main --out results`") for line in lines)
     assert "† The attack did not take: undefended ASR below 60 %." in lines
-    four = table("table-4", rows(("badnet", "cleanclip", "tuned_on_cc3m", 8, 190)))
-    assert "– RVPT*: there is no other world to tune on." in list(notes(four, Path("r")))
+    vit = table("table-S1", MAIN.assign(metric="PR_ratio", perturbation="flip"))
+    assert "– Supervised ViT: bench measures CLIPs, and a supervised ViT has no text side." in list(
+        notes(vit, Path("r"))
+    )
 
 
 def test_cells_of_another_data_set_need_its_preset() -> None:
