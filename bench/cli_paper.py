@@ -23,9 +23,7 @@ def paper(
     variant_seeds: Annotated[str, typer.Option(help="Seeds of suites with variants, such as ablations.")] = "0",
     suites: Annotated[str, typer.Option(help="Run these suites alone, by comma.")] = "",
     set: Annotated[list[str], typer.Option("--set", help="One setting of all runs: key=value. Repeatable.")] = [],  # noqa: B006
-    plugin: Annotated[
-        list[Path], typer.Option(help="A Python file that registers methods or papers. Repeatable.")
-    ] = [],  # noqa: B006
+    plugin: Annotated[list[Path], typer.Option(help="A Python file of methods or papers. Repeatable.")] = [],  # noqa: B006
     out: Annotated[Path, typer.Option(help="The results folder.")] = Path("results/paper"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the runs and their time; make nothing.")] = False,
     times: Annotated[list[Path], typer.Option(help="Of the dry run: folders of earlier runs on this machine.")] = [],  # noqa: B006

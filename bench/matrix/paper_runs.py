@@ -101,9 +101,7 @@ def _wanted(paper: Paper) -> dict[str, dict[str, tuple[str, ...]]]:
     """By preset, the paper's first place first: its suites, each with the attacks of its tables there."""
     there = {name: place.preset for name, place in paper.counterparts.items() if place.preset}
     if not there:
-        raise BenchError(
-            f"{paper.name} has no counterparts on the embedded world. docs/papers.md shows how to name them"
-        )
+        raise BenchError(f"{paper.name} names no counterparts on the embedded world. docs/papers.md shows how")
     wanted: dict[str, dict[str, tuple[str, ...]]] = {preset: {} for preset in there.values()}
     for table in paper.tables.values():
         for preset in dict.fromkeys(there[name] for name in table.places if name in there):

@@ -175,7 +175,7 @@ def stem(paper: Paper, name: str) -> str:
 
 def own_place(run: RunSettings) -> Place:
     """Where a run's own cells are."""
-    return Place(label=run.place["dataset"], **run.place)
+    return Place.model_validate({"label": run.tested_on, **run.place})
 
 
 def _sought(paper: Paper, own: Place) -> Mapping[str, Place]:
