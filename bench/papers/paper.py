@@ -102,6 +102,7 @@ class PaperTable(Data):
         suite: `bench run --suite SUITE` measures its cells.
         task: the task that measures them.
         published: its name in published.csv; null if it is not there.
+        version: the only version of the paper that prints it; null if the version asked for does.
         places: names of the paper's places.
         methods: defenses, or methods with a label of their own.
         metrics: the metrics in a cell, all but the first in parentheses; or one per row or column, if `metric` is an
@@ -116,6 +117,7 @@ class PaperTable(Data):
     suite: str
     task: str = "zero_shot"
     published: str | None = None
+    version: Name | None = None
     places: tuple[str, ...] = Field(min_length=1)
     methods: tuple[str | Method, ...] = Field(min_length=1)
     attacks: tuple[str, ...] = ()

@@ -76,6 +76,7 @@ def notes(table: Table, out: Path) -> Iterator[str]:
 def about_published(table: Table, source: str) -> str:
     """An explanation of the published numbers, and whether the difference to them is a replication."""
     paper, version = find_version(source)
+    version = table.spec.version or version
     of = f"paper {version}, arXiv {paper.arxiv}" if paper.arxiv else f"{paper.title}, {version}"
     exact = (
         f"The published numbers ({of}) come without counts and are taken as exact: the "
@@ -120,12 +121,12 @@ def _tables(folder: ResultsFolder, source: str | None = None) -> list[Table]:
     costs = collect_costs(folder)
     results = folder.results if costs.empty else pd.concat([folder.results, costs], ignore_index=True)
     of, version = find_version(source) if source else (None, "")
-    printed = published(of, version) if of else None
-    return [
-        fill(paper, name, results, folder.settings, printed if paper is of else None)
-        for paper in papers.values()
-        for name in paper.tables
-    ]
+    tables = []
+    for paper in papers.values():
+        for name, spec in paper.tables.items():
+            printed = published(paper, spec.version or version) if paper is of else None
+            tables.append(fill(paper, name, results, folder.settings, printed))
+    return tables
 
 
 def _write(folder: Path, table: Table, lines: list[str], about: str) -> None:

@@ -189,6 +189,12 @@ def test_the_papers_number_stands_beside_that_of_the_counterpart() -> None:
     assert not filled.replicates
 
 
+def test_a_table_of_one_version_alone_has_its_numbers_whichever_is_asked_for(tmp_path: Path) -> None:
+    write_paper_tables(Folder(tmp_path, MAIN.assign(metric="PA"), WORLD), "v1")
+    text = (tmp_path / "tables" / "table-PA.md").read_text()
+    assert "(paper v3, arXiv 2412.20392)" in text and "PA published" in text
+
+
 def test_a_place_without_a_counterpart_is_named() -> None:
     places = {**PAPER.places, "imagenet-a": PAPER.places["imagenet-a"].model_copy(update={"embedded": None})}
     filled = fill(PAPER.model_copy(update={"places": places}), "table-5", MAIN, WORLD)
