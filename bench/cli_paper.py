@@ -22,6 +22,7 @@ def paper(
     seeds: Annotated[str, typer.Option(help="Seeds of runs without variants, by comma.")] = "0,1,2",
     variant_seeds: Annotated[str, typer.Option(help="Seeds of suites with variants, such as ablations.")] = "0",
     suites: Annotated[str, typer.Option(help="Run these suites alone, by comma.")] = "",
+    attacks: Annotated[str, typer.Option(help="Run these attacks alone, by comma.")] = "",
     set: Annotated[list[str], typer.Option("--set", help="One setting of all runs: key=value. Repeatable.")] = [],  # noqa: B006
     plugin: Annotated[list[Path], typer.Option(help="A Python file of methods or papers. Repeatable.")] = [],  # noqa: B006
     out: Annotated[Path, typer.Option(help="The results folder.")] = Path("results/paper"),
@@ -36,8 +37,7 @@ def paper(
     if name not in papers:
         raise unknown("paper", name, papers)
     given = (_numbers("--seeds", seeds), _numbers("--variant-seeds", variant_seeds))
-    chosen = tuple(part.strip() for part in suites.split(",") if part.strip())
-    runs = paper_runs(papers[name], *given, set, chosen)
+    runs = paper_runs(papers[name], *given, set, _names(suites), _names(attacks))
     if dry_run:
         _forecast(runs, out, [out, *times])
         return
@@ -119,8 +119,12 @@ def _hours(times: Iterable[float | None]) -> str:
     return f"{sum(time or 0 for time in times) / 3600:.2f}"
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
 def _numbers(option: str, text: str) -> tuple[int, ...]:
     try:
-        return tuple(int(part) for part in text.split(",") if part.strip())
+        return tuple(map(int, _names(text)))
     except ValueError:
         raise BenchError(f"{option} {text}: write whole numbers, such as {option} 0,1,2") from None

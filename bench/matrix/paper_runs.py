@@ -1,12 +1,13 @@
 """All that a paper's tables and figures show, as runs into one folder on the embedded world; and how long they take."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+from bench.core.attack import attacks as registered
 from bench.core.errors import BenchError, unknown
 from bench.core.settings import merge
 from bench.experiment.settings import RunSettings, Variants, resolve
@@ -16,6 +17,8 @@ from bench.models import ModelSettings, sizes
 from bench.papers import Paper, suite_name
 from bench.results.records import CARDS
 from bench.results.store import Store
+
+Names = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -38,39 +41,43 @@ def paper_runs(
     variant_seeds: Sequence[int],
     assignments: Sequence[str] = (),
     suites: Collection[str] = (),
+    attacks: Collection[str] = (),
 ) -> list[PaperRun]:
     """The runs, in their order, whose cells fill all tables and figures of a paper on the embedded world.
 
     A suite is run at the embedded counterpart of each place of its tables; one that only a figure shows, at that of the
     paper's first place. The last run has that place, too: main table and figures are of it. Runs at one preset share
-    the settings that its suites ask for, so that their cells may stand in one folder.
+    the settings of its suites, so that their cells can be in the same tables.
 
     Args:
         seeds: of the runs without variants; the others have `variant_seeds`.
         assignments: settings of all runs, as `key=value`.
-        suites: run these alone; all if empty.
+        suites: run these alone, and the last run; all if empty.
+        attacks: run these alone; all of the tables if empty.
 
     Raises:
-        BenchError: the paper has no counterparts on the embedded world, or no such suite.
+        BenchError: the paper has no counterparts on the embedded world; there is no such suite or attack.
     """
     wanted = _wanted(paper)
-    if strange := [name for name in suites if name not in paper.suites]:
-        raise unknown("suite", strange[0], paper.suites, "`bench list suites` explains them.")
-    *others, first = reversed(list(wanted))
+    for name in suites:
+        if name not in paper.suites:
+            raise unknown("suite", name, paper.suites, "`bench list suites` explains them.")
+    for name in attacks:
+        registered[name]
     runs = []
-    for preset in (*others, first):
-        at_preset = {name: attacks for name, attacks in wanted[preset].items() if not suites or name in suites}
-        shared = _shared(paper, wanted[preset])
-        for name, attacks in at_preset.items():
-            varied = bool(paper.suites[name].declared(embedded=True))
-            given = {"seeds": tuple(variant_seeds if varied else seeds)} | ({"attacks": attacks} if attacks else {})
-            asked = suite_name(paper, name)
-            base = resolve(preset, None, merge(shared, given), tuple(assignments), suite=suite_settings(asked))
-            runs.append(PaperRun(preset, asked, *variants_of(base, asked)))
-    given = {"seeds": tuple(seeds), "attacks": _attacks(wanted[first].values())}
-    given["defenses"] = tuple(dict.fromkeys((*resolve(first).defenses, *_defenses(paper, wanted[first]))))
-    base = resolve(first, None, merge(_shared(paper, wanted[first]), given), tuple(assignments))
-    return [*runs, PaperRun(first, "", *variants_of(base))]
+    for preset, suite, names in _in_order(paper, wanted):
+        if suite and suites and suite not in suites:
+            continue
+        asked = suite_name(paper, suite) if suite else None
+        varied = bool(suite) and bool(paper.suites[suite].declared(embedded=True))
+        given = names | {"seeds": tuple(variant_seeds if varied else seeds)}
+        flags = merge(_shared(paper, wanted[preset]), given)
+        base = resolve(preset, None, flags, tuple(assignments), suite=suite_settings(asked))
+        if attacks:
+            base = base.model_copy(update={"attacks": tuple(name for name in base.attacks if name in attacks)})
+        if base.attacks:
+            runs.append(PaperRun(preset, asked or "", *variants_of(base, asked)))
+    return runs
 
 
 def known_seconds(folders: Sequence[Path]) -> dict[str, float]:
@@ -97,12 +104,12 @@ def seconds_of(node: Node, run: RunSettings, model: ModelSettings, known: Mappin
     return time * size.work / usual.work if time and size and usual else time
 
 
-def _wanted(paper: Paper) -> dict[str, dict[str, tuple[str, ...]]]:
+def _wanted(paper: Paper) -> dict[str, dict[str, Names]]:
     """By preset, the paper's first place first: its suites, each with the attacks of its tables there."""
     there = {name: place.preset for name, place in paper.counterparts.items() if place.preset}
     if not there:
         raise BenchError(f"{paper.name} names no counterparts on the embedded world. docs/papers.md shows how")
-    wanted: dict[str, dict[str, tuple[str, ...]]] = {preset: {} for preset in there.values()}
+    wanted: dict[str, dict[str, Names]] = {preset: {} for preset in there.values()}
     for table in paper.tables.values():
         for preset in dict.fromkeys(there[name] for name in table.places if name in there):
             known = wanted[preset].get(table.suite, ())
@@ -113,20 +120,25 @@ def _wanted(paper: Paper) -> dict[str, dict[str, tuple[str, ...]]]:
     return {preset: at_preset for preset, at_preset in wanted.items() if at_preset}
 
 
+def _in_order(paper: Paper, wanted: Mapping[str, Mapping[str, Names]]) -> Iterator[tuple[str, str, dict[str, Names]]]:
+    """Each preset and suite, with the attacks of its tables if it has any; at last all attacks and defenses."""
+    *others, first = reversed(list(wanted))
+    for preset in (*others, first):
+        for suite, attacks in wanted[preset].items():
+            yield preset, suite, {"attacks": attacks} if attacks else {}
+    everything = [name for attacks in wanted[first].values() for name in attacks]
+    defenses = [name for suite in wanted[first] for name in paper.suites[suite].defenses if "+" not in name]
+    yield first, "", {
+        "attacks": tuple(dict.fromkeys(everything)),
+        "defenses": tuple(dict.fromkeys((*resolve(first).defenses, *defenses))),
+    }  # fmt: skip
+
+
 def _shared(paper: Paper, names: Iterable[str]) -> dict[str, Any]:
     shared: dict[str, Any] = {}
     for name in names:
         shared = merge(shared, paper.suites[name].settings)
     return shared
-
-
-def _attacks(lists: Iterable[Sequence[str]]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(attack for attacks in lists for attack in attacks))
-
-
-def _defenses(paper: Paper, names: Iterable[str]) -> list[str]:
-    """The defenses of suites, without chains."""
-    return [defense for name in names for defense in paper.suites[name].defenses if "+" not in defense]
 
 
 def _likeness(label: str) -> tuple[str, ...]:

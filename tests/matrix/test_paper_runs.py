@@ -75,11 +75,20 @@ def test_ablations_may_have_fewer_seeds_and_settings_reach_all_runs() -> None:
     few = paper_runs(PAPER, (0, 1), (0,), ("poison.count=7",), ("margin", "main"))
     assert {run.suite: run.variants[BASE].seeds for run in few} == {"": (0, 1), "main": (0, 1), "margin": (0,)}
     assert {run.variants[name].poison.count for run in few for name in run.variants} == {7}
+    narrow = paper_runs(PAPER, (0,), (0,), (), ("emerging-target", "margin"), ("badclip", "wanet"))
+    asked = {(run.preset, run.suite): run.variants[BASE].attacks for run in narrow}
+    assert asked == {
+        **{(preset, "emerging-target"): ("wanet",) for preset in ("mini-flowers", "mini-objects", "mini")},
+        ("mini", "margin"): ("badclip",),
+        ("mini", ""): ("wanet", "badclip"),
+    }
 
 
 def test_a_suite_or_counterparts_that_are_not_there_are_told() -> None:
     with pytest.raises(BenchError, match=r"unknown suite 'margins'. Did you mean 'margin'"):
         paper_runs(PAPER, (0,), (0,), (), ("margins",))
+    with pytest.raises(BenchError, match="unknown attack 'badnett'"):
+        paper_runs(PAPER, (0,), (0,), (), (), ("badnett",))
     bare = {name: place.model_copy(update={"embedded": None}) for name, place in PAPER.places.items()}
     with pytest.raises(BenchError, match="rvpt names no counterparts on the embedded world"):
         paper_runs(PAPER.model_copy(update={"places": bare}), (0,), (0,))
