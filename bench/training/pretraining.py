@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.core.clip import Clip
-from bench.core.errors import BenchError
 from bench.core.precision import product
 from bench.core.progress import track
 from bench.core.settings import Field, Settings
 from bench.training.fine_tuning import contrastive_loss
+from bench.training.muon import Muon
 
 
 class Pretraining(Settings):
@@ -63,12 +63,7 @@ def pretrain(
     `batch(progress)`, progress from 0 to 1, gives the next images (uint8), tokens and, where known, labels into
     `class_tokens`. With labels, a linear helper head on the image embedding speeds up the first half of the run; it is
     thrown away.
-
-    Raises:
-        BenchError: this torch has no Muon.
     """
-    if not hasattr(torch.optim, "Muon"):
-        raise BenchError("`bench pretrain` needs torch 2.9 or newer, for torch.optim.Muon: pip install -U torch")
     clip.model.train()
     clip.model.logit_scale.requires_grad_(False)
     width = clip.model.encode_text(clip.tokenize(["a"]).to(clip.device)).shape[-1]
@@ -109,6 +104,6 @@ def _optimisers(clip: Clip, helper: torch.nn.Module | None, recipe: Pretraining)
         if parameter.requires_grad:
             (matrices if parameter.ndim == 2 and "resblocks" in name else rest).append(parameter)
     rest += list(helper.parameters()) if helper is not None else []
-    muon = torch.optim.Muon(matrices, lr=recipe.matrix_learning_rate, weight_decay=recipe.matrix_weight_decay)
+    muon = Muon(matrices, lr=recipe.matrix_learning_rate, weight_decay=recipe.matrix_weight_decay)
     adam = torch.optim.AdamW(rest, lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
     return [muon, adam]
