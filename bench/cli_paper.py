@@ -95,7 +95,7 @@ def _forecast(runs: Sequence["PaperRun"], out: Path, folders: Sequence[Path]) ->
 
     known, planned, missing = known_seconds(folders), dict[str, float | None](), list[str]()
     usual = runs[-1].variants[BASE]
-    table = Table("run", "seeds", "cells", "to make", "hours of a process", box=None)
+    table = Table("run", "seeds", "cells", "to make", "hours of one process", box=None)
     for run in runs:
         plan, lacking = plan_at_hand(run.variants, out)
         missing += lacking

@@ -32,7 +32,7 @@ class PaperRun:
 
     @property
     def name(self) -> str:
-        return f"preset {self.preset}, " + (f"suite {self.suite}" if self.suite else "all attacks and defenses")
+        return f"{self.preset}: {self.suite or 'all attacks and defenses'}"
 
 
 def paper_runs(

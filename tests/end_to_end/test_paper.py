@@ -22,7 +22,7 @@ def test_one_command_fills_the_tables_of_several_data_sets(
     words += [word for setting in SMALL for word in ("--set", setting)]
     code, out, err = bench(capsys, monkeypatch, *words)
     assert code == 0, err
-    assert "1 of 4: preset mini-flowers, suite main" in out and "4 of 4: preset mini, all attacks" in out
+    assert "1 of 4: mini-flowers: main" in out and "4 of 4: mini: all attacks and defenses" in out
     assert "figure2: no measurement: it shows the framework of RVPT" in out
     [rvpt] = [line for line in _table(tmp_path, "table-2") if line.startswith("| RVPT ")]
     assert rvpt.count("(") == 2, "BadNet on both data sets"

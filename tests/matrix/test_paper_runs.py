@@ -122,7 +122,7 @@ def test_a_dry_run_tells_each_run_and_what_it_takes(
     code, out, err = bench(capsys, monkeypatch, *words)
     told = " ".join(out.split())
     assert code == 0, err
-    assert "preset mini, suite margin" in told and "artefacts to make: about 0.0 h" in told
+    assert "mini: margin" in told and "artefacts to make: about 0.0 h" in told
     assert "no artefact of earlier runs tells the time" in told
     assert not (tmp_path / "out").exists()
     code, _, err = bench(capsys, monkeypatch, "paper", "rvtp")
