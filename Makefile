@@ -12,7 +12,7 @@ bench: $(READY)
 
 # Every table and figure of the paper, for docs/results: hours. The same command goes on after an interruption.
 results: $(READY)
-	$(BIN)/bench paper --out results/paper
+	$(BIN)/bench paper rvpt --out results/paper
 	cp results/paper/table.md results/paper/results.csv docs/results/
 	cp results/paper/tables/*.md results/paper/tables/*.csv docs/results/tables/
 	cp results/paper/figures/*.png results/paper/figures/*.csv docs/results/figures/

@@ -18,7 +18,7 @@ screen = Console(markup=False, highlight=False)
 
 
 def paper(
-    name: Annotated[str, typer.Argument(help="The paper.")] = "rvpt",
+    name: Annotated[str, typer.Argument(help="`bench list papers`.")],
     seeds: Annotated[str, typer.Option(help="Seeds of runs without variants, by comma.")] = "0,1,2",
     variant_seeds: Annotated[str, typer.Option(help="Seeds of suites with variants, such as ablations.")] = "0",
     suites: Annotated[str, typer.Option(help="Run these suites alone, by comma.")] = "",

@@ -18,7 +18,7 @@ SMALL = (
 def test_one_command_fills_the_tables_of_several_data_sets(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ["paper", "--seeds", "0", "--suites", "main", "--attacks", "badnet", "--out", str(tmp_path)]
+    words = ["paper", "rvpt", "--seeds", "0", "--suites", "main", "--attacks", "badnet", "--out", str(tmp_path)]
     words += [word for setting in SMALL for word in ("--set", setting)]
     code, out, err = bench(capsys, monkeypatch, *words)
     assert code == 0, err

@@ -118,7 +118,7 @@ def test_a_forecast_is_the_mean_of_like_artefacts_scaled_to_the_model(tmp_path: 
 def test_a_dry_run_tells_each_run_and_what_it_takes(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ["paper", "--dry-run", "--suites", "margin", "--seeds", "0", "--out", str(tmp_path / "out")]
+    words = ["paper", "rvpt", "--dry-run", "--suites", "margin", "--seeds", "0", "--out", str(tmp_path / "out")]
     code, out, err = bench(capsys, monkeypatch, *words)
     told = " ".join(out.split())
     assert code == 0, err
