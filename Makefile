@@ -5,10 +5,17 @@ READY := .venv/ready
 # A process a core, each with one thread; a file's tests stay together, as they share what they train.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
-.PHONY: bench test slow speed check smoke clean
+.PHONY: bench results test slow speed check smoke clean
 
 bench: $(READY)
 	$(BIN)/bench run --preset mini --out results
+
+# Every table and figure of the paper, for docs/results: hours. The same command goes on after an interruption.
+results: $(READY)
+	$(BIN)/bench paper rvpt --out results/paper
+	cp results/paper/table.md results/paper/results.csv docs/results/
+	cp results/paper/tables/*.md results/paper/tables/*.csv docs/results/tables/
+	cp results/paper/figures/*.png results/paper/figures/*.csv docs/results/figures/
 
 smoke: $(READY)
 	$(BIN)/bench run --preset smoke --out results/smoke

@@ -66,6 +66,8 @@ class Dataset(Settings):
 
     # Raise it when a change of the code changes images or labels, so that old results are not reused.
     version: ClassVar[int] = 1
+    # Whether bench draws it itself, for its embedded models; a suite may declare other variants for such a data set.
+    embedded: ClassVar[bool] = False
 
     root: Path | None = Field(None, description="where the data set lies (--data-root)")
     prompts: Literal["single", "openai80"] = Field(

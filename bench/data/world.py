@@ -30,6 +30,7 @@ class DrawnDataset(Dataset):
 
     names: ClassVar[tuple[str, ...]] = tuple(SILHOUETTES)
     style: ClassVar[str] = "photo"
+    embedded: ClassVar[bool] = True
     splits: ClassVar[tuple[Split, ...]] = ("train", "val", "test")
 
     train_per_class: int = Field(200, ge=1, description="training images a class")

@@ -94,6 +94,11 @@ class Experiment(Settings):
         return self.evaluate.dataset or self.dataset
 
     @property
+    def embedded(self) -> bool:
+        """Whether the data set is one that bench draws itself."""
+        return datasets[self.dataset].embedded
+
+    @property
     def place(self) -> dict[str, str]:
         """The columns `model`, `target` and `dataset` of cells with these settings."""
         return {"model": self.model.label, "target": self.target.lower(), "dataset": self.tested_on}
@@ -172,7 +177,7 @@ def resolve(
     """
     if preset not in presets():
         raise unknown("preset", preset, presets(), "`bench list presets` explains them.")
-    values = _read(files("bench.presets").joinpath(f"{preset}.yaml").read_text(), f"preset {preset}")
+    values = _preset(preset)
     if paper is not None:
         values = merge(values, _version(paper, preset))
     if config is not None:
@@ -183,6 +188,12 @@ def resolve(
     for assignment in assignments:
         values = merge(values, _assignment(assignment))
     return _checked(values)
+
+
+def _preset(name: str) -> dict[str, Any]:
+    """What a preset sets, on top of the one that it names as `preset`, if any."""
+    values = _read(files("bench.presets").joinpath(f"{name}.yaml").read_text(), f"preset {name}")
+    return merge(_preset(values.pop("preset")), values) if "preset" in values else values
 
 
 def _version(paper: str, preset: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from bench.papers.library import (
     chains,
+    drawings,
     figures,
     find_suite,
     find_version,
@@ -35,6 +36,7 @@ __all__ = [
     "Suite",
     "Sweep",
     "chains",
+    "drawings",
     "figures",
     "find_suite",
     "find_version",

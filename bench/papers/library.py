@@ -93,6 +93,11 @@ def figures() -> dict[str, tuple[str, Sweep]]:
     return {name: (suite_name(paper, suite), sweep) for name, (paper, (suite, sweep)) in shown.items()}
 
 
+def drawings() -> dict[str, str]:
+    """The figures that show no measurement, by name, each with what it shows."""
+    return {name: shown for name, (_, shown) in by_name(lambda paper: paper.drawings).items()}
+
+
 def _figures(paper: Paper) -> dict[str, tuple[str, Sweep]]:
     return {s.figure: (name, s) for name, suite in paper.suites.items() for s in suite.sweeps if s.figure}
 

@@ -5,7 +5,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -31,10 +30,8 @@ TEMPLATES = ("a photo of a {}.",)
 Batches = Callable[[float], tuple[Tensor, Tensor, Tensor | None]]
 
 
-def architecture(file: Path | None) -> dict:
-    """An `open_clip_config.json`'s contents; by default the embedded model's."""
-    if file is None:
-        return json.loads((files("bench.models") / "mini" / CONFIG_FILE).read_text())
+def architecture(file: Path) -> dict:
+    """An `open_clip_config.json`'s contents."""
     if not file.is_file():
         raise BenchError(f"--architecture {file}: no such file. Give an open_clip_config.json")
     return read_config(file)
