@@ -1,8 +1,13 @@
-"""A baseline: the numbers of a results folder in one small JSON file, with all that decides what they compare with."""
+"""A baseline: the numbers of a results folder, seed by seed, in one JSON file, with all that decides what they compare
+with.
+
+Results of the same settings whose sums were added in another order, reruns, show how far training is from run to run.
+"""
 
 import importlib.metadata
 import json
 import platform
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,49 +18,61 @@ from bench.core.errors import BenchError
 from bench.core.images import hash_of
 from bench.core.names import CELL_COLUMNS, OWN_TRIGGER
 from bench.results.folder import ResultsFolder
-from bench.results.records import Cell
-from bench.results.tidy import pooled
+from bench.results.records import Cell, cell_name
 from reports.command import command_of, flat
 
 # Raise it when the file's contents change their meaning.
-FORMAT = 2
+FORMAT = 3
 CELL = [key for key in CELL_COLUMNS if key != "seed"]
 LIBRARIES = ("numpy", "open_clip_torch", "torchvision")
+# Other kernels of torch's libraries, which add in another order, as another processor's do.
+ANOTHER_ROUNDING = "ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE"
 # Ids of other artefacts, and what says which code and seed it was: not part of what makes two numbers comparable.
 NOT_SETTINGS = {"kind", "version", "subject", "backdoor", "seed"}
 
 
-def make_baseline(folder: ResultsFolder) -> dict[str, Any]:
-    """The finished cells of a results folder, pooled over seeds, as `bench baseline` writes them.
+def make_baseline(folder: ResultsFolder, reruns: Sequence[ResultsFolder] = ()) -> dict[str, Any]:
+    """The finished cells of a results folder, as `bench baseline` writes them: each number has its values by seed.
+
+    A seed's first value is that of `folder`; then come those of the `reruns` that have the seed.
 
     Raises:
-        BenchError: no cell is finished, or the cells are of several states of the code, splits, checkpoints or
-            settings.
+        BenchError: no cell is finished; the cells are of several states of the code, splits, checkpoints or settings;
+            a rerun has other settings, or the very same numbers.
     """
     finished = folder.some_cells
-    results = folder.results
-    own = results["perturbation"].isin(["", OWN_TRIGGER])
-    numbers = dict(iter(results[own].groupby(CELL, sort=False)))
-    seeds: dict[tuple, list[Cell]] = {}
-    for cell in finished:
-        seeds.setdefault(tuple(cell.place[key] for key in CELL), []).append(cell)
     settings: dict[str, Any] = {}
     cells = []
-    for key, of_seeds in seeds.items():
-        made = _settings(folder, of_seeds)
+    for place, made, numbers in _cells(folder):
         settings[hash_of(made)] = made
-        cells.append(dict(zip(CELL, key, strict=True)) | {"settings": hash_of(made), "numbers": _numbers(numbers[key])})
-    runs = [(run, [cell for cell in finished if cell in set(run.cells)]) for run in folder.record.runs]
-    return {
+        cells.append(place | {"settings": hash_of(made), "numbers": numbers})
+    baseline = {
         "format": FORMAT,
-        "command": " && ".join(command_of(run, cells) for run, cells in runs if cells),
+        "command": _command(folder, finished),
         # Of the defense's own checkout, where the command is run.
         "commit": commit_of(Path.cwd()) or None,
         "seeds": sorted({cell.seed for cell in finished}),
-        "versions": _versions(results),
+        "reruns": len(reruns),
+        "versions": _versions(folder.results),
         "cells": cells,
         "settings": settings,
     }
+    for rerun in reruns:
+        _add(baseline, folder, rerun)
+    return baseline
+
+
+def refuse_single_seeds(baseline: dict[str, Any]) -> None:
+    """Check that every cell has two seeds or more.
+
+    Raises:
+        BenchError: one has a single seed, from which no spread can be told.
+    """
+    for cell in baseline["cells"]:
+        if len(seeds := baseline["settings"][cell["settings"]]["seeds"]) < 2:
+            raise BenchError(
+                f"{cell_name(cell)} has seed {seeds[0]} alone, and one seed tells no spread. Run with --seeds 0,1,2"
+            )
 
 
 def to_json(baseline: dict[str, Any]) -> str:
@@ -74,11 +91,66 @@ def read_baseline(file: Path) -> dict[str, Any]:
         found = json.loads(file.read_text())
         if found["format"] == FORMAT:
             return found
+        told = " It has no numbers by seed, so nothing says how far training varies." if found["format"] == 2 else ""
     except (ValueError, KeyError, TypeError):
-        pass
+        told = ""
     raise BenchError(
-        f"--baseline {file} is not a baseline of format {FORMAT}. `bench baseline RESULTS --out NEW.json` writes one."
+        f"--baseline {file} is not a baseline of format {FORMAT}.{told} `bench baseline RESULTS --out NEW.json` writes "
+        "one."
     )
+
+
+def _cells(folder: ResultsFolder) -> Iterable[tuple[dict[str, Any], dict[str, Any], dict[str, dict[str, Any]]]]:
+    """The finished cells of a folder, their seeds together: where it is, what determined it, its numbers."""
+    results = folder.results
+    own = results["perturbation"].isin(["", OWN_TRIGGER])
+    numbers = dict(iter(results[own].groupby(CELL, sort=False)))
+    seeds: dict[tuple, list[Cell]] = {}
+    for cell in folder.some_cells:
+        seeds.setdefault(tuple(cell.place[key] for key in CELL), []).append(cell)
+    for key, of_seeds in seeds.items():
+        yield dict(zip(CELL, key, strict=True)), _settings(folder, of_seeds), _numbers(numbers[key])
+
+
+def _add(baseline: dict[str, Any], folder: ResultsFolder, rerun: ResultsFolder) -> None:
+    """Add the values of a rerun behind those of the baseline, seed by seed."""
+    places = {tuple(cell[key] for key in CELL): cell for cell in baseline["cells"]}
+    same = []
+    for place, made, numbers in _cells(rerun):
+        cell = places.get(tuple(place.values()))
+        if cell is None:
+            raise BenchError(f"{rerun.out} has {cell_name(place)}, and {folder.out} has not: it is no rerun of it")
+        wanted = baseline["settings"][cell["settings"]]
+        if told := differences({**wanted, "seeds": made["seeds"]}, made):
+            raise BenchError(f"{rerun.out} is no rerun of {folder.out}, {cell_name(place)}: {'; '.join(told)}")
+        if extra := set(made["seeds"]) - set(wanted["seeds"]):
+            raise BenchError(f"{rerun.out} is no rerun of {folder.out}: it has the seeds {sorted(extra)} beside")
+        for name in numbers.keys() & cell["numbers"].keys():
+            for seed, values in numbers[name]["values"].items():
+                known = cell["numbers"][name]["values"][seed]
+                same.append(values[0] in known)
+                known += values
+    if all(same):
+        raise BenchError(
+            f"{rerun.out} has the very numbers of an earlier run, so it says nothing of rounding. Make it on another "
+            f"processor, or as one would: {ANOTHER_ROUNDING} bench run ... --out {rerun.out}"
+        )
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Settings that differ, key by key."""
+    was, is_ = flat(old), flat(new)
+    nothing = "not there"
+    return [
+        f"{key} was {was.get(key, nothing)}, is {is_.get(key, nothing)}"
+        for key in dict.fromkeys([*was, *is_])
+        if was.get(key, nothing) != is_.get(key, nothing)
+    ]
+
+
+def _command(folder: ResultsFolder, finished: Sequence[Cell]) -> str:
+    runs = [(run, [cell for cell in finished if cell in set(run.cells)]) for run in folder.record.runs]
+    return " && ".join(command_of(run, cells) for run, cells in runs if cells)
 
 
 def _settings(folder: ResultsFolder, of_seeds: list[Cell]) -> dict[str, Any]:
@@ -118,15 +190,15 @@ def _without_versions(value: Any) -> Any:
     return {"name": value["name"], "settings": settings | files}
 
 
-def _numbers(results: pd.DataFrame) -> dict[str, dict[str, float | None]]:
-    """Pooled numbers of one cell by metric; `count` is None where the number is no share."""
-    found: dict[str, dict[str, float | None]] = {}
+def _numbers(results: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """The numbers of one cell by metric: `n` images, and `values` by seed, a list of one; a share is in percent."""
+    found: dict[str, dict[str, Any]] = {}
     for (metric, perturbation), rows in results.groupby(["metric", "perturbation"], sort=False):
         name = f"{metric} ({perturbation})" if perturbation else str(metric)
-        estimate = pooled(rows)
-        count = None if pd.isna(estimate.count) else estimate.count
-        value = None if pd.isna(estimate.value) else estimate.value
-        found[name] = {"value": value, "count": count, "n": estimate.n}
+        # JSON has no NaN.
+        values = [None if pd.isna(value) else float(value) for value in rows["value"]]
+        by_seed = {str(seed): [value] for seed, value in zip(rows["seed"], values, strict=True)}
+        found[name] = {"n": round(rows["n"].fillna(0).mean()), "values": by_seed}
     return found
 
 
