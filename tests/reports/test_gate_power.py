@@ -15,12 +15,13 @@ from reports.gate import Finding, exit_code, judge
 load_plugins()
 
 ATTACKS, SEEDS, IMAGES = ("badnet", "blended", "wanet"), ("0", "1", "2"), {"ASR": 950, "CA": 1000}
-# True shares of ASR and CA, with the standard deviation of a run as an angle: near 0, near 1, between; steady and not.
+# True shares of ASR and CA, with the standard deviations of a run as angles; those of trained models are of the order
+# of docs/results/table.md's over seeds. Near 0, near 1, between; steady and not.
 TRUTH = {
-    "clean_model": (0.001, 0.998, 0.0),
-    "none": (0.95, 0.99, 0.01),
-    "rvpt": (0.1, 0.95, 0.05),
-    "vpt": (0.5, 0.99, 0.1),
+    "clean_model": ((0.001, 0.0), (0.998, 0.0)),
+    "none": ((0.95, 0.01), (0.99, 0.01)),
+    "rvpt": ((0.1, 0.05), (0.95, 0.02)),
+    "vpt": ((0.5, 0.1), (0.99, 0.02)),
 }
 PLACE = {"task": "zero_shot", "model": "mini", "target": "banana", "dataset": "world", "variant": "", "settings": "one"}
 Changes = Mapping[tuple[str, str, str], float]
@@ -29,9 +30,9 @@ Changes = Mapping[tuple[str, str, str], float]
 def matrix(rng: np.random.Generator, runs: int, seen: Changes | None = None) -> dict[str, Any]:
     """A baseline with `runs` of each seed, whose true angles are moved by the changes of (attack, defense, metric)."""
     cells = []
-    for attack, (defense, (asr, ca, sd)) in product(ATTACKS, TRUTH.items()):
+    for attack, (defense, truths) in product(ATTACKS, TRUTH.items()):
         numbers = {}
-        for metric, truth in (("ASR", asr), ("CA", ca)):
+        for metric, (truth, sd) in zip(IMAGES, truths, strict=True):
             n, middle = IMAGES[metric], np.arcsin(np.sqrt(truth)) + (seen or {}).get((attack, defense, metric), 0.0)
             angles = middle + sd * rng.standard_normal((len(SEEDS), runs))
             shares = 100 * np.round(np.sin(np.clip(angles, 0, np.pi / 2)) ** 2 * n) / n
@@ -56,8 +57,9 @@ def test_unchanged_code_fails_no_more_often_than_is_said(
     red = sum(exit_code(findings) for findings in judged(times, runs))
     # More than that has a probability below one in a thousand if the promise holds.
     assert red <= binom.isf(1e-3, times, nominal)
-    # And it is not kept by an interval far too wide.
-    assert red >= 0.2 * nominal * times
+    # Nor is it kept by intervals that nothing leaves; half of the cells here are steadier than their floor.
+    if nominal > 0.1:
+        assert red > 0.1 * nominal * times
 
 
 @pytest.mark.parametrize(
