@@ -67,13 +67,13 @@ def main_grids(results: pd.DataFrame, task: type[Task], weak: Container[str] = (
 
 
 def _measured(found: dict[str, pd.Series], attack: str) -> Number:
-    """Means by metric, and below them their intervals and the first one's spread over seeds."""
+    """Means by metric, and below them their intervals and spreads over seeds."""
     if not found:
         return Number(DASH, attack=attack)
     values = [value_text(metric, row["mean"]) for metric, row in found.items()]
     ends = [f"{value_text(metric, row['low'])}–{value_text(metric, row['high'])}" for metric, row in found.items()]
     small = in_parentheses(ends)
-    metric, first = next(iter(found.items()))
-    if first["seeds"] > 1:
-        small += f"; seeds {value_text(metric, first['min'])}..{value_text(metric, first['max'])}"
+    if any(row["seeds"] > 1 for row in found.values()):
+        spans = (f"{value_text(metric, row['min'])}..{value_text(metric, row['max'])}" for metric, row in found.items())
+        small += f"; seeds {in_parentheses(spans)}"
     return Number(in_parentheses(values), small, attack)

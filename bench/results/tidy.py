@@ -17,6 +17,11 @@ COLUMNS = [*KEYS, *NUMBERS, *ORIGIN]
 SUMMARY_KEYS = [key for key in KEYS if key != "seed"]
 SUMMARY_NUMBERS = ["seeds", "mean", "min", "max", "count", "n", "low", "high"]
 DASH = "–"
+# What stands below tables over several seeds.
+NOT_THE_SPREAD = (
+    "Intervals (95 %) are of the sample of test images. The spread over seeds, min..max, is not in them and stands "
+    "beside."
+)
 
 
 def rows_of(cell: Cell, card: EvaluationCard, seen: Observations) -> list[dict]:
@@ -93,7 +98,8 @@ def number_text(rows: pd.DataFrame) -> str:
         return DASH
     sample, values = pooled(rows), rows["value"]
     if pd.isna(sample.count):
-        return f"{sample.value:.3f}"
+        spread = f" [seeds {values.min():.3f}..{values.max():.3f}]" if len(values) > 1 else ""
+        return f"{sample.value:.3f}{spread}"
     spread = f"; seeds {values.min():.1f}..{values.max():.1f}" if len(values) > 1 else ""
     return f"{sample.value:.1f} [{sample.low:.1f}, {sample.high:.1f}{spread}]"
 

@@ -24,13 +24,16 @@ Groups = DataFrameGroupBy
 
 @dataclass(frozen=True)
 class Number:
-    """A measured value, its 95 % interval (NaN without one), of how many images (0 of a cost) and seeds."""
+    """A measured value, its 95 % interval (NaN without one), of how many images (0 of a cost) and seeds, and these
+    seeds' least and largest value."""
 
     value: float
     low: float
     high: float
     n: int
     seeds: int
+    min: float
+    max: float
 
 
 @dataclass(frozen=True)
@@ -234,7 +237,8 @@ def _pick(
 
 def _number(rows: pd.DataFrame) -> Number:
     sample = pooled(rows)
-    return Number(sample.value, sample.low, sample.high, sample.n, rows["seed"].nunique())
+    values = rows["value"]
+    return Number(sample.value, sample.low, sample.high, sample.n, rows["seed"].nunique(), values.min(), values.max())
 
 
 def _main_cells(results: pd.DataFrame, place: Place) -> pd.DataFrame:
