@@ -5,10 +5,25 @@ READY := .venv/ready
 # A process a core, each with one thread; a file's tests stay together, as they share what they train.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
-.PHONY: bench test slow speed check smoke clean
+# The matrix of this project's own regression gate: docs/regression_gate.md.
+GATE := --preset mini --attacks badnet,blended,wanet --defenses none,rvpt --seeds 0,1,2
+BASELINE := docs/results/baseline.json
+
+.PHONY: bench gate baseline test slow speed check smoke clean
 
 bench: $(READY)
 	$(BIN)/bench run --preset mini --out results
+
+gate: $(READY)
+	$(BIN)/bench run $(GATE) --out results/gate
+	$(BIN)/bench check results/gate --baseline $(BASELINE) --explain
+
+# The same matrix three times: as it is, and as two other processors would round.
+baseline: $(READY)
+	$(BIN)/bench run $(GATE) --out results/gate
+	ATEN_CPU_CAPABILITY=default $(BIN)/bench run $(GATE) --out results/gate-rerun-1
+	MKL_CBWR=COMPATIBLE $(BIN)/bench run $(GATE) --out results/gate-rerun-2
+	$(BIN)/bench baseline results/gate results/gate-rerun-1 results/gate-rerun-2 --out $(BASELINE)
 
 smoke: $(READY)
 	$(BIN)/bench run --preset smoke --out results/smoke

@@ -1,6 +1,6 @@
 """What the gate promises, on simulated matrices of known spread: how often it is wrong, and what it sees."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -27,25 +27,30 @@ PLACE = {"task": "zero_shot", "model": "mini", "target": "banana", "dataset": "w
 Changes = Mapping[tuple[str, str, str], float]
 
 
-def matrix(rng: np.random.Generator, runs: int, seen: Changes | None = None) -> dict[str, Any]:
-    """A baseline with `runs` of each seed, whose true angles are moved by the changes of (attack, defense, metric)."""
+def matrix(
+    rng: np.random.Generator, runs: int, moved: Changes | None = None, unlike: Sequence[float] = (1, 1, 1)
+) -> dict[str, Any]:
+    """A baseline with `runs` of each seed, whose true angles are moved by the changes of (attack, defense, metric).
+
+    `unlike` are factors of the three attacks' spreads.
+    """
     cells = []
-    for attack, (defense, truths) in product(ATTACKS, TRUTH.items()):
+    for (attack, factor), (defense, truths) in product(zip(ATTACKS, unlike, strict=True), TRUTH.items()):
         numbers = {}
         for metric, (truth, sd) in zip(IMAGES, truths, strict=True):
-            n, middle = IMAGES[metric], np.arcsin(np.sqrt(truth)) + (seen or {}).get((attack, defense, metric), 0.0)
-            angles = middle + sd * rng.standard_normal((len(SEEDS), runs))
+            n, middle = IMAGES[metric], np.arcsin(np.sqrt(truth)) + (moved or {}).get((attack, defense, metric), 0.0)
+            angles = middle + factor * sd * rng.standard_normal((len(SEEDS), runs))
             shares = 100 * np.round(np.sin(np.clip(angles, 0, np.pi / 2)) ** 2 * n) / n
             numbers[metric] = {"n": n, "values": dict(zip(SEEDS, shares.tolist(), strict=True))}
         cells.append(PLACE | {"attack": attack, "defense": defense, "numbers": numbers})
     return {"cells": cells, "settings": {"one": {"seeds": [0, 1, 2]}}}
 
 
-def judged(times: int, runs: int) -> Iterator[list[Finding]]:
+def judged(times: int, runs: int, unlike: Sequence[float] = (1, 1, 1)) -> Iterator[list[Finding]]:
     """Verdicts on unchanged code, again and again."""
     rng = np.random.default_rng(0)
     for _ in range(times):
-        yield judge(matrix(rng, runs), matrix(rng, 1))
+        yield judge(matrix(rng, runs, unlike=unlike), matrix(rng, 1, unlike=unlike))
 
 
 @pytest.mark.parametrize("runs", [1, 3], ids=["seeds alone", "two reruns"])
@@ -60,6 +65,15 @@ def test_unchanged_code_fails_no_more_often_than_is_said(
     # Nor is it kept by intervals that nothing leaves; half of the cells here are steadier than their floor.
     if nominal > 0.1:
         assert red > 0.1 * nominal * times
+
+
+@pytest.mark.parametrize("runs", [1, 3], ids=["seeds alone", "two reruns"])
+def test_attacks_whose_spreads_differ_threefold_cost_a_few_more_false_alarms(
+    runs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "FALSE_ALARMS", 0.1)
+    red = sum(exit_code(findings) for findings in judged(200, runs, unlike=(0.6, 1, 1.8)))
+    assert red <= binom.isf(1e-3, 200, 0.15)
 
 
 @pytest.mark.parametrize(
