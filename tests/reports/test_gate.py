@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from command import bench
 from fabricate import Made, opened, results_folder
 from scipy.stats import t as student
 from torch import Tensor
@@ -23,6 +24,7 @@ from bench.experiment.settings import RunSettings, resolve
 from bench.experiment.suites import variants_of
 from bench.results.folder import ResultsFolder
 from bench.results.records import Cell, Run
+from benchmarks.gate.reruns import rerun
 from defenses.rvpt import RVPT
 from reports.baseline import make_baseline, read_baseline
 from reports.command import command_of
@@ -349,6 +351,49 @@ def test_a_baseline_that_cannot_be_read(tmp_path: Path, contents: str | None, me
         read_baseline(file)
 
 
+@pytest.mark.parametrize(
+    ("cells", "file", "message"),
+    [
+        (RVPT_CELLS[:1], None, "badnet / rvpt has seed 0 alone, and one seed tells no spread. Run with --seeds 0,1,2"),
+        (
+            RVPT_CELLS,
+            '{"format": 2, "cells": []}',
+            "It has no numbers by seed, so nothing says how far training varies.",
+        ),
+    ],
+)
+def test_what_cannot_be_judged_ends_with_2_and_a_message(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    cells: list[Made],
+    file: str | None,
+    message: str,
+) -> None:
+    out, baseline = str(results_folder(tmp_path / "results", *cells)), tmp_path / "baseline.json"
+    words = ["baseline", out, "--out", str(baseline)]
+    if file is not None:
+        baseline.write_text(file)
+        words = ["check", out, "--baseline", str(baseline)]
+    code, _, said = bench(capsys, monkeypatch, *words)
+    assert code == 2 and message in said
+    assert baseline.exists() == (file is not None)
+
+
+def test_explain_prints_a_row_a_judged_number(tmp_path: Path, baseline: Path) -> None:
+    plain = run("check", tmp_path / "old", "--baseline", baseline)
+    told = run("check", tmp_path / "old", "--baseline", baseline, "--explain", "--markdown", tmp_path / "gate.md")
+    assert "What the gate can see" not in plain.output and "What the gate can see" in told.output
+    assert told.output.strip() == (tmp_path / "gate.md").read_text().strip()
+    rows = told.output.split("What the gate can see")[1].splitlines()
+    assert [tuple(cell.strip() for cell in row.split("|")[1:3]) for row in rows if " / " in row] == [
+        ("badnet / rvpt", "ASR"),
+        ("badnet / rvpt", "CA"),
+        ("badnet / none", "ASR"),
+        ("badnet / none", "CA"),
+    ]
+
+
 def test_a_deleted_card_is_told(tmp_path: Path) -> None:
     out = results_folder(tmp_path, NOW)
     shutil.rmtree(out / "artefacts" / "defense")
@@ -370,15 +415,19 @@ SMALL = ["world.test=300", "world.train_per_class=32", "rvpt.shots=32", "zero_sh
 
 @pytest.mark.slow
 def test_the_gate_goes_red_when_alpha_has_the_other_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["run", "--preset", "mini", "--attacks", "badnet", "--defenses", "none,rvpt", "--workers", "1"]
+    words = ["run", "--preset", "mini", "--attacks", "badnet", "--defenses", "none,rvpt", "--seeds", "0,1"]
+    words += ["--workers", "1"]
     words += [part for setting in SMALL for part in ("--set", setting)]
     good, broken, file = tmp_path / "good", tmp_path / "broken", tmp_path / "baseline.json"
     done = CliRunner().invoke(everything, [*words, "--out", str(good)])
     assert done.exit_code == 0, (done.output, done.exception)
-    assert run("baseline", good, "--out", file).exit_code == 0
-    assert run("check", good, "--baseline", file).exit_code == 0
-    asr = {cell["defense"]: cell["numbers"]["ASR"]["value"] for cell in read_baseline(file)["cells"]}
-    assert asr["rvpt"] + 30 < asr["none"], f"a defense that does nothing could not be broken: {asr}"
+    reruns = [rerun(ResultsFolder(good), tmp_path / f"rerun {number}", number, {}).out for number in (1, 2)]
+    assert run("baseline", good, *reruns, "--out", file).exit_code == 0
+    unchanged = run("check", good, "--baseline", file, "--explain")
+    assert unchanged.exit_code == 0 and "(reruns, 4)" in unchanged.output
+    values = {cell["defense"]: cell["numbers"]["ASR"]["values"] for cell in read_baseline(file)["cells"]}
+    assert len(values["rvpt"]["0"]) == 3
+    assert values["rvpt"]["0"][0] + 30 < values["none"]["0"][0], f"a defense that does nothing: {values}"
 
     right = RVPT.loss
 
