@@ -1,8 +1,8 @@
-"""Prediction intervals: where a share falls when the same code is run again, though training varies from run to run.
+"""Prediction intervals for the share that a new run of the same code gives, as training varies from run to run.
 
-Shares are compared as angles, asin(sqrt(share)): there the noise of training, as that of a binomial sample, depends
-little on the share itself, so that cells with 2 % and with 20 % can tell about each other. The noise is estimated from
-repeated runs, pooled over cells, and Student's t pays for how few they are.
+Shares are compared as angles, asin(sqrt(share)). The variance of an angle, from training as from binomial sampling,
+depends little on the share itself, so it can be pooled over cells with 2 % and with 20 %. It is estimated from repeated
+runs; as these are few, quantiles are of Student's t.
 """
 
 import math
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-# Values of one cell whose differences are noise alone: the runs of a seed, or the seeds of a cell.
+# Values that differ by noise only: the runs of one seed, or the seeds of one cell.
 Group = Sequence[float]
 
 
@@ -26,7 +26,7 @@ def angle(count: float, n: int) -> float:
 
 
 def share(angle: float, n: int) -> float:
-    """The share in [0, 1] of an angle; those beyond the ends are the ends.
+    """The share in [0, 1] of an angle, the inverse of `angle`; clipped at 0 and 1.
 
     >>> round(share(angle(7, 100), 100), 4), share(-1.0, 100), share(2.0, 100)
     (0.07, 0.0, 1.0)
@@ -41,10 +41,10 @@ def sampling(n: int) -> float:
 
 
 def spreads(cells: Sequence[Sequence[Group]], floor: float) -> tuple[list[float], int]:
-    """The standard deviation of one run of each cell, and the degrees of freedom of all cells together.
+    """The standard deviation of one run of each cell, and the degrees of freedom of the pooled variance.
 
-    A cell's is the largest of three: that of all cells pooled; its own, since cells may differ; and the `floor`, since
-    a few runs may agree by chance. Without a group of two or more values the degrees of freedom are 0.
+    The standard deviation is the largest of three: of all cells pooled; of the cell itself, as cells may differ; and
+    the `floor`, as a few runs may agree by chance. Without groups of two or more values, the degrees of freedom are 0.
     """
     sums = [sum(_squares(group) for group in cell) for cell in cells]
     degrees = [sum(max(len(group) - 1, 0) for group in cell) for cell in cells]
@@ -65,10 +65,10 @@ def of_difference(sd: float, runs: Sequence[int]) -> float:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Where the mean share of a new run falls if nothing has changed.
+    """The mean share of a new run, if nothing has changed.
 
-    `middle` is the angle of the mean share so far, `sd` the standard deviation of the difference of a new one from it,
-    `df` its degrees of freedom (at least 1), `n` how many images a share is of.
+    `middle` is the angle of the mean share so far, `sd` the standard deviation of a new one's difference from it, with
+    `df` degrees of freedom (at least 1), `n` the number of images of a share.
     """
 
     middle: float
@@ -77,14 +77,14 @@ class Prediction:
     n: int
 
     def ends(self, level: float) -> tuple[float, float]:
-        """The interval of shares that a new one leaves with probability `level` at either end."""
+        """The prediction interval, in shares; a new share lies beyond each of its ends with probability `level`."""
         reach = self.sd * _quantile(self.df, level)
         return share(self.middle - reach, self.n), share(self.middle + reach, self.n)
 
     def seen(self, level: float, power: float = 0.9) -> tuple[float | None, float | None]:
-        """The nearest true shares, below and above, that would leave the interval of `level` with that power.
+        """The true shares, below and above, from which on a run lies outside the interval with probability `power`.
 
-        None where even a share of 0 or 1 would not.
+        None if even a true share of 0 or 1 is not detected.
         """
         reach = self.sd * (_quantile(self.df, level) + _quantile(self.df, 1 - power))
         low, high = self.middle - reach, self.middle + reach
@@ -95,9 +95,9 @@ class Prediction:
 
 
 def mean_prediction(parts: Sequence[Prediction]) -> Prediction:
-    """The prediction of the mean of some shares whose noises are independent.
+    """The prediction for the mean of shares with independent noise.
 
-    An angle's change moves a share by sqrt(share (1 - share)) times as much, which weights the parts.
+    Variances are weighted by share (1 - share), the squared derivative of a share by its angle, up to a factor.
     """
     shares = [math.sin(part.middle) ** 2 for part in parts]
     mean = sum(shares) / len(shares)
@@ -114,7 +114,7 @@ def _squares(group: Group) -> float:
 @lru_cache
 def _quantile(df: int, beyond: float) -> float:
     """The value that Student's t exceeds with probability `beyond`."""
-    # Here, as it takes as long to import as all else that intervals need.
+    # Imported here, as it takes long.
     from scipy.special import stdtrit
 
     return float(-stdtrit(df, beyond))

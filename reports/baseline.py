@@ -1,7 +1,7 @@
-"""A baseline: the numbers of a results folder, seed by seed, in one JSON file, with all that decides what they compare
-with.
+"""A baseline: the numbers of a results folder by seed, in one JSON file, with the settings that make them comparable.
 
-Results of the same settings whose sums were added in another order, reruns, show how far training is from run to run.
+Reruns are results of the same settings with other rounding errors, as on another processor. They show how much the
+numbers vary from run to run.
 """
 
 import importlib.metadata
@@ -21,35 +21,36 @@ from bench.results.folder import ResultsFolder
 from bench.results.records import Cell, cell_name
 from reports.command import command_of, flat
 
-# Raise it when the file's contents change their meaning.
+# Raise it when the meaning of the file's contents changes.
 FORMAT = 3
 CELL = [key for key in CELL_COLUMNS if key != "seed"]
 LIBRARIES = ("numpy", "open_clip_torch", "torchvision")
-# Other kernels of torch's libraries, which add in another order, as another processor's do.
+# Makes torch and MKL use other kernels, which round differently, as on another processor.
 ANOTHER_ROUNDING = "ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE"
-# Ids of other artefacts, and what says which code and seed it was: not part of what makes two numbers comparable.
+# Inputs of artefacts that two comparable numbers may differ in: ids of other artefacts, versions of the code, seeds.
 NOT_SETTINGS = {"kind", "version", "subject", "backdoor", "seed"}
 
 
 def make_baseline(folder: ResultsFolder, reruns: Sequence[ResultsFolder] = ()) -> dict[str, Any]:
-    """The finished cells of a results folder, as `bench baseline` writes them: each number has its values by seed.
+    """The finished cells of a results folder, as `bench baseline` writes them, with the values of each seed.
 
-    A seed's first value is that of `folder`; then come those of the `reruns` that have the seed.
+    The first value of a seed is from `folder`, the others are from `reruns`.
 
     Raises:
-        BenchError: no cell is finished; the cells are of several states of the code, splits, checkpoints or settings;
-            a rerun has other settings, or the very same numbers.
+        BenchError: no cell is finished; cells differ in code, split, checkpoint or settings; a rerun has other settings
+            or identical numbers.
     """
-    finished = folder.some_cells
+    finished = folder.finished_cells
     settings: dict[str, Any] = {}
     cells = []
-    for place, made, numbers in _cells(folder):
-        settings[hash_of(made)] = made
-        cells.append(place | {"settings": hash_of(made), "numbers": numbers})
+    for place, inputs, numbers in _cells(folder):
+        id = hash_of(inputs)
+        settings[id] = inputs
+        cells.append(place | {"settings": id, "numbers": numbers})
     baseline = {
         "format": FORMAT,
         "command": _command(folder, finished),
-        # Of the defense's own checkout, where the command is run.
+        # The commit of the checkout in which the command is run, which may be a plug-in's.
         "commit": commit_of(Path.cwd()) or None,
         "seeds": sorted({cell.seed for cell in finished}),
         "reruns": len(reruns),
@@ -66,12 +67,12 @@ def refuse_single_seeds(baseline: dict[str, Any]) -> None:
     """Check that every cell has two seeds or more.
 
     Raises:
-        BenchError: one has a single seed, from which no spread can be told.
+        BenchError: a cell has a single seed, which shows no spread.
     """
     for cell in baseline["cells"]:
         if len(seeds := baseline["settings"][cell["settings"]]["seeds"]) < 2:
             raise BenchError(
-                f"{cell_name(cell)} has seed {seeds[0]} alone, and one seed tells no spread. Run with --seeds 0,1,2"
+                f"{cell_name(cell)} has only seed {seeds[0]}, and one seed shows no spread. Run with --seeds 0,1,2"
             )
 
 
@@ -83,48 +84,48 @@ def read_baseline(file: Path) -> dict[str, Any]:
     """A baseline from its file.
 
     Raises:
-        BenchError: there is none, or it is not one that this version can read.
+        BenchError: the file is missing, or is not a baseline of this format.
     """
     if not file.is_file():
         raise BenchError(f"--baseline {file}: no such file. `bench baseline RESULTS --out {file}` writes one.")
     try:
-        found = json.loads(file.read_text())
-        if found["format"] == FORMAT:
-            return found
-        told = " It has no numbers by seed, so nothing says how far training varies." if found["format"] == 2 else ""
+        baseline = json.loads(file.read_text())
+        if baseline["format"] == FORMAT:
+            return baseline
+        reason = " It has no numbers by seed, which show how much training varies." if baseline["format"] == 2 else ""
     except (ValueError, KeyError, TypeError):
-        told = ""
+        reason = ""
     raise BenchError(
-        f"--baseline {file} is not a baseline of format {FORMAT}.{told} `bench baseline RESULTS --out NEW.json` writes "
-        "one."
+        f"--baseline {file} is not a baseline of format {FORMAT}.{reason} "
+        "`bench baseline RESULTS --out NEW.json` writes one."
     )
 
 
 def _cells(folder: ResultsFolder) -> Iterable[tuple[dict[str, Any], dict[str, Any], dict[str, dict[str, Any]]]]:
-    """The finished cells of a folder, their seeds together: where it is, what determined it, its numbers."""
+    """For each finished cell of a folder, over its seeds: its place, its inputs, its numbers."""
     results = folder.results
     own = results["perturbation"].isin(["", OWN_TRIGGER])
     numbers = dict(iter(results[own].groupby(CELL, sort=False)))
     seeds: dict[tuple, list[Cell]] = {}
-    for cell in folder.some_cells:
+    for cell in folder.finished_cells:
         seeds.setdefault(tuple(cell.place[key] for key in CELL), []).append(cell)
     for key, of_seeds in seeds.items():
         yield dict(zip(CELL, key, strict=True)), _settings(folder, of_seeds), _numbers(numbers[key])
 
 
 def _add(baseline: dict[str, Any], folder: ResultsFolder, rerun: ResultsFolder) -> None:
-    """Add the values of a rerun behind those of the baseline, seed by seed."""
+    """Append the values of a rerun to those of the baseline, by seed."""
     places = {tuple(cell[key] for key in CELL): cell for cell in baseline["cells"]}
     same = []
-    for place, made, numbers in _cells(rerun):
+    for place, inputs, numbers in _cells(rerun):
         cell = places.get(tuple(place.values()))
         if cell is None:
-            raise BenchError(f"{rerun.out} has {cell_name(place)}, and {folder.out} has not: it is no rerun of it")
+            raise BenchError(f"{rerun.out} is no rerun of {folder.out}, which has no {cell_name(place)}")
         wanted = baseline["settings"][cell["settings"]]
-        if told := differences({**wanted, "seeds": made["seeds"]}, made):
-            raise BenchError(f"{rerun.out} is no rerun of {folder.out}, {cell_name(place)}: {'; '.join(told)}")
-        if extra := set(made["seeds"]) - set(wanted["seeds"]):
-            raise BenchError(f"{rerun.out} is no rerun of {folder.out}: it has the seeds {sorted(extra)} beside")
+        if different := differences({**wanted, "seeds": inputs["seeds"]}, inputs):
+            raise BenchError(f"{rerun.out} is no rerun of {folder.out}, {cell_name(place)}: {'; '.join(different)}")
+        if extra := set(inputs["seeds"]) - set(wanted["seeds"]):
+            raise BenchError(f"{rerun.out} is no rerun of {folder.out}, which has no seeds {sorted(extra)}")
         for name in numbers.keys() & cell["numbers"].keys():
             for seed, values in numbers[name]["values"].items():
                 known = cell["numbers"][name]["values"][seed]
@@ -132,13 +133,13 @@ def _add(baseline: dict[str, Any], folder: ResultsFolder, rerun: ResultsFolder) 
                 known += values
     if all(same):
         raise BenchError(
-            f"{rerun.out} has the very numbers of an earlier run, so it says nothing of rounding. Make it on another "
-            f"processor, or as one would: {ANOTHER_ROUNDING} bench run ... --out {rerun.out}"
+            f"{rerun.out} has the same numbers as an earlier run, so it shows no effect of rounding. Run it on another "
+            f"processor, or with other kernels: {ANOTHER_ROUNDING} bench run ... --out OTHER"
         )
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Settings that differ, key by key."""
+    """The settings that differ, by key."""
     was, is_ = flat(old), flat(new)
     nothing = "not there"
     return [
@@ -154,21 +155,21 @@ def _command(folder: ResultsFolder, finished: Sequence[Cell]) -> str:
 
 
 def _settings(folder: ResultsFolder, of_seeds: list[Cell]) -> dict[str, Any]:
-    """What determines a cell but the code: settings of methods, recipes, fingerprints of model and data; its seeds."""
-    made = [_determined_by(folder, cell) for cell in of_seeds]
-    for cell, other in zip(of_seeds, made, strict=True):
-        if other != made[0]:
-            keys = ", ".join(k for k in flat(made[0]) | flat(other) if flat(made[0]).get(k) != flat(other).get(k))
+    """The inputs of a cell apart from the code: settings, fingerprints of model and data, and its seeds."""
+    first, *others = [_determined_by(folder, cell) for cell in of_seeds]
+    for cell, other in zip(of_seeds[1:], others, strict=True):
+        if other != first:
+            keys = ", ".join(k for k in flat(first) | flat(other) if flat(first).get(k) != flat(other).get(k))
             raise BenchError(f"{of_seeds[0].name} and {cell.name} differ in {keys}: they cannot be pooled")
-    return made[0] | {"seeds": sorted(cell.seed for cell in of_seeds)}
+    return first | {"seeds": sorted(cell.seed for cell in of_seeds)}
 
 
 def _determined_by(folder: ResultsFolder, cell: Cell) -> dict[str, Any]:
     lineage = folder.lineage(cell)
     if lineage.backdoor is None or not lineage.whole:
         raise BenchError(
-            f"how {cell.name} was made cannot be told: the card of its backdoor or of a defense was deleted. "
-            "Keep artefacts/*/*/card.json, or run it anew with another --out"
+            f"the inputs of {cell.name} are unknown: the card of its backdoor or of a defense was deleted. "
+            "Keep artefacts/*/*/card.json, or run again with another --out"
         )
     chain = {f"defense_{i}": _without_code(card.determined_by) for i, card in enumerate(lineage.defenses, 1)}
     backdoor, evaluation = (_without_code(c.determined_by) for c in (lineage.backdoor, lineage.evaluation))
@@ -180,7 +181,7 @@ def _without_code(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_versions(value: Any) -> Any:
-    """Identities of methods without their versions and sources; a file counts by its contents, wherever it lies."""
+    """Identities of methods without versions and sources; files are identified by contents, not by path."""
     if not isinstance(value, dict):
         return value
     if not {"name", "version", "settings"} <= value.keys():
@@ -191,18 +192,18 @@ def _without_versions(value: Any) -> Any:
 
 
 def _numbers(results: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """The numbers of one cell by metric: `n` images, and `values` by seed, a list of one; a share is in percent."""
-    found: dict[str, dict[str, Any]] = {}
+    """The numbers of one cell by metric: `n` images, and a list of one value by seed; shares are in percent."""
+    numbers: dict[str, dict[str, Any]] = {}
     for (metric, perturbation), rows in results.groupby(["metric", "perturbation"], sort=False):
         name = f"{metric} ({perturbation})" if perturbation else str(metric)
         # JSON has no NaN.
         values = [None if pd.isna(value) else float(value) for value in rows["value"]]
         by_seed = {str(seed): [value] for seed, value in zip(rows["seed"], values, strict=True)}
-        found[name] = {"n": round(rows["n"].fillna(0).mean()), "values": by_seed}
-    return found
+        numbers[name] = {"n": round(rows["n"].fillna(0).mean()), "values": by_seed}
+    return numbers
 
 
 def _versions(results: pd.DataFrame) -> dict[str, str]:
-    """Of bench and torch, those that made the numbers; of the others, those here."""
-    made = {name: results[name].iloc[0] for name in ("bench", "torch")}
-    return made | {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in LIBRARIES}
+    """The versions of bench and torch that made the numbers, and the present versions of Python and other libraries."""
+    recorded = {name: results[name].iloc[0] for name in ("bench", "torch")}
+    return recorded | {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in LIBRARIES}

@@ -1,9 +1,9 @@
-"""The regression gate: is a number worse than the baseline's, beyond what training and chance do by themselves?
+"""The regression gate: is a number worse than in the baseline by more than training varies from run to run?
 
-Each number, a mean over seeds, is judged by a prediction interval (`metrics.prediction`): where a new run of the same
-code falls, given how far runs differed so far. Seeds are paired with the baseline's, so what a seed decides cancels. A
-change that is too small for one cell can be seen in the mean of a defense over its attacks, which is judged, too. False
-alarms are controlled over all that is judged together, after Bonferroni.
+Each number, a mean over seeds, is compared with a prediction interval (`metrics.prediction`) for a new run of the same
+code. Its width comes from the variation of earlier runs. Runs are paired by seed, so differences between seeds cancel.
+The mean of each defense over the attacks is judged as well: it shows changes that are too small to be seen in one cell.
+Bonferroni's correction limits the false alarms of the whole matrix.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,27 +20,28 @@ from bench.results.records import cell_name
 from metrics.prediction import Prediction, angle, mean_prediction, of_difference, sampling, spreads
 from reports.baseline import CELL, differences
 
-# How often unchanged code may fail, all cells and metrics together, and the power at which a change counts as seen.
+# How often unchanged code may fail, for the whole matrix, and the probability of detection that `--explain` assumes.
 FALSE_ALARMS, POWER = 0.01, 0.9
 WORSE, BETTER, SAME, NEW = "worse", "better", "same", "new"
 MISSING, NOT_COMPARABLE, INFORMATION = "missing", "not comparable", "information"
-# The undefended model is the control: against a weaker attack, every defense looks better than it is.
+# The undefended model's ASR fell: against a weaker attack, every defense looks better than it is.
 WEAKER_ATTACK = "weaker attack"
 FAILED = (WORSE, WEAKER_ATTACK, MISSING)
 ORDER = (WORSE, WEAKER_ATTACK, MISSING, NOT_COMPARABLE, BETTER, NEW, SAME, INFORMATION)
 ALL_ATTACKS = "all attacks"
-# What decides which cells tell of each other's noise, and have a mean.
+# Cells that are equal in these share an estimate of their variance, and have a mean over attacks.
 GROUP = [key for key in CELL if key != "attack"]
 RERUNS, SEEDS = "reruns", "seeds"
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What the gate can see in one number.
+    """What the gate can detect in one number.
 
-    `ends` of the prediction interval, in percent; `changes`: in each direction that fails, the smallest change of the
-    true value, in percentage points, that does so with `POWER`, None where none does; `sd`: the standard deviation of a
-    run of one seed, in percentage points, with `df` degrees of freedom, of reruns or of seeds (`source`).
+    `ends` are those of the prediction interval, in percent. `changes` has, for each direction that fails, the smallest
+    change of the true value that fails with probability `POWER`, in percentage points; None if no change does. `sd` is
+    the standard deviation of one run of one seed, in percentage points; it comes from reruns or from seeds (`source`),
+    with `df` degrees of freedom.
     """
 
     ends: tuple[float, float]
@@ -52,7 +53,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Finding:
-    """The verdict on one metric of one cell, or on a whole cell (metric ""), and its reason; `seen` where judged."""
+    """The verdict on one metric of one cell, or on a whole cell (metric ""), and its reason."""
 
     cell: str
     metric: str
@@ -65,7 +66,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Number:
-    """What is judged: a share in percent, before and now, with its prediction; `sd` is that of one run, an angle."""
+    """A number to judge: a share in percent, before and now, with its prediction; `sd` is of one run, as an angle."""
 
     cell: str
     metric: str
@@ -82,17 +83,17 @@ class Number:
 
     @property
     def alarms(self) -> int:
-        """In how many directions a change fails: an attack must be neither stronger nor weaker than it was."""
+        """The number of directions in which a change fails: two for the attack's own success, as it must not change."""
         return 2 if self.control and self.lower_is_better else 1
 
 
 def judge(
     before: dict[str, Any], now: dict[str, Any], judged: Sequence[str] | None = None, tolerance: float = 0.0
 ) -> list[Finding]:
-    """Verdicts on all cells of two baselines (`reports.baseline.make_baseline`), the gravest first.
+    """Verdicts on all cells of two baselines (`reports.baseline.make_baseline`), the worst first.
 
-    `judged` are names of metrics; by default those of each task's main table. A judged number is worse (better) if it
-    is more than `tolerance` percentage points beyond the bad (good) end of its prediction interval.
+    `judged` are names of metrics; by default those of each task's main table. A number is worse (better) if it lies
+    more than `tolerance` percentage points beyond the bad (good) end of its prediction interval.
     """
     old, new = ({tuple(cell[key] for key in CELL): cell for cell in b["cells"]} for b in (before, now))
     findings, pairs = [], []
@@ -121,13 +122,13 @@ def exit_code(findings: Sequence[Finding]) -> int:
 
 
 def to_markdown(findings: Sequence[Finding], before: dict[str, Any], now: dict[str, Any], tolerance: float) -> str:
-    """The verdicts as a table, below what was compared with what."""
+    """The verdicts as a Markdown table, with the versions of both sides."""
     counts = {verdict: sum(f.verdict == verdict for f in findings) for verdict in ORDER}
-    said = ", ".join(f"{n} {verdict}" for verdict, n in counts.items() if n and verdict != INFORMATION)
+    summary = ", ".join(f"{n} {verdict}" for verdict, n in counts.items() if n and verdict != INFORMATION)
     outcome = {0: "passed", 1: "FAILED", 2: "cannot compare"}[exit_code(findings)]
     rows = [(f.cell, f.metric, f.verdict, _percent(f.before), _percent(f.now), f.why) for f in findings]
     lines = [
-        f"# Regression gate {outcome}: {said}",
+        f"# Regression gate {outcome}: {summary}",
         "",
         _table(rows, ["cell", "metric", "verdict", "baseline", "now", "why"]),
         "",
@@ -136,8 +137,8 @@ def to_markdown(findings: Sequence[Finding], before: dict[str, Any], now: dict[s
     if any(f.seen for f in findings):
         beyond = f" by more than {tolerance:g} points" if tolerance else ""
         lines.append(
-            f"Worse: beyond the prediction interval{beyond}. Unchanged code leaves any of them in at most "
-            f"{FALSE_ALARMS:.0%} of all runs. `bench check --explain` says which changes would be seen."
+            f"Worse: outside the prediction interval{beyond}. With unchanged code, at most {FALSE_ALARMS:.0%} of all "
+            "runs have such a number. `bench check --explain` shows which changes can be detected."
         )
     if counts[BETTER] and not exit_code(findings):
         lines.append("Better than the baseline: `bench baseline RESULTS --out FILE` writes the new one; commit it.")
@@ -149,7 +150,7 @@ def to_markdown(findings: Sequence[Finding], before: dict[str, Any], now: dict[s
 
 
 def explain(findings: Sequence[Finding]) -> str:
-    """What the gate can see, a row for each number that was judged, as Markdown."""
+    """The changes that the gate can detect, as a Markdown table with a row for each judged number."""
     rows = []
     for f in findings:
         if f.seen is not None:
@@ -159,20 +160,20 @@ def explain(findings: Sequence[Finding]) -> str:
             rows.append((f.cell, f.metric, _percent(f.before), interval, changes, spread))
     columns = ["cell", "metric", "baseline", "unchanged code", "change that fails", "spread"]
     lines = [
-        "## What the gate can see",
+        "## Changes that can be detected",
         "",
         _table(rows, columns),
         "",
         "In percent and percentage points. `unchanged code`: the prediction interval of the mean over seeds. `change "
-        "that fails`: the smallest change of the true value that fails with "
-        f"{POWER:.0%} probability. `spread`: the standard deviation of one run of one seed, and what it is of, with "
-        "its degrees of freedom: of reruns of the same seeds, or of the seeds, which differ by more than reruns.",
+        f"that fails`: the smallest change of the true value that fails with {POWER:.0%} probability. `spread`: the "
+        "standard deviation of one run of one seed, in parentheses its source and degrees of freedom. Reruns have the "
+        "same seeds; without them, the spread over seeds is used, which is larger.",
     ]
     return "\n".join(lines) + "\n"
 
 
 def to_junit(findings: Sequence[Finding]) -> str:
-    """The verdicts as JUnit XML: worse and missing are failures, what cannot be compared is an error."""
+    """The verdicts as JUnit XML: worse and missing numbers are failures, incomparable cells errors."""
     cases = [f for f in findings if f.verdict != INFORMATION]
     counts = {
         "tests": len(cases),
@@ -193,7 +194,7 @@ def to_junit(findings: Sequence[Finding]) -> str:
 
 @dataclass(frozen=True)
 class _Pair:
-    """One metric of one cell: the share of `n` images, `before` in the baseline, a value a run, and `now`, by seed."""
+    """One metric of one cell: a share of `n` images in percent, for each seed a value per run, `before` and `now`."""
 
     name: str
     metric: str
@@ -208,22 +209,22 @@ class _Pair:
 
     @property
     def angles(self) -> list[list[float]]:
-        """Those of the baseline as angles."""
+        """The values of the baseline as angles."""
         return [[angle(value * self.n / 100, self.n) for value in runs] for runs in self.before]
 
 
 def _paired(
     name: str, old: dict[str, Any], new: dict[str, Any], judged: Sequence[str] | None
 ) -> tuple[list[Finding], list[_Pair]]:
-    """What of a cell is not judged, and why; and its numbers that are."""
+    """Findings on the metrics of a cell that are not judged, and the metrics to judge."""
     task, place = tasks[old["task"]], {key: old[key] for key in CELL}
     findings, pairs = [], []
-    for metric in (*(task.headline if judged is None else judged), *task.informing):
+    for metric in (*(task.headline if judged is None else judged), *task.informational):
         was, is_ = (numbers.get(metric) for numbers in (old["numbers"], new["numbers"]))
         if was is None and is_ is None:
             continue
         before, now = (None if number is None else _of_seeds(number) for number in (was, is_))
-        if metric in task.informing:
+        if metric in task.informational:
             findings.append(Finding(name, metric, INFORMATION, "not judged", before, now))
         elif is_ is None:
             findings.append(Finding(name, metric, MISSING, "in the baseline, and not measured", before))
@@ -241,7 +242,7 @@ def _paired(
 
 
 def _numbers(pairs: Sequence[_Pair]) -> Iterator[Number]:
-    """What is judged: each pair, and the mean of those that differ in nothing but the attack."""
+    """The numbers to judge: each pair, and the means over attacks."""
     groups: dict[tuple, list[_Pair]] = {}
     for pair in pairs:
         groups.setdefault(pair.group, []).append(pair)
@@ -299,7 +300,7 @@ def _seen(number: Number, level: float, tolerance: float) -> Seen:
     fall = None if below is None or 100 * below < tolerance else 100 * below - tolerance - before
     rise = None if above is None or 100 * above > 100 - tolerance else 100 * above + tolerance - before
     failing = (rise, fall) if number.alarms == 2 else (rise,) if number.lower_is_better else (fall,)
-    # The slope of a share over its angle, as it would be with half an image at least.
+    # The derivative of a share by its angle; at 0 and 1, half an image is added, as it would be 0 there.
     nearest = 0.5 / prediction.n
     share = min(max(before / 100, nearest), 1 - nearest)
     sd = 200 * (share * (1 - share)) ** 0.5 * number.sd
@@ -307,17 +308,17 @@ def _seen(number: Number, level: float, tolerance: float) -> Seen:
 
 
 def _incomparable(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """Why the numbers of two cells with these settings cannot be compared; empty where they can."""
+    """Why the numbers of two cells with these settings cannot be compared; empty if they can."""
     if len(old["seeds"]) < 2:
         return (
-            f"the baseline has seed {old['seeds'][0]} alone, and one seed tells no spread: write a new one, of a run "
+            f"the baseline has only seed {old['seeds'][0]}, and one seed shows no spread: write a new one, from a run "
             "with --seeds 0,1,2"
         )
     return "; ".join(differences(old, new))
 
 
 def _of_seeds(number: dict[str, Any]) -> float | None:
-    """The mean over seeds, and None where one of them is."""
+    """The mean over seeds; None if a value is missing."""
     values = [value for runs in number["values"].values() for value in runs]
     return None if None in values else _mean([_mean(runs) for runs in number["values"].values()])
 
@@ -327,9 +328,9 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _name(cell: dict[str, Any], all_keys: Sequence[tuple]) -> str:
-    """The cell's name, with model, data set and target only where they tell cells apart."""
-    telling = [k for k in ("model", "dataset", "target") if len({key[CELL.index(k)] for key in all_keys}) > 1]
-    return ", ".join([cell_name(cell), *(str(cell[key]) for key in telling)])
+    """The cell's name; with model, data set and target if these differ between cells."""
+    varying = [k for k in ("model", "dataset", "target") if len({key[CELL.index(k)] for key in all_keys}) > 1]
+    return ", ".join([cell_name(cell), *(str(cell[key]) for key in varying)])
 
 
 def _table(rows: Sequence[tuple], columns: Sequence[str]) -> str:

@@ -172,7 +172,8 @@ def test_other_settings_or_data_cannot_be_compared_and_the_difference_is_told(
         (
             RVPT_CELLS[:1],
             RVPT_CELLS[:1],
-            "the baseline has seed 0 alone, and one seed tells no spread: write a new one, of a run with --seeds 0,1,2",
+            "the baseline has only seed 0, and one seed shows no spread: write a new one, from a run with "
+            "--seeds 0,1,2",
         ),
     ],
 )
@@ -227,11 +228,11 @@ def test_a_baseline_keeps_the_numbers_of_each_seed_and_rerun(tmp_path: Path) -> 
     [
         (
             seeded(),
-            r"rerun has the very numbers of an earlier run, so it says nothing of rounding.*ATEN_CPU_CAPABILITY",
+            r"rerun has the same numbers as an earlier run, so it shows no effect of rounding.*ATEN_CPU",
         ),
         (seeded(replace(NOW, alpha=3.0)), r"badnet / rvpt: defense_1\.defense\.settings\.alpha was 2\.0, is 3\.0"),
-        (seeded(replace(NOW, attack="wanet")), r"rerun has wanet / rvpt, and .*first has not: it is no rerun of it"),
-        ([*seeded(), replace(NOW, seed=7)], r"it has the seeds \[7\] beside"),
+        (seeded(replace(NOW, attack="wanet")), r"rerun is no rerun of .*first, which has no wanet / rvpt"),
+        ([*seeded(), replace(NOW, seed=7)], r"rerun is no rerun of .*first, which has no seeds \[7\]"),
     ],
 )
 def test_what_is_no_rerun_is_refused(tmp_path: Path, rerun: list[Made], message: str) -> None:
@@ -339,7 +340,7 @@ def test_other_metrics_can_be_judged(tmp_path: Path, baseline: Path) -> None:
         (None, "no such file. `bench baseline RESULTS --out"),
         ("{", "is not a baseline of format 3"),
         ("[]", "is not a baseline of format 3"),
-        ('{"format": 2}', "of format 3. It has no numbers by seed, so nothing says how far training varies"),
+        ('{"format": 2}', "of format 3. It has no numbers by seed, which show how much training varies"),
         ('{"format": 99}', "is not a baseline of format 3"),
     ],
 )
@@ -354,11 +355,11 @@ def test_a_baseline_that_cannot_be_read(tmp_path: Path, contents: str | None, me
 @pytest.mark.parametrize(
     ("cells", "file", "message"),
     [
-        (RVPT_CELLS[:1], None, "badnet / rvpt has seed 0 alone, and one seed tells no spread. Run with --seeds 0,1,2"),
+        (RVPT_CELLS[:1], None, "badnet / rvpt has only seed 0, and one seed shows no spread. Run with --seeds 0,1,2"),
         (
             RVPT_CELLS,
             '{"format": 2, "cells": []}',
-            "It has no numbers by seed, so nothing says how far training varies.",
+            "It has no numbers by seed, which show how much training varies.",
         ),
     ],
 )
@@ -383,9 +384,9 @@ def test_what_cannot_be_judged_ends_with_2_and_a_message(
 def test_explain_prints_a_row_a_judged_number(tmp_path: Path, baseline: Path) -> None:
     plain = run("check", tmp_path / "old", "--baseline", baseline)
     told = run("check", tmp_path / "old", "--baseline", baseline, "--explain", "--markdown", tmp_path / "gate.md")
-    assert "What the gate can see" not in plain.output and "What the gate can see" in told.output
+    assert "Changes that can be detected" not in plain.output and "Changes that can be detected" in told.output
     assert told.output.strip() == (tmp_path / "gate.md").read_text().strip()
-    rows = told.output.split("What the gate can see")[1].splitlines()
+    rows = told.output.split("Changes that can be detected")[1].splitlines()
     assert [tuple(cell.strip() for cell in row.split("|")[1:3]) for row in rows if " / " in row] == [
         ("badnet / rvpt", "ASR"),
         ("badnet / rvpt", "CA"),
@@ -397,7 +398,7 @@ def test_explain_prints_a_row_a_judged_number(tmp_path: Path, baseline: Path) ->
 def test_a_deleted_card_is_told(tmp_path: Path) -> None:
     out = results_folder(tmp_path, NOW)
     shutil.rmtree(out / "artefacts" / "defense")
-    with pytest.raises(BenchError, match=r"how badnet / rvpt, seed 0 was made cannot be told"):
+    with pytest.raises(BenchError, match=r"the inputs of badnet / rvpt, seed 0 are unknown"):
         make_baseline(ResultsFolder(out))
 
 
