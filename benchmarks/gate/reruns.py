@@ -13,9 +13,11 @@ from typing import Any
 
 import pandas as pd
 import torch
+from rich.console import Console
 
-import bench
-from bench import Clip, generator
+from bench import BenchError, Clip, generator
+from bench.experiment.settings import BASE, overlay
+from bench.matrix.runner import run_matrix
 from bench.results.folder import ResultsFolder
 from bench.results.store import Store
 
@@ -55,17 +57,16 @@ def rerun(base: ResultsFolder, out: Path, number: int, settings: Mapping[str, An
     `settings` are on top of the folder's, by method; `which` are `attacks`, `defenses` and `seeds`, the folder's own
     if not given. What is finished in `out` is kept.
     """
-    run = base.run.settings
     for name in SHARED:
         if (base.out / name).is_dir():
             shutil.copytree(base.out / name, out / name, copy_function=_link, dirs_exist_ok=True)
-    experiment = {key: run[key] for key in ("model", "dataset", "tuned_on", "pairs", "target", "poison", "evaluate")}
-    values = experiment | run["methods"] | {"against": run["against"]}
-    for method, changed in settings.items():
-        values[method] = values.get(method, {}) | changed
-    cells = {key: which.get(key) or run[key] for key in ("attacks", "defenses", "seeds")}
+    # In this process, where the models are nudged.
+    run = overlay(base.settings, {**settings, **which, "execution": {"workers": 1}})
     with other_rounding(number):
-        return bench.run(**cells, **values, out=out, quiet=True)
+        ended = run_matrix({BASE: run}, out, base.record.plugins, Console(quiet=True))
+    if ended.failures:
+        raise BenchError(f"{out}: {'; '.join(f'{label}: {reason}' for label, reason in ended.failures.items())}")
+    return ResultsFolder(out)
 
 
 def shares(folder: ResultsFolder, metrics: Sequence[str] = ("ASR", "CA")) -> pd.DataFrame:
