@@ -140,6 +140,11 @@ def to_markdown(findings: Sequence[Finding], before: dict[str, Any], now: dict[s
             f"Worse: outside the prediction interval{beyond}. With unchanged code, at most {FALSE_ALARMS:.0%} of all "
             "runs have such a number. `bench check --explain` shows which changes can be detected."
         )
+    if any(f.seen and f.seen.source == SEEDS for f in findings):
+        lines.append(
+            "Some numbers have no reruns in the baseline, so their intervals are from the spread over seeds, which is "
+            "larger. `bench baseline RESULTS RERUN...` writes a baseline that detects smaller changes."
+        )
     if counts[BETTER] and not exit_code(findings):
         lines.append("Better than the baseline: `bench baseline RESULTS --out FILE` writes the new one; commit it.")
     if counts[NOT_COMPARABLE]:

@@ -7,6 +7,8 @@ new run that is either another unchanged one or a worse one.
     python -m benchmarks.gate.power results --out power --reruns 50          # hours; interrupted, it goes on
     python -m benchmarks.gate.power results --out power --reruns 0           # plays the gates anew, measures nothing
 
+The results must be of the same commit, as their backdoored models are used again.
+
 A run of the gate is put together from runs of single cells: each attack and seed takes one of its own reruns, drawn
 without replacement, so that the baseline and the new run share none. That is honest as far as rounding moves attacks
 and seeds independently of each other, as it must: they are other models. Gates that share reruns with each other are
