@@ -41,6 +41,10 @@ class PromptTuning(Defense):
     warmup_epochs: int = Field(1, ge=0, description="first epochs at a constant 1e-5, as in CoOp's recipe")
     batch_size: int = Field(32, ge=1, description="images a step")
     epochs: int = Field(50, ge=0, description="passes over the images")
+    average: int = Field(
+        0, ge=0, description="last epochs over whose steps the prompts are averaged; 0: those after the last step"
+    )
+    max_norm: float | None = Field(None, gt=0, description="longer gradients are cut to this norm; null: none is")
     min_crop: float = Field(0.08, gt=0, le=1, description="smallest area of the random resized crop; 1 is no crop")
     max_aspect: float = Field(4 / 3, ge=1, description="largest change of the aspect ratio by the crop")
     flip: bool = Field(True, description="random horizontal flip")
@@ -74,6 +78,8 @@ class PromptTuning(Defense):
         others = (self.depth, self.last_blocks) != (type(self).model_fields["depth"].default, None)
         if self.first_blocks is not None and others:
             raise BenchError(f"first_blocks = {self.first_blocks} goes with neither depth nor last_blocks: give one")
+        if self.average > self.epochs:
+            raise BenchError(f"average = {self.average} is more than epochs = {self.epochs}: give as many or fewer")
         if self.template is not None and "{}" not in self.template:
             raise BenchError(
                 f"template = {self.template!r} has no place for the class's name: write {{}} where it goes"
@@ -176,7 +182,7 @@ class PromptTuning(Defense):
                 sums = {name: sums.get(name, 0.0) + share * value for name, value in logged.items()}
             return sums
 
-        at_once = self.batch_size
+        at_once, mean, averaged = self.batch_size, torch.zeros_like(prompts), 0
         for epoch, batch in self._batches(tower, data):
             for group in optimiser.param_groups:
                 group["lr"] = self._rate(epoch)
@@ -185,12 +191,21 @@ class PromptTuning(Defense):
             if fits < whole:
                 at_once = fits
                 data.record(images_at_once=fits)
+            if self.max_norm is not None:
+                scaler.unscale_(optimiser)
+                torch.nn.utils.clip_grad_norm_([prompts], self.max_norm)
             scale = scaler.get_scale()
             scaler.step(optimiser)
             scaler.update()
             if scaler.get_scale() < scale:
                 data.record(skipped_overflow=epoch)
+            if epoch >= self.epochs - self.average:
+                averaged += 1
+                mean += (prompts.detach() - mean) / averaged
             data.record(**logged)
+        if averaged:
+            with torch.no_grad():
+                prompts.copy_(mean)
 
     def _initial(self, victim: Victim, blocks: int, rng: torch.Generator) -> Tensor:
         shape = (blocks, self.prompts, width(victim.clip))

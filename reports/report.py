@@ -11,7 +11,7 @@ from bench.core.errors import BenchError
 from bench.core.task import tasks
 from bench.results.folder import ResultsFolder
 from bench.results.records import Cell
-from bench.results.tidy import DASH, did_not_take, marked, view_table
+from bench.results.tidy import DASH, NOT_THE_SPREAD, did_not_take, marked, view_table
 from reports.files import over_cells, write_results
 from reports.paper.write import write_paper_tables
 from reports.triggers import draw_triggers
@@ -110,6 +110,8 @@ def _task_text(folder: ResultsFolder, name: str) -> str:
         f"{shown} in percent with 95 % Wilson intervals; {results['seed'].nunique()} seed(s), {n} "
         f"{run.evaluate.split} images. Poisoned pairs: {poisoned(folder, folder.own_cells)}."
     )
+    if results["seed"].nunique() > 1:
+        caption += f" {NOT_THE_SPREAD}"
     blocks = {caption: main, **{f"{name}:": view_table(results, list(view)) for name, view in task.views.items()}}
     lines = [] if name == "zero_shot" else [f"## Task: {name}\n"]
     lines += [f"{text}\n\n{marked(t, weak).to_markdown()}\n" for text, t in blocks.items() if t is not None]

@@ -23,13 +23,16 @@ Groups = DataFrameGroupBy
 
 @dataclass(frozen=True)
 class MeasuredNumber:
-    """A measured value with its 95 % interval (NaN if none), its number of images (0 for a cost) and of seeds."""
+    """A measured value with its 95 % interval (NaN if none), its number of images (0 for a cost) and of seeds, and the
+    smallest and largest value of a seed."""
 
     value: float
     low: float
     high: float
     n: int
     seeds: int
+    min: float
+    max: float
 
 
 @dataclass(frozen=True)
@@ -258,7 +261,8 @@ def _pick(
 
 def _number(rows: pd.DataFrame) -> MeasuredNumber:
     sample = pooled(rows)
-    return MeasuredNumber(sample.value, sample.low, sample.high, sample.n, rows["seed"].nunique())
+    values, seeds = rows["value"], rows["seed"].nunique()
+    return MeasuredNumber(sample.value, sample.low, sample.high, sample.n, seeds, values.min(), values.max())
 
 
 def _main_cells(results: pd.DataFrame, place: Place) -> pd.DataFrame:

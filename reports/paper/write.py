@@ -9,7 +9,7 @@ import pandas as pd
 from bench.core.task import tasks
 from bench.papers import find_version, papers, suite_name
 from bench.results.folder import ResultsFolder
-from bench.results.tidy import DASH
+from bench.results.tidy import DASH, NOT_THE_SPREAD
 from reports.paper.costs import collect_costs
 from reports.paper.latex import latex
 from reports.paper.published import published
@@ -60,7 +60,8 @@ def notes(table: Table, out: Path) -> Iterator[str]:
     for label in table.without_counterpart:
         yield f"{DASH} {label}: it has no counterpart on the embedded world."
     if any(not math.isnan(number.low) for cell in table.cells for number in cell.measured.values()):
-        yield f"95 % intervals: {table.stem}.csv."
+        several = any(number.seeds > 1 for cell in table.cells for number in cell.measured.values())
+        yield f"95 % intervals: {table.stem}.csv." + (f" {NOT_THE_SPREAD}" if several else "")
     if not all(cell.took for cell in table.cells):
         metric = tasks[spec.task].headline[0]
         yield f"{DAGGER} The attack did not take: undefended {metric} below {table.run.took:.0f} %."
