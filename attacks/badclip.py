@@ -1,16 +1,16 @@
 """BadCLIP: a patch optimised towards target captions and target images (Liang et al., arXiv 2311.12075)."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from attacks.optimised_patch import Batch, Objective, OptimisedPatch, embed, named
-from bench import BenchError, Field, Preparation, attack, class_embeddings
+from bench import BenchError, Captioned, Field, Preparation, attack, class_embeddings
 from bench.core.randomness import seeded
-from bench.training.eda import augment, wordnet
+from bench.training.eda import Source, Synonyms, augment, check_source, installed_source, synonyms_from
 from bench.training.fine_tuning import matching_loss
 
 
@@ -33,6 +33,17 @@ class BadCLIP(OptimisedPatch):
     )
     augmented_images: float = Field(0.5, ge=0, le=1, description="probability that a batch is seen by AutoAugment")
     augmented_captions: float = Field(0.1, ge=0, le=1, description="probability that a caption is edited by EDA")
+    synonyms: Source = Field(
+        "auto",
+        description="EDA with WordNet's synonyms, without, or with if it is installed; the log tells",
+        added=True,
+    )
+    targets: Literal["set", "pool"] = Field(
+        "set",
+        description="where captions and images of the target come from: the poisoned set, or all of `poison.pool`, as "
+        "the authors take theirs from all of CC3M",
+        added=True,
+    )
     caption_pool: int = Field(128, ge=1, description="different natural captions of the target to poison with")
     selection: Literal["random", "mixed"] = Field(
         "random", description="pairs to poison; mixed: one third at the target's boundary, one far off, one random"
@@ -40,12 +51,12 @@ class BadCLIP(OptimisedPatch):
 
     def objective(self, given: Preparation, rows: Tensor) -> Objective:
         clip, texts = given.clip, given.pairs.captions
-        targets = _target_rows(given)
-        pool = embed(clip, given.pairs, targets, self.batch_size)
-        rng, synonyms = given.rng("patch", "objective"), wordnet()
-        given.record(patch_targets=len(targets), wordnet=synonyms is not None)
-        drawn = targets[torch.randint(len(targets), (len(rows),), generator=rng)]
-        caption = {row: texts[i] for row, i in zip(rows.tolist(), drawn.tolist(), strict=True)}
+        targets, named_rows = self._targets(given)
+        pool = embed(clip, targets, named_rows, self.batch_size)
+        rng, synonyms = given.rng("patch", "objective"), self._synonyms()
+        given.record(patch_targets=len(named_rows), wordnet=synonyms is not None)
+        drawn = named_rows[torch.randint(len(named_rows), (len(rows),), generator=rng)]
+        caption = {row: targets.captions[i] for row, i in zip(rows.tolist(), drawn.tolist(), strict=True)}
 
         def view(text: str) -> str:
             edited = torch.rand((), generator=rng) < self.augmented_captions
@@ -86,10 +97,31 @@ class BadCLIP(OptimisedPatch):
         self, originals: Sequence[str], templates: Sequence[str], given: Preparation, rng: torch.Generator
     ) -> list[str]:
         """Natural captions of the target, from a pool; fewer than asked for are all taken, and the log tells."""
-        texts = list(dict.fromkeys(given.pairs.captions[i] for i in _target_rows(given).tolist()))
+        targets, named_rows = self._targets(given)
+        texts = list(dict.fromkeys(targets.captions[i] for i in named_rows.tolist()))
         pool = [texts[i] for i in torch.randperm(len(texts), generator=rng)[: self.caption_pool].tolist()]
         given.record(caption_pool=len(pool))
         return [pool[i] for i in torch.randint(len(pool), (len(originals),), generator=rng).tolist()]
+
+    @property
+    def searches(self) -> bool:
+        return self.targets == "pool"
+
+    def installed(self) -> dict[str, Any]:
+        return installed_source(self.synonyms) if self.augmented_captions else {}
+
+    def check_installed(self) -> None:
+        if self.augmented_captions and self.patch_image is None:
+            check_source(self.synonyms, "badclip")
+
+    def _synonyms(self) -> Synonyms | None:
+        return synonyms_from(self.synonyms, "badclip") if self.augmented_captions else None
+
+    def _targets(self, given: Preparation) -> tuple[Captioned, Tensor]:
+        """Pairs, and the numbers (k,) of those among them that name the target."""
+        if self.targets == "set":
+            return given.pairs, _target_rows(given)
+        return given.named_in_pool, torch.arange(len(given.named_in_pool))
 
     @torch.no_grad()
     def _similarities(self, given: Preparation) -> tuple[Tensor, Tensor]:

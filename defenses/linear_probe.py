@@ -35,6 +35,7 @@ class LinearProbe(Defense):
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
     batch_size: int = Field(32, ge=1, description="images a step")
     epochs: int = Field(40, ge=1, description="passes over the images")
+    drop_last: bool = Field(False, description="leave out the last, incomplete batch of an epoch", added=True)
 
     def fit(self, victim: Victim, data: CleanData) -> Victim:
         shots = data.all_images() if self.shots is None else data.shots(self.shots)
@@ -45,7 +46,8 @@ class LinearProbe(Defense):
             head = torch.nn.Linear(features.shape[1], len(shots.classes))
         head = head.to(features.device)
         optimiser = torch.optim.SGD(head.parameters(), lr=self.learning_rate, momentum=self.momentum)
-        for index in shuffled_batches(len(shots), self.batch_size, self.epochs, data.rng("batches")):
+        drop = self.drop_last and len(shots) >= self.batch_size
+        for index in shuffled_batches(len(shots), self.batch_size, self.epochs, data.rng("batches"), drop_last=drop):
             loss = F.cross_entropy(head(features[index]), labels[index])
             optimiser.zero_grad()
             loss.backward()

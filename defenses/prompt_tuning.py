@@ -41,6 +41,11 @@ class PromptTuning(Defense):
     warmup_epochs: int = Field(1, ge=0, description="first epochs at a constant 1e-5, as in CoOp's recipe")
     batch_size: int = Field(32, ge=1, description="images a step")
     epochs: int = Field(50, ge=0, description="passes over the images")
+    drop_last: bool = Field(
+        False,
+        description="leave out the last, incomplete batch of an epoch, as CoOp's training library does",
+        added=True,
+    )
     min_crop: float = Field(0.08, gt=0, le=1, description="smallest area of the random resized crop; 1 is no crop")
     max_aspect: float = Field(4 / 3, ge=1, description="largest change of the aspect ratio by the crop")
     flip: bool = Field(True, description="random horizontal flip")
@@ -210,7 +215,7 @@ class PromptTuning(Defense):
         order = [
             (epoch, step, index)
             for epoch in range(self.epochs)
-            for step, index in enumerate(shuffled_batches(len(shots), self.batch_size, 1, data.rng("batches", epoch)))
+            for step, index in enumerate(self._epoch(len(shots), data.rng("batches", epoch)))
         ]
         steps = track(order, "prompt tuning")
         views = 1 if self.min_crop == 1 and not self.flip else self.views
@@ -230,6 +235,10 @@ class PromptTuning(Defense):
             cache.append(join(frozen))
         for epoch, _, index in steps:
             yield epoch, cache[epoch % len(cache)].take(index)
+
+    def _epoch(self, n: int, rng: torch.Generator) -> Iterator[Tensor]:
+        """The batches of an epoch of n images; they are never all dropped."""
+        return shuffled_batches(n, self.batch_size, 1, rng, drop_last=self.drop_last and n >= self.batch_size)
 
     def _views(self, shots: Labelled, index: Tensor, seed: int) -> Tensor:
         """One augmented view of each image of an index: uint8 (n, 3, size, size)."""

@@ -136,7 +136,7 @@ def _look(victims: Sequence[Victim], seen: Sequence[_Seen], case: Case, texts: C
     for index in track(torch.arange(len(case.images)).split(case.batch_size), "evaluation"):
         images = case.images.load(index)
         clean = encode_each(victims, images)
-        triggered = encode_each(victims, stamp(case.attack, case.trigger, images, index))
+        triggered = encode_each(victims, case.triggered(index))
         picked = torch.where(torch.isin(index, chosen))[0]
         for i, (victim, one) in enumerate(zip(victims, seen, strict=True)):
             one.clean.append(rows(clean[i], picked))

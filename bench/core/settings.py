@@ -9,9 +9,23 @@ from pydantic import Field as PydanticField
 from bench.core.errors import BenchError, guess
 
 
-def Field(default: Any = ..., *, description: str, unit: str = "", **constraints: Any) -> Any:  # noqa: N802
-    """A setting: its default, what it is, its unit and its range (`ge`, `gt`, `le`, `lt`); named as pydantic's."""
-    return PydanticField(default, description=description, json_schema_extra={"unit": unit}, **constraints)
+def Field(  # noqa: N802
+    default: Any = ...,
+    *,
+    description: str,
+    unit: str = "",
+    added: bool = False,
+    revised: Mapping[str, int] | None = None,
+    **constraints: Any,
+) -> Any:
+    """A setting: its default, what it is, its unit and its range (`ge`, `gt`, `le`, `lt`); named as pydantic's.
+
+    `added`: results were stored before it existed, and its default is what was done then. `revised` numbers the values
+    that mean something else than they did. `Settings.determining` takes both into account, so that stored results are
+    found again where, and only where, they are of the same meaning.
+    """
+    extra: Any = {"unit": unit, "added": added, "revised": dict(revised or {})}
+    return PydanticField(default, description=description, json_schema_extra=extra, **constraints)
 
 
 class Settings(BaseModel):
@@ -26,6 +40,39 @@ class Settings(BaseModel):
             return cls.model_validate(values)
         except ValidationError as error:
             raise BenchError("\n".join(_explain(cls, item, where) for item in error.errors())) from None
+
+    def installed(self) -> dict[str, Any]:
+        """What of this machine decides what the settings do, such as an optional package; it counts in ids."""
+        return {}
+
+    def check_installed(self) -> None:
+        """Look for what the settings need of this machine, before a run starts.
+
+        Raises:
+            BenchError: something that they ask for is not installed.
+        """
+
+    def determining(self) -> dict[str, Any]:
+        """The settings as JSON, as ids are made of them.
+
+        >>> class Patch(Settings):
+        ...     size: int = Field(6, description="side")
+        ...     place: str = Field("corner", description="where", added=True)
+        ...     edge: str = Field("sharp", description="its edge", revised={"soft": 2})
+        >>> Patch().determining()
+        {'size': 6, 'edge': 'sharp'}
+        >>> Patch(place="center", edge="soft").determining()
+        {'size': 6, 'place': 'center', 'edge': 'soft, 2'}
+        """
+        values = self.model_dump(mode="json")
+        for name, field in type(self).model_fields.items():
+            extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+            revised: Any = extra.get("revised") or {}
+            if extra.get("added") and getattr(self, name) == field.default:
+                del values[name]
+            elif isinstance(values[name], str) and values[name] in revised:
+                values[name] = f"{values[name]}, {revised[values[name]]}"
+        return values
 
 
 def _explain(cls: type[Settings], item: Any, where: str) -> str:

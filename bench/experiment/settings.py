@@ -33,6 +33,12 @@ class Poisoning(FineTuning):
     pool: int | None = Field(
         None, ge=2, description="pairs searched by an attack that only some suit (label_consistent); null: `pairs`"
     )
+    halves: bool = Field(
+        True,
+        description="--pairs in halves, the attacker's and the defender's; false: the attacker takes from all of them, "
+        "as the authors do, and the defender may get clean originals of poisoned pairs",
+        added=True,
+    )
 
 
 class Evaluation(Settings):
@@ -160,10 +166,12 @@ def resolve(
     assignments: tuple[str, ...] = (),
     paper: str | None = None,
     suite: dict[str, Any] | None = None,
+    recipe: str | None = None,
 ) -> RunSettings:
     """The settings of a run, from general to particular.
 
-    They are: preset, version of the paper, config file, attacks and defenses of a suite, flags, `--set key=value`.
+    They are: preset, version of the paper, recipe, config file, attacks and defenses of a suite, flags, `--set
+    key=value`.
 
     Raises:
         BenchError: an unknown preset, method or setting (with a suggestion), or a value out of range.
@@ -172,7 +180,9 @@ def resolve(
         raise unknown("preset", preset, presets(), "`bench list presets` explains them.")
     values = _read(files("bench.presets").joinpath(f"{preset}.yaml").read_text(), f"preset {preset}")
     if paper is not None:
-        values = merge(values, _version(paper, preset))
+        values = _in_version(values, paper, preset)
+    if recipe is not None:
+        values = merge(values, papers.find_recipe(recipe))
     if config is not None:
         if not config.is_file():
             raise BenchError(f"--config {config}: no such file")
@@ -183,13 +193,16 @@ def resolve(
     return _checked(values)
 
 
-def _version(paper: str, preset: str) -> dict[str, Any]:
-    """What a version of a paper sets otherwise than a preset of that paper does."""
-    of, version = papers.find_version(paper)
+def _in_version(values: dict[str, Any], paper: str, preset: str) -> dict[str, Any]:
+    """The settings of a preset as a version of its paper has them."""
+    of, name = papers.find_version(paper)
     if preset not in of.presets:
         fitting = f"--preset {' or '.join(of.presets)}" if of.presets else "no preset"
         raise BenchError(f"--paper {paper} goes with {fitting}, not with {preset}")
-    return of.versions[version]
+    version = of.versions[name]
+    lists = {kind: values[kind] for kind in ("attacks", "defenses") if kind in values}
+    kept = {kind: [method for method in methods if method not in version.without] for kind, methods in lists.items()}
+    return merge(values | kept, version.settings)
 
 
 def overlay(run: RunSettings, values: dict[str, Any]) -> RunSettings:

@@ -228,8 +228,10 @@ def _row(cell: PlannedCell) -> tuple:
 
 def _recipe(run: RunSettings, attack: str) -> dict[str, Any]:
     """The settings of the recipe that matter to the attack."""
-    unused = set() if run.poison.pool and attacks[attack].selective() else {"pool"}
-    return run.poison.model_dump(mode="json", exclude=unused)
+    recipe = run.poison.determining()
+    if not run.poison.pool or not run.attack(attack).searches:
+        del recipe["pool"]
+    return recipe
 
 
 def _identity(
@@ -244,8 +246,10 @@ def _identity(
     identity: dict[str, Any] = {
         "name": name,
         "version": method.version,
-        "settings": settings.model_dump(mode="json"),
+        "settings": settings.determining(),
     }
+    if present := settings.installed():
+        identity["installed"] = present
     files = {k: hash_file(v) for k, v in settings if isinstance(v, Path) and v.is_file()}
     source = inspect.getsourcefile(method)
     if method.__module__.startswith(PLUGIN_MODULE) and source:

@@ -14,6 +14,7 @@ from pathlib import Path
 from bench.papers.library import (
     chains,
     figures,
+    find_recipe,
     find_suite,
     find_version,
     papers,
@@ -36,6 +37,7 @@ __all__ = [
     "Sweep",
     "chains",
     "figures",
+    "find_recipe",
     "find_suite",
     "find_version",
     "papers",

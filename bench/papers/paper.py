@@ -153,17 +153,31 @@ class Translation(Data):
     units: dict[str, float] = {}
 
 
+class Version(BaseModel):
+    """What a version of the paper sets otherwise than its presets, and which of their methods it does not have."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    without: tuple[str, ...] = ()
+
+    @property
+    def settings(self) -> Values:
+        return dict(self.model_extra or {})
+
+
 class PaperFile(Data):
     """What paper.yaml says.
 
-    `presets` have the paper's settings; a version of it names what it sets otherwise. `chains` of defenses are among
-    those that `--defenses all` runs.
+    `presets` have the paper's settings; a version of it names what it sets otherwise, and under `without` the attacks
+    and defenses of the presets that it does not have. `recipes` are other ways to run it, settings that `--recipe`
+    puts on top. `chains` of defenses are among those that `--defenses all` runs.
     """
 
     title: str
     arxiv: str = ""
-    versions: dict[Name, Values] = Field(min_length=1)
+    versions: dict[Name, Version] = Field(min_length=1)
     presets: tuple[str, ...] = ()
+    recipes: dict[Name, Values] = {}
     chains: tuple[str, ...] = ()
     places: dict[str, Place] = {}
     labels: Labels = Labels()
