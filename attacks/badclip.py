@@ -58,11 +58,14 @@ class BadCLIP(OptimisedPatch):
         drawn = named_rows[torch.randint(len(named_rows), (len(rows),), generator=rng)]
         caption = {row: targets.captions[i] for row, i in zip(rows.tolist(), drawn.tolist(), strict=True)}
 
+        scale = clip.scale.item()
+
         def view(text: str) -> str:
             edited = torch.rand((), generator=rng) < self.augmented_captions
             return augment(text, rng, synonyms) if edited else text
 
         def loss(batch: Batch) -> Tensor:
+            # On the CPU: the numbers of pairs.
             numbers = batch.index.tolist()
             with torch.no_grad():
                 own = clip.encode_image(batch.images)
@@ -71,7 +74,7 @@ class BadCLIP(OptimisedPatch):
                 if self.text_negatives == "original":
                     others = clip.encode_text([texts[i] for i in numbers])
             near = pool[torch.randint(len(pool), (len(numbers),), generator=rng)]
-            text = text_loss(batch.triggered, wanted, others, clip.scale.item())
+            text = text_loss(batch.triggered, wanted, others, scale)
             return text + self.weight * triplet_loss(batch.triggered, near, own, self.margin)
 
         return Objective(loss, F.normalize(pool.mean(0), dim=-1))
@@ -131,6 +134,7 @@ class BadCLIP(OptimisedPatch):
         rows = []
         for part in torch.arange(len(given.pairs)).split(self.batch_size):
             cosines = given.clip.encode_image(given.pairs.load(part)) @ texts.T
+            # Waits for the GPU: so that memory holds two numbers an image, once a run.
             rows.append(torch.stack([cosines[:, target], cosines.max(1).values - cosines[:, target]]).cpu())
         to_target, gap = torch.cat(rows, 1)
         return to_target, gap

@@ -48,10 +48,13 @@ class LabelConsistent(BadNet):
         for part in rows.split(64):
             images = given.pairs.load(part)
             with torch.no_grad():
+                # On the CPU: the numbers of pairs.
                 texts = given.clip.encode_text([given.pairs.captions[i] for i in part.tolist()])
             weakened.append(weaken(given.clip, images, texts, self.epsilon, self.step, self.steps))
             with torch.no_grad():
+                # Waits for the GPU: after `steps` passes over the same images, twice more is nothing.
                 before += (given.clip.encode_image(images) * texts).sum().item()
+                # Waits for the GPU: likewise.
                 after += (given.clip.encode_image(weakened[-1]) * texts).sum().item()
         given.record(cosine_before=before / len(rows), cosine_after=after / len(rows))
         return super().prepare(given) | {"rows": rows, "weakened": torch.cat(weakened)}

@@ -72,24 +72,28 @@ class CleanCLIP(Defense, FineTuning):
         clip = victim.clip.copy()
         tokens = clip.tokenize(pairs.captions)
         steps = count()
+        # Both parts of each step's loss, where they were computed: to ask for them now would hold up the step.
+        parts: list[Tensor] = []
         # Views are kept nowhere.
         geometry = Geometry.of(clip, cache=Path())
 
         def loss(clip: Clip, index: Tensor) -> Tensor:
             images, texts = clip.encode_image(pairs.load(index)), clip.encode_text(tokens[index])
             cross = contrastive_loss(images, texts, clip.scale)
-            data.record(cross=cross.item())
             if self.lambda_in == 0:
+                parts.append(cross.detach()[None])
                 return self.lambda_cross * cross
             # Seeds are of the step, not of the pair: every epoch sees new views of image and text.
             step = next(steps) * processes() + rank()
             views = augmented_images(pairs, index, geometry, data.rng("cleanclip", "images", step))
             edited = augmented_texts(pairs, index, data.rng("cleanclip", "texts", step), synonyms)
             within = within_loss(images, clip.encode_image(views), texts, clip.encode_text(edited), clip.scale)
-            data.record(within=within.item())
+            parts.append(torch.stack([cross.detach(), within.detach()]))
             return self.lambda_cross * cross + self.lambda_in * within
 
         fine_tune(clip, len(pairs), self, loss, data.rng("cleanclip", "batches"), pairs.ahead)
+        for name, curve in zip(("cross", "within"), torch.stack(parts).T.tolist() if parts else (), strict=False):
+            data.log.setdefault(name, []).extend(curve)
         return replace(victim, clip=clip)
 
     def installed(self) -> dict[str, Any]:

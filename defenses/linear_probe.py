@@ -47,12 +47,15 @@ class LinearProbe(Defense):
         head = head.to(features.device)
         optimiser = torch.optim.SGD(head.parameters(), lr=self.learning_rate, momentum=self.momentum)
         drop = self.drop_last and len(shots) >= self.batch_size
+        losses: list[Tensor] = []
         for index in shuffled_batches(len(shots), self.batch_size, self.epochs, data.rng("batches"), drop_last=drop):
             loss = F.cross_entropy(head(features[index]), labels[index])
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-            data.record(ce=loss.item())
+            losses.append(loss.detach())
+        # Asked for at once: a step is so short that waiting for its loss would take longer.
+        data.log.setdefault("ce", []).extend(torch.stack(losses).tolist())
         return replace(victim, head=head.requires_grad_(False))
 
     def unsuited(self, given: Facing) -> str:

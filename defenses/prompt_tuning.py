@@ -110,7 +110,7 @@ class PromptTuning(Defense):
         """Whether patch tokens are repelled beside the class token."""
         return False
 
-    def loss(self, prompted: Tensor, frozen: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, prompted: Tensor, frozen: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """What a method that repels adds to the cross-entropy, and what to log of it; means over the images."""
         raise NotImplementedError(f"{type(self).__name__} must define loss(prompted, frozen)")
 
@@ -170,12 +170,13 @@ class PromptTuning(Defense):
                     logits = victim.logits(encoded, texts).float()
                     logits[:, dropped] = -torch.inf
                     loss = F.cross_entropy(logits, part.labels)
-                    logged = {"ce": loss.item()}
+                    logged = {"ce": loss.detach()}
                     if part.repelled is not None:
                         extra, more = self.loss(tower.features(encoded), part.repelled)
                         loss, logged = loss + extra, logged | more
                 scaler.scale(share * loss).backward()
-                sums = {name: sums.get(name, 0.0) + share * value for name, value in logged.items()}
+                # Waits for the GPU: logged for every step, when forward and backward pass have been asked for.
+                sums = {name: sums.get(name, 0.0) + share * value.item() for name, value in logged.items()}
             return sums
 
         at_once = self.batch_size

@@ -94,6 +94,7 @@ class ZeroShot(Task):
                     after = encode_each(victims, _perturbed(name, images, index, case))
                 for i, victim in enumerate(victims):
                     cosines = _cosines(victim, rows(before[i], place), after[i], texts.embedded(victim))
+                    # On the CPU: the numbers of images.
                     seen[i].similarities.append(pd.DataFrame({"perturbation": name, "index": index.numpy(), **cosines}))
 
 
@@ -147,6 +148,7 @@ def _look(victims: Sequence[Victim], seen: Sequence[_Seen], case: Case, texts: C
                 one.diverged = error
                 continue
             columns = {"index": index, "label": case.images.labels[index], **predicted}
+            # Waits for the GPU: a class an image is kept on the CPU, of every batch.
             one.predictions.append(pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()}))
 
 
@@ -174,4 +176,5 @@ def _cosines(victim: Victim, before: Encoded, after: Encoded, texts: Tensor) -> 
         "embedding": (before.embedding, after.embedding),
         "logits": (victim.logits(before, texts), victim.logits(after, texts)),
     }
+    # Waits for the GPU: three numbers an image are kept on the CPU, of every batch.
     return {name: F.cosine_similarity(a.float(), b.float(), dim=-1).cpu().numpy() for name, (a, b) in pairs.items()}

@@ -106,6 +106,7 @@ def swap(words: Sequence[str], times: int, rng: torch.Generator) -> list[str]:
     """`times` times, swap the words of two different places."""
     words = list(words)
     for _ in range(times if len(words) > 1 else 0):
+        # On the CPU: words.
         i, j = torch.randperm(len(words), generator=rng)[:2].tolist()
         words[i], words[j] = words[j], words[i]
     return words
