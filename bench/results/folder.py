@@ -183,7 +183,10 @@ class ResultsFolder:
         """The numbers of all finished cells, from what `observe` says that they saw."""
         cards = {cell: self.store.evaluation_card(self._evaluation(cell)) for cell in self.cells}
         rows = [row for cell, card in cards.items() for row in rows_of(cell, card, observe(cell))]
-        return pd.DataFrame(rows, columns=COLUMNS)
+        numbers = pd.DataFrame(rows, columns=COLUMNS)
+        # For metrics over cells: below which undefended ASR an attack did not take.
+        numbers.attrs["took"] = self.settings.took
+        return numbers
 
     def main_results(self, task: str = "zero_shot") -> pd.DataFrame:
         """The rows of the last run's own settings, model, data set and target: no variant, no other place."""

@@ -83,6 +83,7 @@ class BackdoorCard(Card):
 class DefenseCard(Card):
     """What a defense changed: names of tensors, `tunable` numbers in them, and the clean `samples` it was given.
 
+    `token_embedding` of the tunable numbers are embeddings of the text tower's tokens.
     `shots` are the ids of labelled images, or "all training images"; `clean_pairs` how many pairs were asked for, each
     time.
     """
@@ -90,6 +91,7 @@ class DefenseCard(Card):
     needs: tuple[str, ...]
     changed: tuple[str, ...]
     tunable: int
+    token_embedding: int = 0
     samples: int
     shots: tuple[str, ...] | str
     clean_pairs: tuple[int, ...]

@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -121,11 +121,8 @@ def fine_tune(
     Raises:
         BenchError: the memory runs out. A contrastive batch cannot be split without becoming another loss.
     """
-    trained = _trained_parameters(clip, recipe.towers)
-    # All vectors are of norms and biases, but for the class embedding.
-    decayed = [p for name, p in trained if p.ndim >= 2 or "embedding" in name]
-    others = [p for name, p in trained if not (p.ndim >= 2 or "embedding" in name)]
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups = parameter_groups(clip, recipe)
+    trained = [parameter for group in groups for parameter in group["params"]]
     optimiser = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.999), eps=1e-8)
     batch_size = min(recipe.batch_size, n)
     steps_per_epoch = n // batch_size
@@ -150,7 +147,7 @@ def fine_tune(
                     f"out of memory with batch_size = {batch_size}. Set gradient_checkpointing=true, which changes no "
                     "number, precision=bf16, or a smaller batch_size: the loss is of a whole batch, and cannot be split"
                 ) from None
-            average_gradients(p for _, p in trained)
+            average_gradients(trained)
             before = scaler.get_scale()
             scaler.step(optimiser)
             scaler.update()
@@ -166,6 +163,15 @@ def fine_tune(
         told = f"{overflows} of {total} steps overflowed in fp16 and changed nothing"
         warnings.warn(f"{told}; precision=bf16 does not overflow", stacklevel=2)
     return losses
+
+
+def parameter_groups(clip: Clip, recipe: FineTuning) -> list[dict[str, Any]]:
+    """The trained weights for AdamW: those that decay, then norms, biases and logit_scale."""
+    trained = _trained_parameters(clip, recipe.towers)
+    # All vectors are of norms and biases, but for the class embedding.
+    decayed = [p for name, p in trained if p.ndim >= 2 or "embedding" in name]
+    others = [p for name, p in trained if not (p.ndim >= 2 or "embedding" in name)]
+    return [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
 def shuffled_batches(

@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from bench.core.errors import BenchError
 from bench.core.metric import Estimate
 from bench.core.names import CLEAN_MODEL, OWN_TRIGGER
+from bench.results.tidy import did_not_take
 from metrics.correlation import Correlation, pr_asr_correlation
 from reports.figures.source import Source
 from reports.figures.style import COLOURS, COLUMN, GRAY, MARKERS, PAGE, panels, widen
@@ -23,8 +24,12 @@ KINDS = (("gaussian-0.03", "gaussian-0.01", "gaussian-0.1"), ("badnet", "blended
 
 
 def draw(source: Source) -> tuple[Figure, pd.DataFrame]:
-    """A point per (attack, model, seed); a fitted line; Pearson's and Spearman's correlation with 95 % intervals."""
-    numbers = resistivity_and_success(source.main)
+    """A point per (attack, model, seed); a fitted line; Pearson's and Spearman's correlation with 95 % intervals.
+
+    Attacks that did not take have no point.
+    """
+    weak = did_not_take(source.main, source.folder.settings.took)
+    numbers = resistivity_and_success(source.main[~source.main["attack"].isin(list(weak))])
     there = set(numbers["perturbation"])
     columns = [found for kind in KINDS if (found := next((p for p in kind if p in there), None))]
     if not columns:

@@ -1,0 +1,102 @@
+"""Towers, parameters and zero-shot evaluation: ours beside the original code, with the same random weights."""
+
+import tempfile
+import warnings
+from contextlib import chdir
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+from checks import CLEANCLIP, Inputs, Result, check
+from texts import captions
+from torch import Tensor
+from triggers import as_images
+
+from bench import Clip
+from bench.core.dataset import openai_templates
+from bench.core.randomness import seeded
+from bench.core.victim import Victim
+from bench.models import ModelSettings, load_model
+
+# ViT-B/32: embedding, image, blocks, width, patch; context, vocabulary, width, heads, blocks of the text tower.
+B_32 = (512, 224, 12, 768, 32, 77, 49408, 512, 8, 12)
+CLASSES = ("banana", "accordion", "Samoyed", "tench", "crane", "maillot")
+
+
+def both(inputs: Inputs, folder: Path) -> tuple[Any, Clip]:
+    """The original's ViT-B/32 with random weights, and ours with the same, read from a file of the original's form."""
+    file = folder / "epoch_1.pt"
+    with inputs.code(CLEANCLIP, "pkgs.openai.model") as original, seeded(0):
+        theirs = original.CLIP(*B_32).eval()
+    # As its training saves it.
+    torch.save({"epoch": 1, "state_dict": theirs.state_dict()}, file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ours = load_model(ModelSettings(name="ViT-B-32-quickgelu", checkpoint=file), "cpu")
+    return theirs, ours
+
+
+@check(
+    "Embeddings of ViT-B/32, image and text tower",
+    "pkgs/openai/model.py",
+    "`--checkpoint FILE`, `--model ViT-B-32-quickgelu`",
+)
+@torch.no_grad()
+def towers(inputs: Inputs) -> Result:
+    images = as_images(inputs.pictures()[:8]).load(torch.arange(8))
+    with tempfile.TemporaryDirectory() as folder:
+        theirs, ours = both(inputs, Path(folder))
+    tokens = ours.tokenize(captions(inputs)[:8])
+    seen = theirs(tokens, None, ours.normalise(images))
+    apart = [seen.image_embeds - ours.encode_image(images), seen.text_embeds - ours.encode_text(tokens)]
+    image, text = (float(a.abs().max()) for a in apart)
+    return Result(max(image, text) < 1e-5, f"8 photos: at most {image:.1g} apart; 8 captions: {text:.1g}")
+
+
+@check("Which numbers get weight decay", "src/main.py", "all")
+def decayed(inputs: Inputs) -> Result:
+    from bench.training.fine_tuning import FineTuning, parameter_groups
+
+    with tempfile.TemporaryDirectory() as folder:
+        theirs, ours = both(inputs, Path(folder))
+    spared = ("bn", "ln", "bias", "logit_scale")
+    original = sum(p.numel() for name, p in theirs.named_parameters() if not any(key in name for key in spared))
+    own = sum(p.numel() for p in parameter_groups(ours, FineTuning())[0]["params"])
+    total = sum(p.numel() for p in ours.model.parameters())
+    return Result(own == original, f"theirs {original:,} of {total:,}, ours {own:,}")
+
+
+@check(
+    "Zero-shot accuracy with 80 templates",
+    "src/evaluate.py, data/ImageNet1K/validation/classes.py",
+    "`imagenet.prompts=openai80`; the presets have the paper's single prompt",
+)
+@torch.no_grad()
+def zero_shot(inputs: Inputs) -> Result:
+    images = as_images(inputs.pictures())
+    labels = torch.arange(len(images)) % len(CLASSES)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        theirs, ours = both(inputs, folder)
+        file = inputs.originals / CLEANCLIP / "data/ImageNet1K/validation/classes.py"
+        (folder / "classes.py").write_text(f"dict(eval(open({str(file)!r}).read()), classes={list(CLASSES)!r})")
+        pixels: Tensor = ours.normalise(images.load(torch.arange(len(images))))
+        options = SimpleNamespace(distributed=False, asr=False, device="cpu", eval_test_data_dir=name, name="x")
+        with inputs.code(CLEANCLIP, "pkgs.openai.clip") as clip, inputs.code(CLEANCLIP, "src.evaluate") as original:
+            processor = clip.Processor(SimpleNamespace(visual=SimpleNamespace(input_resolution=224)))
+            # It asks for the ten best classes, and writes a table where it runs.
+            topk = Tensor.topk
+            with chdir(folder), mock.patch.object(Tensor, "topk", lambda t, k, dim: topk(t, min(k, t.shape[dim]), dim)):
+                seen = original.get_zeroshot_metrics(theirs, processor, [(pixels, labels)], options)
+    victim = Victim(ours)
+    predicted = victim.predict(
+        victim.encode(images.load(torch.arange(len(images)))), victim.class_embeddings(CLASSES, openai_templates())
+    )
+    accuracy = float((predicted == labels).double().mean())
+    theirs_top1 = seen["zeroshot_top1"]
+    told = (
+        f"{len(images)} photos, {len(CLASSES)} classes, random weights: theirs {theirs_top1:.3f}, ours {accuracy:.3f}"
+    )
+    return Result(abs(theirs_top1 - accuracy) < 1e-9, told)
