@@ -19,19 +19,36 @@ from bench.core.dataset import openai_templates
 from bench.core.randomness import seeded
 from bench.core.victim import Victim
 from bench.models import ModelSettings, load_model
+from bench.models.checkpoint import fill, read_checkpoint
 
 # ViT-B/32: embedding, image, blocks, width, patch; context, vocabulary, width, heads, blocks of the text tower.
 B_32 = (512, 224, 12, 768, 32, 77, 49408, 512, 8, 12)
+# A small one, for thousands of texts, and ours of the same shape.
+SMALL = (64, 224, 2, 128, 32, 77, 49408, 64, 1, 2)
+SMALL_CONFIG = {
+    "model_cfg": {
+        "embed_dim": 64,
+        "quick_gelu": True,
+        "vision_cfg": {"image_size": 224, "layers": 2, "width": 128, "head_width": 64, "patch_size": 32},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2},
+    },
+    "preprocess_cfg": {"mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711]},
+}
 CLASSES = ("banana", "accordion", "Samoyed", "tench", "crane", "maillot")
+
+
+def stored(inputs: Inputs, shape: tuple[int, ...], file: Path) -> Any:
+    """The original's CLIP of a shape, with random weights, in evaluation mode; and in a file, as its training saves it."""
+    with inputs.code(CLEANCLIP, "pkgs.openai.model") as original, seeded(0):
+        model = original.CLIP(*shape).eval()
+    torch.save({"epoch": 1, "state_dict": model.state_dict()}, file)
+    return model
 
 
 def both(inputs: Inputs, folder: Path) -> tuple[Any, Clip]:
     """The original's ViT-B/32 with random weights, and ours with the same, read from a file of the original's form."""
     file = folder / "epoch_1.pt"
-    with inputs.code(CLEANCLIP, "pkgs.openai.model") as original, seeded(0):
-        theirs = original.CLIP(*B_32).eval()
-    # As its training saves it.
-    torch.save({"epoch": 1, "state_dict": theirs.state_dict()}, file)
+    theirs = stored(inputs, B_32, file)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         ours = load_model(ModelSettings(name="ViT-B-32-quickgelu", checkpoint=file), "cpu")
@@ -79,7 +96,8 @@ def zero_shot(inputs: Inputs) -> Result:
     labels = torch.arange(len(images)) % len(CLASSES)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        theirs, ours = both(inputs, folder)
+        theirs, ours = stored(inputs, SMALL, folder / "small.pt"), Clip.from_config(SMALL_CONFIG)
+        fill(ours.model, read_checkpoint(folder / "small.pt"), "the small CLIP")
         file = inputs.originals / CLEANCLIP / "data/ImageNet1K/validation/classes.py"
         (folder / "classes.py").write_text(f"dict(eval(open({str(file)!r}).read()), classes={list(CLASSES)!r})")
         pixels: Tensor = ours.normalise(images.load(torch.arange(len(images))))

@@ -41,7 +41,7 @@ def draw(source: Source) -> tuple[Figure, pd.DataFrame]:
             axis.set_xlabel(f"{label}, {'own trigger' if perturbation == OWN_TRIGGER else perturbation}")
         row[0].set_ylabel("ASR (%)")
         row[0].set_ylim(-4, 104)
-    _legend(figure, source)
+    _legend(figure, source, list(numbers["attack"].unique()))
     return figure, numbers
 
 
@@ -72,10 +72,10 @@ def _scatter(axis: Axes, rows: pd.DataFrame, source: Source) -> None:
     axis.locator_params(axis="x", nbins=4)
 
 
-def _legend(figure: Figure, source: Source) -> None:
+def _legend(figure: Figure, source: Source, attacks: list[str]) -> None:
     """Colours are attacks, markers are models; each has columns of its own."""
     models = [name for name in source.models if name != CLEAN_MODEL]
-    keys = [(name, Line2D([], [], lw=4, color=_colour(source, name))) for name in source.attacks]
+    keys = [(name, Line2D([], [], lw=4, color=_colour(source, name))) for name in attacks]
     keys += [("", Line2D([], [], ls=""))] * (-len(keys) % LINES)
     keys += [(name, Line2D([], [], ls="", marker=_marker(source, name), color=GRAY, mfc="none")) for name in models]
     keys += [("", Line2D([], [], ls=""))] * (-len(keys) % LINES)
