@@ -7,18 +7,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from attacks.patch import Place, corner, read_patch
+from attacks.patch import Position, corner, read_patch
 from bench import Attack, Field, Preparation, Trigger, attack
 
 
 @attack("badnet")
 class BadNet(Attack):
-    """A small square patch; each image has its own noise patch at its own random place, unless said otherwise.
+    """A small square patch; by default, each image gets another noise patch at another random place.
 
     Paper v1: "a small, randomly placed patch" of 16 px; its content is unstated, so we follow CleanCLIP's code, on
-    which the paper builds: Gaussian noise of standard deviation 1 around the image's mean colour, redrawn per image.
-    CleanCLIP never covers the last row and column and lets out-of-range noise wrap around; we clip and cover all, and
-    offer `wrap` and `margin`.
+    which the paper builds: Gaussian noise of standard deviation 1 around the image's mean colour, drawn per image.
+    CleanCLIP never covers the last row and column and lets noise out of range wrap around. We cover all places and
+    clip; `margin` and `overflow = wrap` do as CleanCLIP does.
     """
 
     size: int = Field(16, ge=1, description="side of the patch", unit="px")
@@ -28,7 +28,7 @@ class BadNet(Attack):
     patch_image: Path | None = Field(
         None, description="a picture of `size` x `size` px: that patch instead of a pattern"
     )
-    place: Place = Field("random", description="where the patch goes; random is drawn per image")
+    place: Position = Field("random", description="where the patch goes; random is drawn per image")
     margin: int = Field(
         0,
         ge=0,
@@ -43,11 +43,11 @@ class BadNet(Attack):
         revised={"wrap": 2},
     )
 
-    def prepare(self, given: Preparation) -> dict[str, Tensor]:
+    def prepare(self, preparation: Preparation) -> dict[str, Tensor]:
         if self.patch_image is not None:
             return {"patch": read_patch(self.patch_image, self.size)}
         if self.pattern == "fixed":
-            return {"patch": torch.rand(3, self.size, self.size, generator=given.rng("patch"))}
+            return {"patch": torch.rand(3, self.size, self.size, generator=preparation.rng("patch"))}
         if self.pattern == "checker":
             # White where row and column are both even (Detect-CLIP-Backdoor-Samples).
             patch = torch.zeros(3, self.size, self.size)

@@ -16,14 +16,14 @@ Split = Literal["train", "val", "test"]
 class Dataset(Settings):
     """A zero-shot data set. Fields are settings."""
 
-    # Raise it when a change of the code changes images or labels: results on the old ones are not reused.
+    # Raise it when a change of the code changes images or labels, so that old results are not reused.
     version: ClassVar[int] = 1
 
     root: Path | None = Field(None, description="where the data set lies (--data-root)")
     prompts: Literal["single", "openai80"] = Field(
         "single", description="zero-shot prompts: one a class (the paper), or the mean of OpenAI's 80 (CleanCLIP)"
     )
-    allow_overlap: bool = Field(False, description="evaluate although training images or pairs are in the split too")
+    allow_overlap: bool = Field(False, description="evaluate even if test images are among training images or pairs")
 
     @property
     def single(self) -> str:
@@ -37,7 +37,7 @@ class Dataset(Settings):
 
     @property
     def images_per_class(self) -> int | None:
-        """Training images of every class, where the settings tell; None where the images have to be looked at."""
+        """Training images per class, if the settings determine it; None if only the images can tell."""
         return None
 
     def classes(self) -> tuple[str, ...]:
@@ -45,7 +45,7 @@ class Dataset(Settings):
         raise NotImplementedError(f"{type(self).__name__} must define classes()")
 
     def determining(self) -> dict[str, Any]:
-        """The settings that `identity` speaks of: not where the data lies, nor what may overlap."""
+        """The settings that determine images and labels: all but `root` and `allow_overlap`."""
         settings = super().determining()
         return {name: value for name, value in settings.items() if name not in ("root", "allow_overlap")}
 
@@ -58,7 +58,11 @@ class Dataset(Settings):
         raise NotImplementedError(f"{type(self).__name__} must define labelled(split, geometry)")
 
     def captions(self, split: Split, geometry: Geometry) -> list[str]:
-        """A caption of each image of `labelled(split, geometry)`, where the data set has any."""
+        """A caption for each image of `labelled(split, geometry)`.
+
+        Raises:
+            BenchError: the data set has none.
+        """
         raise BenchError("the images of this data set have no captions. Take one that has them, such as world")
 
     def caption_templates(self) -> tuple[str, ...]:
@@ -66,7 +70,11 @@ class Dataset(Settings):
         return openai_templates()
 
     def pairs(self, purpose: Literal["poison", "clean"], n: int, geometry: Geometry) -> Captioned:
-        """n image-text pairs of the data set's own, where it has any."""
+        """n image-text pairs that belong to the data set, if it has any.
+
+        Raises:
+            BenchError: it has none.
+        """
         raise BenchError("this data set has no image-text pairs of its own. Give --pairs FILE.csv")
 
 
@@ -87,10 +95,10 @@ def openai_templates() -> tuple[str, ...]:
 
 
 def target_index(name: str, classes: tuple[str, ...]) -> int:
-    """The target class by its exact name, in any case; never by a number.
+    """The index of the target class, found by its exact name in any case.
 
     Raises:
-        BenchError: there is no such class, or no other, whose images an attack would turn.
+        BenchError: there is no such class, or it is the only one.
     """
     if len(classes) < 2:
         raise BenchError(f"a data set of one class, {', '.join(classes)}, cannot be attacked: add images of others")

@@ -1,6 +1,6 @@
-"""Fine-tuning in several processes, one a GPU: each has a share of every batch, and contrasts it with all of it.
+"""Fine-tuning in several processes, one per GPU: each encodes its share of a batch and contrasts it with the rest.
 
-Outside of a process group every function is the one of a single process.
+Outside a process group, every function behaves as with one process.
 """
 
 from collections.abc import Iterable, Iterator
@@ -21,7 +21,7 @@ def processes() -> int:
 
 
 def rank() -> int:
-    """Which process this is, from 0."""
+    """The number of this process, from 0."""
     return dist.get_rank() if processes() > 1 else 0
 
 
@@ -37,7 +37,7 @@ def share(index: Tensor) -> Tensor:
 
 
 def gathered(rows: Tensor) -> Tensor:
-    """The rows of all processes, in the order of `share`; gradients flow back to where they came from."""
+    """The rows (n, d) of all processes in the order of `share`, (processes * n, d); gradients flow to every process."""
     return torch.cat(all_gather(rows)) if processes() > 1 else rows
 
 
@@ -46,7 +46,7 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     if processes() == 1:
         return
     for bucket in buckets(parameters, BUCKET):
-        # All processes must take part, also for what this one's share did not touch.
+        # All processes must take part, even if this one has no gradient.
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in bucket]
         joined = torch.cat([gradient.reshape(-1) for gradient in gradients])
         dist.all_reduce(joined)

@@ -15,7 +15,7 @@ Picture = TypeVar("Picture", Image.Image, Tensor)
 
 @dataclass(frozen=True)
 class Geometry:
-    """How images are brought to the model's input, `size` x `size` px, and where to keep them.
+    """How images are resized to the model's input, `size` x `size` px, and the `cache` folder for resized images.
 
     `resize` and `interpolation` (bicubic or bilinear) are open_clip's. "shortest" is CLIP's own: the short side to
     `size`, then a centre crop; "longest": the long side to `size`, then black edges; "squash": both sides to `size`.
@@ -31,12 +31,12 @@ class Geometry:
         """The geometry that a model's preprocessing asks for."""
         preprocess = clip.config["preprocess_cfg"]
         resize, interpolation = preprocess.get("resize_mode", cls.resize), preprocess.get("interpolation")
-        # open_clip reads `random`, a way to train, as bicubic when it evaluates.
+        # `random` is an interpolation for training; open_clip evaluates such a model with bicubic.
         return cls(clip.image_size, cache, resize, "bilinear" if interpolation == "bilinear" else "bicubic")
 
     def square(self, image: Picture) -> Picture:
-        """A PIL image, or uint8 (3, h, w), of any size at the model's input size; resized with antialiasing."""
-        # Here, as it takes longer to import than torch.
+        """Resize and crop a PIL image, or uint8 (3, h, w), to the model's input size, with antialiasing."""
+        # Imported here: it takes longer to import than torch.
         from torchvision.transforms.v2 import InterpolationMode
         from torchvision.transforms.v2 import functional as TF
 
@@ -50,6 +50,6 @@ class Geometry:
 
     @property
     def key(self) -> int | list[int | str]:
-        """What determines the pixels, for hashes: the size alone where the rest is CLIP's own."""
+        """What determines the pixels, for hashes: only the size if resizing and interpolation are CLIP's own."""
         usual = (self.resize, self.interpolation) == (Geometry.resize, Geometry.interpolation)
         return self.size if usual else [self.size, self.resize, self.interpolation]

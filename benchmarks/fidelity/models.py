@@ -38,7 +38,7 @@ CLASSES = ("banana", "accordion", "Samoyed", "tench", "crane", "maillot")
 
 
 def stored(inputs: Inputs, shape: tuple[int, ...], file: Path) -> Any:
-    """The original's CLIP of a shape, with random weights, in evaluation mode; and in a file, as its training saves it."""
+    """The original's CLIP of a shape with random weights; also written to a file, as its training does."""
     with inputs.code(CLEANCLIP, "pkgs.openai.model") as original, seeded(0):
         model = original.CLIP(*shape).eval()
     torch.save({"epoch": 1, "state_dict": model.state_dict()}, file)
