@@ -120,11 +120,11 @@ class BadCLIP(OptimisedPatch):
     def _synonyms(self) -> Synonyms | None:
         return synonyms_from(self.synonyms, "badclip") if self.augmented_captions else None
 
-    def _targets(self, given: Preparation) -> tuple[Captioned, Tensor]:
+    def _targets(self, preparation: Preparation) -> tuple[Captioned, Tensor]:
         """Pairs, and the numbers (k,) of those among them that name the target."""
         if self.targets == "set":
-            return given.pairs, _target_rows(given)
-        return given.named_in_pool, torch.arange(len(given.named_in_pool))
+            return preparation.pairs, _target_rows(preparation)
+        return preparation.named_in_pool, torch.arange(len(preparation.named_in_pool))
 
     @torch.no_grad()
     def _similarities(self, preparation: Preparation) -> tuple[Tensor, Tensor]:

@@ -77,7 +77,7 @@ class Images:
 
     def load_square(self, index: Tensor, resize: Resize) -> Tensor:
         """The images of some indices, made square in another way than `load` does: uint8 (k, 3, size, size)."""
-        # Here, as it takes longer to import than torch.
+        # Imported here: it takes longer to import than torch.
         from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
         geometry = Geometry(self.pixels.shape[-1], cache=Path(), resize=resize)
