@@ -18,6 +18,7 @@ from bench import Clip
 from bench.core.dataset import openai_templates
 from bench.core.randomness import seeded
 from bench.core.victim import Victim
+from bench.data.imagenet import class_names, wordnet_ids
 from bench.models import ModelSettings, load_model
 from bench.models.checkpoint import fill, read_checkpoint
 
@@ -34,7 +35,6 @@ SMALL_CONFIG = {
     },
     "preprocess_cfg": {"mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711]},
 }
-CLASSES = ("banana", "accordion", "Samoyed", "tench", "crane", "maillot")
 
 
 def stored(inputs: Inputs, shape: tuple[int, ...], file: Path) -> Any:
@@ -86,35 +86,34 @@ def decayed(inputs: Inputs) -> Result:
 
 
 @check(
-    "Zero-shot accuracy with 80 templates",
+    "Zero-shot predictions with 80 templates",
     "src/evaluate.py, data/ImageNet1K/validation/classes.py",
     "`imagenet.prompts=openai80`; the presets have the paper's single prompt",
 )
 @torch.no_grad()
 def zero_shot(inputs: Inputs) -> Result:
     images = as_images(inputs.pictures())
-    labels = torch.arange(len(images)) % len(CLASSES)
+    index = torch.arange(len(images))
+    names = class_names()
+    classes = [names[id] for id in wordnet_ids()[::20]]
+    file = inputs.originals / CLEANCLIP / "data/ImageNet1K/validation/classes.py"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         theirs, ours = stored(inputs, SMALL, folder / "small.pt"), Clip.from_config(SMALL_CONFIG)
         fill(ours.model, read_checkpoint(folder / "small.pt"), "the small CLIP")
-        file = inputs.originals / CLEANCLIP / "data/ImageNet1K/validation/classes.py"
-        (folder / "classes.py").write_text(f"dict(eval(open({str(file)!r}).read()), classes={list(CLASSES)!r})")
-        pixels: Tensor = ours.normalise(images.load(torch.arange(len(images))))
+        victim = Victim(ours)
+        texts = victim.class_embeddings(classes, openai_templates())
+        predicted = victim.predict(victim.encode(images.load(index)), texts)
+        (folder / "classes.py").write_text(f"dict(eval(open({str(file)!r}).read()), classes={classes!r})")
         options = SimpleNamespace(distributed=False, asr=False, device="cpu", eval_test_data_dir=name, name="x")
+        # Our predictions are its labels: it must call every one of them right.
+        batches = [(ours.normalise(images.load(index)), predicted)]
         with inputs.code(CLEANCLIP, "pkgs.openai.clip") as clip, inputs.code(CLEANCLIP, "src.evaluate") as original:
             processor = clip.Processor(SimpleNamespace(visual=SimpleNamespace(input_resolution=224)))
             # It asks for the ten best classes, and writes a table where it runs.
             topk = Tensor.topk
             with chdir(folder), mock.patch.object(Tensor, "topk", lambda t, k, dim: topk(t, min(k, t.shape[dim]), dim)):
-                seen = original.get_zeroshot_metrics(theirs, processor, [(pixels, labels)], options)
-    victim = Victim(ours)
-    predicted = victim.predict(
-        victim.encode(images.load(torch.arange(len(images)))), victim.class_embeddings(CLASSES, openai_templates())
-    )
-    accuracy = float((predicted == labels).double().mean())
-    theirs_top1 = seen["zeroshot_top1"]
-    told = (
-        f"{len(images)} photos, {len(CLASSES)} classes, random weights: theirs {theirs_top1:.3f}, ours {accuracy:.3f}"
-    )
-    return Result(abs(theirs_top1 - accuracy) < 1e-9, told)
+                agreed = original.get_zeroshot_metrics(theirs, processor, batches, options)["zeroshot_top1"]
+    kinds = len(predicted.unique())
+    told = f"random weights, {len(images)} photos, {kinds} of {len(classes)} classes predicted: {agreed:.0%} alike"
+    return Result(agreed == 1 and kinds > 1, told)
