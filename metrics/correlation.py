@@ -54,7 +54,9 @@ def _correlations(results: pd.DataFrame, resistivity: str) -> Iterator[OverCells
     omitted += _not_taken(every)
     points = every[every["took"]]
     if len(points) < FEWEST:
-        yield OverCells(resistivity, None, f"{omitted}{len(points)} cells have both, and a correlation needs {FEWEST}.")
+        other = "" if len(points) == len(every) else " other"
+        lacking = f"{len(points)}{other} cells have both, and a correlation needs {FEWEST}."
+        yield OverCells(resistivity, None, f"{omitted}{lacking}")
         return
     correlation = pr_asr_correlation(points["pr"], points["asr"])
     note = (omitted + _caution(points)).strip()
@@ -72,8 +74,9 @@ def _not_taken(points: pd.DataFrame) -> str:
     if len(points) < FEWEST:
         return f"{verb}. "
     every = pr_asr_correlation(points["pr"], points["asr"])
-    values = f"Pearson {every.pearson.value:.2f}, Spearman {every.spearman.value:.2f}, n = {every.n}"
-    return f"{verb}; with them: {values}. "
+    both = (("Pearson", every.pearson.value), ("Spearman", every.spearman.value))
+    values = [f"{name} {value:.2f}" if math.isfinite(value) else f"{name} undefined" for name, value in both]
+    return f"{verb}; with them: {', '.join(values)}, n = {every.n}. "
 
 
 def correlation_points(results: pd.DataFrame, resistivity: str) -> pd.DataFrame:

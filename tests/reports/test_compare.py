@@ -191,6 +191,13 @@ def test_attacks_that_did_not_take_are_left_out_and_what_they_change_is_said(tmp
     assert "badnet did not take and is left out" in correlation_text(unknown)
 
 
+def test_where_nothing_took_there_is_no_correlation(tmp_path: Path) -> None:
+    weak = [Made(defense=d, pr=0.6, asr=asr) for d, asr in (("none", 20), ("vpt", 3), ("rvpt", 1))]
+    text = correlation_text(opened(tmp_path, *weak).results)
+    said = "badnet did not take and is left out; with them: Pearson undefined, Spearman undefined, n = 3."
+    assert f"{said} 0 other cells have both, and a correlation needs 3." in text
+
+
 def test_the_setting_of_the_run_says_what_took(tmp_path: Path) -> None:
     assert opened(tmp_path, Made(defense="none")).results.attrs["took"] == 60
 
