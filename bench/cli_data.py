@@ -38,8 +38,8 @@ def get(
     from bench.data.on_request import on_request
 
     load_plugins()
-    if told := on_request(name):
-        screen.print(told, soft_wrap=True)
+    if report := on_request(name):
+        screen.print(report, soft_wrap=True)
         raise typer.Exit(2)
     dataset = bench.datasets[name].parse({"root": data_root}, name)
     columns = (
@@ -80,8 +80,8 @@ def check(
 
     load_plugins(tuple(plugin))
     if name == CC3M:
-        told, usable = pairs_lines(data_root)
-        for line in told:
+        report, usable = pairs_lines(data_root)
+        for line in report:
             screen.print(line, soft_wrap=True)
         raise typer.Exit(0 if usable else 2)
     dataset = bench.datasets[name]

@@ -1,4 +1,4 @@
-"""Get what of a data set may be downloaded: with resume, checksums and a mirror; each archive is unpacked once."""
+"""Download and unpack the archives of a data set: with resume, checksums, and mirrors."""
 
 import hashlib
 import shutil
@@ -15,7 +15,7 @@ from bench.core.errors import BenchError
 from bench.core.progress import step
 
 CHUNK = 2**20
-# Connections of large downloads break: how often one is taken up again, in a row without a new byte.
+# How often a broken connection is opened again, in a row without a new byte.
 TRIES = 5
 # Seconds without a byte.
 TIMEOUT = 60
@@ -24,11 +24,16 @@ ELSEWHERE = "Give another address that has the file with --mirror ADDRESS."
 
 @dataclass(frozen=True)
 class Archive:
-    """A file of a data set as its publishers have it.
+    """A file that the publisher of a data set offers.
 
-    `file` is its path below the data root, and what a mirror calls it; `checksum` is ALGORITHM:HEX, where publishers or
-    well-kept libraries give one. It is unpacked into the folder it lies in, and then removed, unless it is no archive.
-    `gives` is a path that is there when it has been unpacked. `inside` are archives that come out of it.
+    It is unpacked into its folder and then removed; if `gives` is `file` itself, it is kept as it is.
+
+    Attributes:
+        file: its path below the data root; mirrors have it under the same name.
+        gives: a path below the data root that exists after unpacking.
+        address: the publisher's address.
+        checksum: ALGORITHM:HEX, from the publisher or a well-kept library; "" if there is none.
+        inside: archives that come out of it, and are unpacked too.
     """
 
     file: str
@@ -39,36 +44,32 @@ class Archive:
 
 
 def get(archive: Archive, root: Path, mirror: str | None = None) -> bool:
-    """Bring an archive's contents below `root`; False if they are there already.
+    """Download and unpack an archive below `root`; returns False if its contents are there already.
 
     Args:
-        mirror: an address below which the file lies by its name, instead of its publisher's.
+        mirror: an address below which the file is found by its name, instead of the publisher's.
 
     Raises:
         BenchError: the server cannot be reached or has no such file, the file is not the published one, or the disk is
-            full. What has come is kept, and the next call goes on from there.
+            full. The bytes received so far are kept, and the next call continues from there.
     """
     if (root / archive.gives).exists():
         return False
     file = root / archive.file
-    if not file.exists():
-        address = f"{mirror.rstrip('/')}/{file.name}" if mirror else archive.address
-        try:
+    try:
+        if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
-            _download(address, file, archive.checksum)
-        except OSError as error:
-            raise BenchError(
-                f"cannot write {file}: {error.strerror or error}. Make room, or choose another --data-root"
-            ) from None
-    if file != root / archive.gives:
-        unpack(file)
-        for inner in archive.inside:
-            get(inner, root)
-        file.unlink()
+            _download(f"{mirror.rstrip('/')}/{file.name}" if mirror else archive.address, file, archive.checksum)
+        if archive.gives != archive.file:
+            unpack(file)
+            for inner in archive.inside:
+                get(inner, root)
+            file.unlink()
+    except OSError as error:
+        reason = error.strerror or error
+        raise BenchError(f"cannot write below {root}: {reason}. Make room, or choose another --data-root") from None
     if not (root / archive.gives).exists():
-        raise BenchError(
-            f"{archive.file} came without {archive.gives}: the publisher has changed it. Lay it out by hand"
-        )
+        raise BenchError(f"{archive.file} has no {archive.gives}: the publisher has changed it. Lay it out by hand")
     return True
 
 
@@ -87,7 +88,7 @@ def _download(address: str, file: Path, checksum: str) -> None:
             if failures >= TRIES:
                 reason = getattr(error, "reason", error)
                 raise BenchError(
-                    f"{address} cannot be reached: {reason}. {ELSEWHERE} Run it again: it goes on"
+                    f"{address} cannot be reached: {reason}. {ELSEWHERE} The same command continues"
                 ) from None
     if checksum and (found := digest(part, checksum)) != checksum:
         part.unlink()
@@ -96,11 +97,11 @@ def _download(address: str, file: Path, checksum: str) -> None:
 
 
 def _fetch(address: str, part: Path) -> None:
-    """Append to a part of a file what is missing of it.
+    """Append the missing bytes to a part of a file.
 
     Raises:
-        ConnectionError: fewer bytes came than were announced.
-        BenchError: the server sends a page instead of the file.
+        ConnectionError: fewer bytes arrived than the server announced.
+        BenchError: the server sends a web page instead of the file.
     """
     start = _size(part)
     request = Request(address, headers={"User-Agent": "bench", **({"Range": f"bytes={start}-"} if start else {})})

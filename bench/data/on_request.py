@@ -1,4 +1,4 @@
-"""Data that nobody may hand on: whom to ask for it, how to lay it out; and CC3M, which is image-text pairs."""
+"""Data that `bench data get` cannot download: whom to ask for it, and how to lay it out. CC3M is image-text pairs."""
 
 from pathlib import Path
 
@@ -15,12 +15,12 @@ Its publisher, https://ai.google.com/research/ConceptualCaptions/download, gives
   img2dataset --url_list cc3m.tsv --input_format tsv --url_col url --caption_col caption --output_folder cc3m \\
     --output_format webdataset --image_size 384 --resize_mode keep_ratio --resize_only_if_bigger True
 `bench data check cc3m --data-root DIR/cc3m` says what came; `bench run --pairs DIR/cc3m` uses it."""
-# Of CC3M as the paper uses it, in its attacker's half: what is poisoned, and what v3 cleans with.
+# Pairs that the paper's runs take: 500,000 in the attacker's half, and up to 250,000 in the defender's.
 NEEDED = 1_000_000
 
 
 def on_request(name: str) -> str:
-    """Whom to ask for a data set and how to lay it out, where `bench data get` may not download it; else empty.
+    """Whom to ask for a data set and how to lay it out; "" if `bench data get` can download it.
 
     Raises:
         BenchError: the data set is not one that lies in files.
@@ -45,12 +45,12 @@ def pairs_lines(place: Path | None) -> tuple[list[str], bool]:
         usable, problems = survey(place)
     except BenchError as error:
         return [f"unusable: {error}", f"To get it. {CC3M_SOURCE}"], False
-    told = [f"pairs: {usable:,} of {usable + len(problems):,} can be used"]
+    report = [f"pairs: {usable:,} of {usable + len(problems):,} can be used"]
     if problems:
-        told.append(f"  left out, {len(problems)}: {'; '.join(problems[:3])}")
+        report.append(f"  left out, {len(problems)}: {'; '.join(problems[:3])}")
     if usable < NEEDED:
         return [
-            *told,
+            *report,
             f"usable, but not complete: the paper's runs take {NEEDED:,} pairs, a half for either side",
         ], usable > 1
-    return [*told, "ready: usable, and complete"], True
+    return [*report, "ready: usable, and complete"], True

@@ -21,7 +21,7 @@ class Result(NamedTuple):
     """What a check saw: `equal` where original and ours were to agree, None where they are to differ."""
 
     equal: bool | None
-    told: str
+    summary: str
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,10 @@ class Inputs:
 
     def commit(self, repository: str) -> str:
         """The commit of a checkout, for the table."""
-        told = run(["git", "-C", str(self.originals / repository), "rev-parse", "HEAD"], capture_output=True, text=True)
-        return told.stdout.strip()[:7] or "no git"
+        summary = run(
+            ["git", "-C", str(self.originals / repository), "rev-parse", "HEAD"], capture_output=True, text=True
+        )
+        return summary.stdout.strip()[:7] or "no git"
 
 
 @dataclass(frozen=True)

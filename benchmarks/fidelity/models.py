@@ -115,5 +115,5 @@ def zero_shot(inputs: Inputs) -> Result:
             with chdir(folder), mock.patch.object(Tensor, "topk", lambda t, k, dim: topk(t, min(k, t.shape[dim]), dim)):
                 agreed = original.get_zeroshot_metrics(theirs, processor, batches, options)["zeroshot_top1"]
     kinds = len(predicted.unique())
-    told = f"random weights, {len(images)} photos, {kinds} of {len(classes)} classes predicted: {agreed:.0%} alike"
-    return Result(agreed == 1 and kinds > 1, told)
+    summary = f"random weights, {len(images)} photos, {kinds} of {len(classes)} classes predicted: {agreed:.0%} alike"
+    return Result(agreed == 1 and kinds > 1, summary)

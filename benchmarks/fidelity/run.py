@@ -30,7 +30,7 @@ def lacking(check: Check, inputs: Inputs) -> str:
 def row(check: Check, result: Result) -> str:
     verdict = {True: "equal", False: "**not equal**", None: "differs"}[result.equal]
     files = ", ".join(f"`{name}`" for name in check.original.split(", "))
-    return f"| {check.what} | {check.repository}: {files} | {verdict}: {result.told} | {check.setting} |\n"
+    return f"| {check.what} | {check.repository}: {files} | {verdict}: {result.summary} | {check.setting} |\n"
 
 
 def main() -> None:

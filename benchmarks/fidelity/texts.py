@@ -88,5 +88,5 @@ def candidates(inputs: Inputs) -> Result:
     with (inputs.originals / BADCLIP / FILES[0]).open(newline="") as file:
         texts = [row["caption"] for row in csv.DictReader(file)]
     substring, word = sum("banana" in text for text in texts), sum(mentions(text, "banana") for text in texts)
-    told = f"of BadCLIP's list of {len(texts):,} captions, {substring:,} have the letters, {word:,} the word"
-    return Result(None, told)
+    summary = f"of BadCLIP's list of {len(texts):,} captions, {substring:,} have the letters, {word:,} the word"
+    return Result(None, summary)

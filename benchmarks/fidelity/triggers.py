@@ -100,7 +100,7 @@ def badnet(inputs: Inputs) -> Result:
 
 @check("BadNet's patch as the presets have it", "backdoor/utils.py", "`badnet.overflow`: ours `clip`, theirs `wrap`")
 def badnet_differs(inputs: Inputs) -> Result:
-    pictures, told = inputs.pictures(), []
+    pictures, summary = inputs.pictures(), []
     for overflow in ("clip", "wrap"):
         attack = BadNet(overflow=overflow)  # type: ignore[arg-type]
         images, trigger = as_images(pictures), prepared(attack)
@@ -109,8 +109,8 @@ def badnet_differs(inputs: Inputs) -> Result:
         places = [corner("random", 16, (SIDE, SIDE), trigger.rng(i)) for i in range(len(images))]
         patches = torch.stack([s[:, r : r + 16, c : c + 16] for s, (r, c) in zip(stamped, places, strict=True)])
         saturated = ((patches == 0) | (patches == 255)).float().mean()
-        told.append(f"{overflow}: {saturated:.0%} of the patch's values 0 or 255, {psnr(stamped, clean):.1f} dB")
-    return Result(None, "; ".join(told))
+        summary.append(f"{overflow}: {saturated:.0%} of the patch's values 0 or 255, {psnr(stamped, clean):.1f} dB")
+    return Result(None, "; ".join(summary))
 
 
 def psnr(stamped: Tensor, clean: Tensor) -> float:

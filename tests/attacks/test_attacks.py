@@ -521,25 +521,25 @@ class Harmful:
 
 
 def test_fields_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def told(file: Path, side: int = SIDE) -> str:
+    def message(file: Path, side: int = SIDE) -> str:
         with pytest.raises(BenchError) as error:
             prepare(WaNet(field=file), side)
         return str(error.value)
 
-    assert told(tmp_path / "none.npy") == f"wanet.field = {tmp_path / 'none.npy'}: no such file"
+    assert message(tmp_path / "none.npy") == f"wanet.field = {tmp_path / 'none.npy'}: no such file"
     other = tmp_path / "field.txt"
     other.write_text("no tensor")
-    assert "give a file of the kinds .safetensors, .npy, .pt, .pth" in told(other)
-    assert "and images of 56 px need (56, 56, 2)" in told(published_field(tmp_path, "pt"), 56)
+    assert "give a file of the kinds .safetensors, .npy, .pt, .pth" in message(other)
+    assert "and images of 56 px need (56, 56, 2)" in message(published_field(tmp_path, "pt"), 56)
     harmful = tmp_path / "harmful.pt"
     torch.save({"field": Harmful()}, harmful)
-    assert "cannot be read as plain tensors; code in a file is never run" in told(harmful)
+    assert "cannot be read as plain tensors; code in a file is never run" in message(harmful)
     assert "code was run" not in capsys.readouterr().out
     several = tmp_path / "several.safetensors"
     save_file({"a": torch.zeros(2), "b": torch.zeros(2)}, several)
-    assert "holds 2 entries, and one tensor is needed" in told(several)
+    assert "holds 2 entries, and one tensor is needed" in message(several)
     damaged = tmp_path / "damaged.npy"
     damaged.write_bytes(b"no array")
-    assert "cannot be read as plain tensors" in told(damaged)
+    assert "cannot be read as plain tensors" in message(damaged)
     np.save(broken := tmp_path / "nan.npy", np.full((SIDE, SIDE, 2), np.nan))
-    assert "not finite" in told(broken)
+    assert "not finite" in message(broken)

@@ -182,7 +182,7 @@ def breaking(server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (
             other_file,
@@ -190,15 +190,15 @@ def breaking(server: Server) -> None:
         ),
         (page, "gives a web page and not the file. Give another address"),
         (gone, "the server says 404 Not Found. Give another address"),
-        (breaking, "cannot be reached: 0 of .* bytes came. .* Run it again: it goes on"),
+        (breaking, "cannot be reached: 0 of .* bytes came. .* The same command continues"),
     ],
     ids=["other file", "page", "gone", "breaking"],
 )
 def test_what_is_not_the_published_file_is_refused(
-    server: Server, tar: Archive, tmp_path: Path, change: Callable[[Server], None], told: str
+    server: Server, tar: Archive, tmp_path: Path, change: Callable[[Server], None], message: str
 ) -> None:
     change(server)
-    with pytest.raises(BenchError, match=told):
+    with pytest.raises(BenchError, match=message):
         get(tar, tmp_path / "root")
     assert not [name for name in files(tmp_path / "root") if not name.endswith(".part")]
     assert len(server.seen) <= download.TRIES
@@ -212,7 +212,9 @@ def test_no_server_at_all(tar: Archive, tmp_path: Path) -> None:
 def test_a_full_disk_is_said_before_the_download(tar: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10))
-    with pytest.raises(BenchError, match=r"cannot write .*GB do not fit on the disk. Make room, or choose another"):
+    with pytest.raises(
+        BenchError, match=r"cannot write below .*GB do not fit on the disk. Make room, or choose another"
+    ):
         get(tar, tmp_path / "root")
     assert files(tmp_path / "root") == []
 
@@ -232,7 +234,7 @@ def test_damaged_archives_and_changed_ones(server: Server, tar: Archive, tmp_pat
     with pytest.raises(BenchError, match=r"things.tar cannot be unpacked: .* Remove it, and run the same again"):
         get(replace(tar, checksum=""), tmp_path / "one")
     server.files["things.tar"] = packed(tmp_path / "made", "things", kind="w")
-    with pytest.raises(BenchError, match=r"things.tar came without other: the publisher has changed it"):
+    with pytest.raises(BenchError, match=r"things.tar has no other: the publisher has changed it"):
         get(replace(tar, gives="other"), tmp_path / "two")
 
 
@@ -241,8 +243,8 @@ def test_damaged_archives_and_changed_ones(server: Server, tar: Archive, tmp_pat
 
 def command(*words: str) -> tuple[int, str]:
     result = CliRunner().invoke(app, ["data", *words], catch_exceptions=True)
-    told = str(result.exception) if isinstance(result.exception, BenchError) else ""
-    return result.exit_code, " ".join((result.output + told).split())
+    message = str(result.exception) if isinstance(result.exception, BenchError) else ""
+    return result.exit_code, " ".join((result.output + message).split())
 
 
 def served(
