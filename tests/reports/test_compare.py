@@ -154,9 +154,11 @@ def test_the_correlation_is_scipys_over_the_cells_own_triggers(tmp_path: Path) -
 
 
 def test_a_line_without_a_number_says_so(tmp_path: Path) -> None:
-    two = opened(tmp_path / "two", *(Made(defense=d, perturbations=OWN_AND_FLIP) for d in ("none", "vpt"))).results
+    two = opened(
+        tmp_path / "two", *(Made(defense=d, asr=70, perturbations=OWN_AND_FLIP) for d in ("none", "vpt"))
+    ).results
     assert "PR_ASR (PR_cos): no number.\nPR_ASR (PR_ratio): no number. 2 cells have both," in correlation_text(two)
-    equal = (Made(defense=d, pr=0.5, asr=10, perturbations=OWN_AND_FLIP) for d, _, _ in CELLS)
+    equal = (Made(defense=d, pr=0.5, asr=70, perturbations=OWN_AND_FLIP) for d, _, _ in CELLS)
     lines = correlation_text(opened(tmp_path / "equal", *equal).results).splitlines()
     assert [line.partition(": ")[2][:10] for line in lines] == ["no number."] * 4
 
