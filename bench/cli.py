@@ -105,6 +105,7 @@ def _settings(
     backdoored: Path | None = None,
     paper: str | None = None,
     suite: str | None = None,
+    recipe: str | None = None,
     **flags: Any,
 ):
     from bench.experiment.settings import resolve
@@ -124,7 +125,7 @@ def _settings(
         if bench.datasets[named].embedded:
             raise BenchError("--data-root needs --dataset NAME, such as --dataset folder")
         values[named] = {"root": data_root}
-    return resolve(preset, config, values, tuple(assignments), paper, declared)
+    return resolve(preset, config, values, tuple(assignments), paper, declared, recipe)
 
 
 @app.command(epilog=_examples(RUN_EXAMPLES))
@@ -144,6 +145,7 @@ def run(
     pairs: Pairs = None,
     preset: Preset = "mini",
     paper: Annotated[str | None, _option(SETTINGS, "A paper's version, such as v3, on a preset of it.")] = None,
+    recipe: Annotated[str | None, _option(SETTINGS, "Another way to run a paper, such as authors.")] = None,
     config: Config = None,
     set: Set = [],  # noqa: B006
     plugin: Plugin = [],  # noqa: B006
@@ -165,7 +167,7 @@ def run(
 
     settings = _settings(
         preset, config, set, plugin, model, pretrained, checkpoint, dataset, data_root,
-        backdoored, paper, suite, attacks=_names(attacks), defenses=_names(defenses), tasks=_names(tasks),
+        backdoored, paper, suite, recipe, attacks=_names(attacks), defenses=_names(defenses), tasks=_names(tasks),
         seeds=_seeds(seeds), target=target, pairs=pairs, device=device, workers=workers, executor=executor,
     )  # fmt: skip
     variants, left_out = variants_of(settings, suite)
@@ -298,6 +300,7 @@ def triggers(
     """Draw triggers on test images: clean, triggered, difference x 10. Triggers of an earlier run in OUT are reused."""
     import torch
 
+    from bench.core.attack import stamp_images
     from bench.experiment.resources import open_resources
     from bench.experiment.settings import BASE
     from bench.matrix.plan import make_plan, read_fingerprints
@@ -314,7 +317,7 @@ def triggers(
     clean = resources.test.load(index)
     plan = make_plan({BASE: settings}, {BASE: read_fingerprints(resources)})
     stamped = {
-        attack: bench.stamp(resources.attack(attack), trigger.at_test(), clean, index)
+        attack: stamp_images(resources.attack(attack), trigger.at_test(), resources.test, index)
         for attack, trigger in training_triggers(plan, settings.seeds[0], resources, Store(out))
     }
     draw_triggers(clean, stamped, out / "triggers" / "gallery.png")

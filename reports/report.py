@@ -6,7 +6,7 @@ from itertools import zip_longest
 import pandas as pd
 import torch
 
-from bench.core.attack import stamp
+from bench.core.attack import stamp_images
 from bench.core.errors import BenchError
 from bench.core.task import tasks
 from bench.results.folder import ResultsFolder
@@ -132,5 +132,5 @@ def _pictures(folder: ResultsFolder) -> None:
     clean = resources.test.load(index)
     stored = {c.attack: c for c in reversed(folder.own_cells) if c.backdoor and store.has("backdoor", c.backdoor)}
     for attack, cell in stored.items():
-        stamped = stamp(resources.attack(attack), folder.trigger(cell), clean, index)
+        stamped = stamp_images(resources.attack(attack), folder.trigger(cell), resources.test, index)
         draw_triggers(clean, {attack: stamped}, folder.out / "triggers" / f"{attack}.png")

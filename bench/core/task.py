@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar, TypeVar
 
-from bench.core.attack import Attack, Trigger
+from torch import Tensor
+
+from bench.core.attack import Attack, Trigger, stamp_images
 from bench.core.cost import Scale, Work
 from bench.core.dataset import Dataset
 from bench.core.errors import BenchError
@@ -34,6 +36,10 @@ class Case:
     batch_size: int
     fresh_triggers: Mapping[str, tuple[Attack, Trigger]] = field(default_factory=dict)
     open_captions: Callable[[], Sequence[str]] | None = None
+
+    def triggered(self, index: Tensor) -> Tensor:
+        """Some of the images under the trigger: uint8 (n, 3, size, size)."""
+        return stamp_images(self.attack, self.trigger, self.images, index)
 
     @cached_property
     def captions(self) -> Sequence[str]:

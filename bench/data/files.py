@@ -13,6 +13,7 @@ from bench.core.errors import BenchError
 from bench.core.images import Labelled, hash_of
 from bench.core.randomness import generator
 from bench.data.decoding import VERSION, Decoder, decode, native
+from bench.data.download import Archive
 from bench.data.on_disk import files_below, is_image
 
 HELD_OUT = 0.2
@@ -41,6 +42,8 @@ class FileDataset(Dataset):
     # The required contents of the folder, where to get them, and their number of classes and images.
     layout: ClassVar[str]
     source: ClassVar[str] = ""
+    # What `bench data get` downloads; empty where the publisher hands the data to registered users alone.
+    archives: ClassVar[tuple[Archive, ...]] = ()
     size: ClassVar[int | None] = None
     published: ClassVar[dict[Split, int]] = {}
     splits: ClassVar[tuple[Split, ...]] = ("train", "val", "test")

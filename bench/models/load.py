@@ -17,8 +17,8 @@ from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from pydantic import PositiveFloat
 
 from bench.core.clip import CONFIG_FILE, WEIGHTS_FILE, Clip
-from bench.core.dataset import Resize
 from bench.core.errors import BenchError, guess, unknown
+from bench.core.geometry import Resize
 from bench.core.randomness import derive, seeded
 from bench.core.settings import Field, Settings
 from bench.models.checkpoint import SUFFIXES, fill, read_checkpoint
@@ -51,7 +51,7 @@ class ModelSettings(Settings):
         "are defended and evaluated instead",
     )
     geometry: Resize | None = Field(
-        None, description="how images are made square; null: as the weights' preprocessing says; CleanCLIP's is squash"
+        None, description="how images are made square; null: as the weights' preprocessing says"
     )
     mean: tuple[float, float, float] | None = Field(None, description="of the normalisation, RGB; null: the model's")
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = Field(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from bench.core.errors import BenchError, unknown
-from bench.papers.paper import Paper, Suite, Sweep
+from bench.papers.paper import Paper, Suite, Sweep, Values
 from bench.papers.reading import PAPER, read_paper
 
 T = TypeVar("T")
@@ -74,6 +74,15 @@ def find_version(name: str) -> tuple[Paper, str]:
         BenchError: there is none, or several papers have one.
     """
     return _find("version of the paper", name, lambda paper: {v: v for v in paper.versions})
+
+
+def find_recipe(name: str) -> Values:
+    """The settings of a recipe of a name, which may be PAPER/NAME.
+
+    Raises:
+        BenchError: there is none, or several papers have one.
+    """
+    return _find("recipe", name, lambda paper: paper.recipes, "docs/fidelity.md explains them.")[1]
 
 
 def chains() -> tuple[str, ...]:

@@ -158,17 +158,31 @@ class Translation(Data):
     units: dict[str, float] = {}
 
 
+class Version(BaseModel):
+    """What a version of the paper sets otherwise than its presets, and which of their methods it does not have."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    without: tuple[str, ...] = ()
+
+    @property
+    def settings(self) -> Values:
+        return dict(self.model_extra or {})
+
+
 class PaperFile(Data):
     """The contents of paper.yaml.
 
-    `presets` have the paper's settings; `versions` have those that differ. `--defenses all` includes `chains`.
+    `presets` have the paper's settings; `versions` have those that differ, and `without` names methods that a version
+    does not have. `recipes` are other ways to run the paper, by name (`--recipe`). `--defenses all` includes `chains`.
     `drawings` are figures without a measurement, each with what it shows.
     """
 
     title: str
     arxiv: str = ""
-    versions: dict[Name, Values] = Field(min_length=1)
+    versions: dict[Name, Version] = Field(min_length=1)
     presets: tuple[str, ...] = ()
+    recipes: dict[Name, Values] = {}
     chains: tuple[str, ...] = ()
     places: dict[str, Place] = {}
     drawings: dict[Name, str] = {}

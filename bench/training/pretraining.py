@@ -96,6 +96,7 @@ def pretrain(
         loss.backward()
         for optimiser in optimisers:
             optimiser.step()
+        # Waits for the GPU: a reader sees each step's loss, and these models are small.
         report(step, loss.item())
     clip.model.eval().requires_grad_(True)
 

@@ -345,7 +345,7 @@ def test_markdown_names_the_columns_of_two_levels() -> None:
 
 
 def test_costs_come_from_the_cards_of_defenses(tmp_path: Path) -> None:
-    tuned = {"seconds": 90.0, "peak_memory_mb": 400, "tunable": 12_345, "samples": 320}
+    tuned = {"seconds": 90.0, "peak_memory_mb": 400, "tunable": 15_345, "token_embedding": 3_000, "samples": 320}
     folder: ResultsFolder = opened(
         tmp_path,
         Made(defense="none"),
