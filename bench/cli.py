@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 import bench
-from bench import cli_data, cli_gate
+from bench import cli_audit, cli_data, cli_gate
 from bench.core.errors import BenchError, unknown
 from bench.core.registry import load_plugins, origin
 
@@ -32,6 +32,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_gate.app)
 app.add_typer(cli_data.app, name="data")
+app.add_typer(cli_audit.app, name="audit")
 # Paths and names may hold brackets, which are no markup.
 screen = Console(markup=False, highlight=False)
 KINDS = ("attacks", "defenses", "tasks", "metrics", "datasets", "presets", "suites", "models")

@@ -1,8 +1,8 @@
 """The frozen image tower as prompt tuning sees it: what is computed once, and what the prompts change."""
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -80,18 +80,6 @@ class Tower:
         outputs = encoded.class_tokens if encoded.tokens is None else encoded.tokens
         rows = [block - self.prompted[0] for block in self.repelled]
         return outputs if len(rows) == len(outputs) else outputs[rows]
-
-
-@contextmanager
-def untrained(model: torch.nn.Module) -> Iterator[None]:
-    """No weight of the model takes a gradient; afterwards those do that did before."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    model.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
 
 
 def within_memory(work: Callable[[int], T], images: int) -> tuple[T, int]:

@@ -1,0 +1,81 @@
+"""The face, of one checkpoint: `bench audit FILE`, `bench audit calibrate`, `bench purify FILE`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+# Of decoded images, in the folder of a report.
+CACHE = "data"
+screen = Console(markup=False, highlight=False)
+
+
+class FileOrCommand(TyperGroup):
+    """`bench audit FILE` is short for `bench audit checkpoint FILE`."""
+
+    default = "checkpoint"
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] != "--help":
+            args = [self.default, *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=FileOrCommand,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    help="Is a checkpoint backdoored, towards what? `bench audit FILE` is short for `bench audit checkpoint FILE`.",
+)
+
+Checkpoint = Annotated[Path, typer.Argument(help="A file of weights, or a folder with an open_clip_config.json.")]
+Model = Annotated[str, typer.Option(help="The architecture of a file: mini, or an open_clip name (ViT-B-32).")]
+Reference = Annotated[
+    str | None,
+    typer.Option(help="What it was fine-tuned from: mini, a tag of open_clip's (openai), or a file or folder."),
+]
+Images = Annotated[
+    Path | None, typer.Option(help="A folder of images, labelled or not; default of mini: the embedded world's.")
+]
+Classes = Annotated[
+    str | None, typer.Option(help="Names among which the target is looked for: a file, a name a line, or a data set.")
+]
+Families = Annotated[str, typer.Option(help="Kinds of triggers to look for, by comma.")]
+Budget = Annotated[str, typer.Option(help="quick, standard or thorough.")]
+CalibrationFile = Annotated[
+    Path | None, typer.Option("--calibration", help="A file of `bench audit calibrate`; default: the shipped one.")
+]
+Seed = Annotated[int, typer.Option(min=0, help="Of all that is drawn.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
+
+
+@app.command("checkpoint")
+def checkpoint(
+    file: Checkpoint,
+    model: Model = "mini",
+    reference: Reference = None,
+    images: Images = None,
+    classes: Classes = None,
+    families: Families = "square,blend,warp",
+    budget: Budget = "standard",
+    calibration: CalibrationFile = None,
+    out: Annotated[Path, typer.Option(help="A folder for the report.")] = Path("audit"),
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Audit a checkpoint: exit code 0 nothing found, 3 suspicious, 4 backdoored, 2 cannot tell."""
+    from bench.checkpoints.auditing import audit_subject, calibration_for
+    from bench.checkpoints.subject import open_subject
+    from bench.detection.calibration import effort_of
+    from bench.experiment.resources import open_device
+    from reports.audit import write_audit
+
+    names = tuple(name.strip() for name in families.split(",") if name.strip())
+    subject = open_subject(file, model, reference, images, classes, out / CACHE, open_device(device))
+    effort = effort_of(budget)
+    known = calibration_for(subject, effort, calibration)
+    found = audit_subject(subject, names, effort, known, seed)
+    screen.print(write_audit(found, subject, out, known), soft_wrap=True)
+    raise typer.Exit(found.exit_code)
