@@ -33,6 +33,7 @@ app = typer.Typer(
 app.add_typer(cli_gate.app)
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_audit.app, name="audit")
+app.command()(cli_audit.purify)
 # Paths and names may hold brackets, which are no markup.
 screen = Console(markup=False, highlight=False)
 KINDS = ("attacks", "defenses", "tasks", "metrics", "datasets", "presets", "suites", "models")

@@ -1,6 +1,7 @@
 """The face, of one checkpoint: `bench audit FILE`, `bench audit calibrate`, `bench purify FILE`."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
@@ -79,3 +80,47 @@ def checkpoint(
     found = audit_subject(subject, names, effort, known, seed)
     screen.print(write_audit(found, subject, out, known), soft_wrap=True)
     raise typer.Exit(found.exit_code)
+
+
+def purify(
+    file: Checkpoint,
+    out: Annotated[Path, typer.Option(help="A new folder for the purified model.")],
+    method: Annotated[str, typer.Option(help="auto, cut, unlearn, distill or rvpt.")] = "auto",
+    model: Model = "mini",
+    reference: Reference = None,
+    images: Images = None,
+    classes: Classes = None,
+    families: Families = "square,blend,warp",
+    budget: Budget = "standard",
+    calibration: CalibrationFile = None,
+    preset: Annotated[str | None, typer.Option(help="Settings of the methods; default: mini's for its size.")] = None,
+    set: Annotated[list[str], typer.Option("--set", help="One setting, such as cut.rank=2. Repeatable.")] = [],  # noqa: B006
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Write a checkpoint without its backdoor. Exit code 5, and nothing written: it lost 3 points of clean accuracy."""
+    from bench.checkpoints.auditing import calibration_for
+    from bench.checkpoints.purify import METHODS, purify_subject
+    from bench.checkpoints.subject import open_subject, preset_for
+    from bench.core.errors import unknown
+    from bench.core.registry import load_plugins
+    from bench.detection.calibration import effort_of
+    from bench.experiment.resources import open_device
+    from bench.experiment.settings import resolve
+    from reports.purified import check_new, write_purified
+
+    load_plugins()
+    check_new(out)
+    chosen = next((name for name in METHODS if name == method), None)
+    if chosen is None:
+        raise unknown("method", method, METHODS)
+    names = tuple(name.strip() for name in families.split(",") if name.strip())
+    effort = effort_of(budget)
+    with TemporaryDirectory() as cache:
+        subject = open_subject(file, model, reference, images, classes, Path(cache), open_device(device))
+        settings = resolve(preset or preset_for(subject.clip), assignments=tuple(set))
+        known = calibration_for(subject, effort, calibration)
+        purified = purify_subject(subject, chosen, settings, effort, known, names, seed)
+    screen.print(write_purified(purified, subject, out, known), soft_wrap=True)
+    if purified.refused:
+        raise typer.Exit(5)

@@ -86,7 +86,7 @@ def open_subject(
     victim = _open(checkpoint, model, reference, device)
     base = reference if isinstance(reference, Clip | None) else load_model(_reference(reference, model), device)
     name = str(checkpoint) if isinstance(checkpoint, Path) else "a model"
-    embedded = victim.clip.config == configuration(ModelSettings())
+    embedded = preset_for(victim.clip) == MINI
     names = _class_names(classes, embedded and not isinstance(images, Path))
     geometry = Geometry.of(victim.clip, cache)
     if images is None:
@@ -98,6 +98,11 @@ def open_subject(
     given = _folder(images, names, geometry) if isinstance(images, Path) else images
     audited, repairing = _halves(given)
     return Subject(name, victim, base, audited, repairing, audited, ("a photo of a {}.",))
+
+
+def preset_for(clip: Clip) -> str:
+    """The preset whose settings of methods fit a model's size."""
+    return MINI if clip.config == configuration(ModelSettings()) else "vit-b-32"
 
 
 def _open(checkpoint: Path | Clip | Victim, model: str, reference: object, device: str) -> Victim:

@@ -68,6 +68,8 @@ class Attack(Settings):
 
     # Raise it when a change of the code changes what the attack does: stored results of the old one are not reused.
     version: ClassVar[int] = 1
+    # Whether `--attacks all` takes it.
+    in_all: ClassVar[bool] = True
     # Goes before every class prompt at test, where the attack has a second key in the text (TrojVQA).
     text_key: ClassVar[str] = ""
 

@@ -124,6 +124,8 @@ class Defense(Settings):
     needs: ClassVar[frozenset[Need]] = frozenset()
     # Whether the defended model still classifies by class texts; an attack with a key in the text needs that.
     zero_shot: ClassVar[bool] = True
+    # Whether it can be the only one, or the first of a chain; `--defenses all` leaves out one that cannot.
+    alone: ClassVar[bool] = True
     # Whether `fit` may run in a process group, and then shares its batches over the processes.
     shares_batches: ClassVar[bool] = False
 

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import ClassVar, TypeVar
 
 from bench.core.attack import Attack, Trigger
+from bench.core.clip import Clip
 from bench.core.cost import Scale, Work
 from bench.core.dataset import Dataset
 from bench.core.errors import BenchError
@@ -21,7 +22,8 @@ class Case:
     """What a task looks at: the evaluated images, and the attack under which it looks at them.
 
     `trigger` is the trained one as it is at test; `target` the index of its class; `fresh_triggers` those of the
-    attacks that `Task.fresh_triggers` names. `open_captions` gives a caption of each image, where the data set has any.
+    attacks that `Task.fresh_triggers` names. `open_captions` gives a caption of each image, where the data set has any;
+    `open_base` the clean model from which the attacker started.
     """
 
     dataset: Dataset
@@ -33,6 +35,7 @@ class Case:
     batch_size: int
     fresh_triggers: Mapping[str, tuple[Attack, Trigger]] = field(default_factory=dict)
     open_captions: Callable[[], Sequence[str]] | None = None
+    open_base: Callable[[], Clip] | None = None
 
     @cached_property
     def captions(self) -> Sequence[str]:
@@ -45,6 +48,17 @@ class Case:
             raise BenchError("the evaluated images have no captions. Take a data set that has them, such as world")
         return self.open_captions()
 
+    @cached_property
+    def base(self) -> Clip:
+        """The clean model from which the attacker started.
+
+        Raises:
+            BenchError: it is not known.
+        """
+        if self.open_base is None:
+            raise BenchError("this task compares with the clean model, and none is declared. Give --model NAME")
+        return self.open_base()
+
 
 class Task(Settings):
     """Something to measure of every model of a matrix. Fields are settings; `observe` does the work.
@@ -54,6 +68,8 @@ class Task(Settings):
 
     # Raise it when a change of the code changes what is observed: stored results of the old one are not reused.
     version: ClassVar[int] = 1
+    # Whether `--tasks all` takes it.
+    in_all: ClassVar[bool] = True
     # The metrics of its main table: the first, and in parentheses the second. The gate judges them.
     headline: ClassVar[tuple[str, ...]]
     # Numbers that the gate shows and does not judge: METRIC (PERTURBATION).

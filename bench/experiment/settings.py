@@ -222,10 +222,13 @@ def _checked(values: dict[str, Any]) -> RunSettings:
 
 def _expand(run: RunSettings) -> RunSettings:
     """`all` becomes every registered method; unknown names become errors."""
-    everything = tuple(sorted(defenses, key=lambda name: name != "none")) + papers.chains()
-    chosen = [name for given in run.attacks for name in (tuple(attacks) if given == "all" else (given,))]
+    routine = [name for name in attacks if attacks[name].in_all]
+    usual = [name for name in tasks if tasks[name].in_all]
+    single = sorted((name for name in defenses if defenses[name].alone), key=lambda name: name != "none")
+    everything = tuple(single) + papers.chains()
+    chosen = [name for given in run.attacks for name in (routine if given == "all" else (given,))]
     chains = [name for given in run.defenses for name in (everything if given == "all" else (given,))]
-    measured = [name for given in run.tasks for name in (tuple(tasks) if given == "all" else (given,))]
+    measured = [name for given in run.tasks for name in (usual if given == "all" else (given,))]
     for what, names in (("attacks", chosen), ("defenses", chains), ("tasks", measured)):
         if not names:
             raise BenchError(f"--{what} names none. `bench list {what}` lists them; `--{what} all` takes all.")

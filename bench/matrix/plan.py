@@ -216,6 +216,8 @@ class _VariantPlan:
 def unsuited(run: RunSettings, task: str, attack: str, chain: tuple[str, ...]) -> str:
     """Why a chain of defenses cannot face an attack, or a task cannot measure it; empty where it can."""
     method = run.attack(attack)
+    if chain and not defenses[chain[0]].alone:
+        return f"{chain[0]}: it needs a defended model. Put it behind another, such as rvpt+{chain[0]}"
     for name in chain:
         if reason := run.defense(name, attack).unsuited(Facing(attack=method)):
             return f"{name}: {reason}"
