@@ -62,6 +62,23 @@ def _seeds(text: str | None) -> tuple[int, ...] | None:
         raise BenchError(f"--seeds {text}: write whole numbers, such as --seeds 0,1,2") from None
 
 
+def _with(tasks: str | None, auditors: str | None) -> tuple[str, ...] | None:
+    """The tasks of a run with auditors, which are tasks; of auditors alone, zero-shot classification stays."""
+    if auditors is None:
+        return _names(tasks)
+    load_plugins(only="tasks")
+    from bench.builtin_tasks.auditor import Auditor
+
+    known = [name for name in bench.tasks if issubclass(bench.tasks[name], Auditor)]
+    chosen = known if auditors == "all" else _names(auditors) or ()
+    if not chosen:
+        raise BenchError(f"--auditors names none. Known: {', '.join(known)}; `--auditors all` takes all.")
+    for name in chosen:
+        if name not in known:
+            raise unknown("auditor", name, known)
+    return (*(_names(tasks) or ("zero_shot",)), *chosen)
+
+
 # The flags that say how a run is executed.
 EXECUTION = ("device", "workers", "executor")
 # Groups of options in `--help`.
@@ -134,6 +151,7 @@ def run(
     attacks: Attacks = None,
     defenses: Annotated[str | None, _option(WHAT, "Defenses and chains (a+b), by comma, or all.")] = None,
     tasks: Annotated[str | None, _option(WHAT, "What is measured, by comma, or all.")] = None,
+    auditors: Annotated[str | None, _option(WHAT, "Detectors of backdoored models, by comma, or all.")] = None,
     seeds: Annotated[str | None, _option(WHAT, "Seeds, by comma.")] = None,
     suite: Annotated[str | None, _option(WHAT, "The cells of a table or figure; `bench list suites`.")] = None,
     model: Model = None,
@@ -165,7 +183,7 @@ def run(
 
     settings = _settings(
         preset, config, set, plugin, model, pretrained, checkpoint, dataset, data_root,
-        backdoored, paper, suite, attacks=_names(attacks), defenses=_names(defenses), tasks=_names(tasks),
+        backdoored, paper, suite, attacks=_names(attacks), defenses=_names(defenses), tasks=_with(tasks, auditors),
         seeds=_seeds(seeds), target=target, pairs=pairs, device=device, workers=workers, executor=executor,
     )  # fmt: skip
     variants, left_out = variants_of(settings, suite)

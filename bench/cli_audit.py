@@ -82,6 +82,44 @@ def checkpoint(
     raise typer.Exit(found.exit_code)
 
 
+@app.command("calibrate")
+def calibrate(
+    out: Annotated[Path, typer.Option(help="The file to write: JSON, for --calibration.")],
+    negatives: Annotated[
+        int, typer.Option(help="Clean models to make; p is no smaller than 1 / (negatives + 1).")
+    ] = 60,
+    attacks: Annotated[str, typer.Option(help="Backdoored models to audit beside, by comma, for error rates.")] = "",
+    seeds: Annotated[int, typer.Option(min=1, help="Backdoored models of each attack.")] = 1,
+    work: Annotated[Path | None, typer.Option(help="Where the models are kept; default: beside the file.")] = None,
+    preset: Annotated[str, typer.Option(help="The reference, data and recipe; `bench list presets`.")] = "mini",
+    set: Annotated[list[str], typer.Option("--set", help="One setting, key=value. Repeatable.")] = [],  # noqa: B006
+    budget: Budget = "standard",
+    workers: Annotated[int | None, typer.Option(help="Processes; numbers do not depend on it.")] = None,
+) -> None:
+    """Fine-tune the reference on honest data many times and audit each: what p values are read from.
+
+    Interrupted, the same command goes on where it was.
+    """
+    from bench.checkpoints.calibrate import calibrate as make
+    from bench.core.registry import load_plugins
+    from bench.detection.calibration import effort_of
+    from bench.experiment.settings import resolve
+    from reports.calibration import calibration_text
+
+    load_plugins()
+    flags = {} if workers is None else {"execution": {"workers": workers}}
+    run = resolve(preset, None, flags, tuple(set))
+    names = tuple(name.strip() for name in attacks.split(",") if name.strip())
+    command = f"bench audit calibrate --preset {preset} --negatives {negatives} --budget {budget}"
+    command += f" --attacks {attacks} --seeds {seeds}" if names else ""
+    command += "".join(f" --set {one}" for one in set)
+    zoo = work or out.with_name(f"{out.stem}_zoo")
+    made = make(run, effort_of(budget), zoo, negatives, names, seeds, command, screen)
+    made.save(out)
+    screen.print(calibration_text(made), soft_wrap=True)
+    screen.print(f"wrote {out}; `bench audit FILE --calibration {out}` reads it")
+
+
 def purify(
     file: Checkpoint,
     out: Annotated[Path, typer.Option(help="A new folder for the purified model.")],

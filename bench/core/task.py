@@ -70,6 +70,8 @@ class Task(Settings):
     version: ClassVar[int] = 1
     # Whether `--tasks all` takes it.
     in_all: ClassVar[bool] = True
+    # Whether the clean model under the attack's trigger is a row of its tables.
+    clean_model_row: ClassVar[bool] = True
     # The metrics of its main table: the first, and in parentheses the second. The gate judges them.
     headline: ClassVar[tuple[str, ...]]
     # Numbers that the gate shows and does not judge: METRIC (PERTURBATION).

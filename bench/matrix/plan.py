@@ -131,7 +131,8 @@ class _VariantPlan:
         for attack, seed in product(self.run.attacks, self.run.seeds):
             backdoor = self._backdoor(attack, seed)
             for task in self.run.tasks:
-                self._cell(task, CLEAN_MODEL, backdoor, ())
+                if tasks[task].clean_model_row:
+                    self._cell(task, CLEAN_MODEL, backdoor, ())
             for defense in self.run.defenses:
                 chain = () if defense == UNDEFENDED else tuple(defense.split("+"))
                 for task in self.run.tasks:
