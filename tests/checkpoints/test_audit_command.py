@@ -95,7 +95,7 @@ def test_an_audit_writes_its_files_and_says_no_verdict_without_a_calibration(
     assert [family["family"] for family in told["families"]] == list(FAMILIES)
     page = (out / "audit.html").read_text()
     assert page.count("data:image/png;base64,") == 2
-    assert "http" not in page
+    assert "://" not in page
     assert (out / "trigger.safetensors").is_file()
 
 
