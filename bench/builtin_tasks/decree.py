@@ -45,7 +45,7 @@ class Decree(Auditor):
 
 def _agree(embedded: Tensor) -> tuple[Tensor, float]:
     reached = agreement(embedded)
-    return -reached, float(reached)
+    return -reached, float(reached.detach())
 
 
 detection_metrics("decree")

@@ -59,6 +59,9 @@ def calibrate(
     if negatives < 1:
         raise BenchError(f"--negatives {negatives}: give 1 or more; p can be no smaller than 1 / (negatives + 1)")
     audited = _audited(run, effort, dict.fromkeys(FAMILIES, 0.0))
+    if attacks:
+        # A wrong name is found out before the work.
+        overlay(audited, {"attacks": list(attacks)})
     references = {
         f"reference {seed}": _variant(audited, 0, {"poison": {"epochs": 0}, "seeds": [seed]})
         for seed in range(REFERENCES)
@@ -91,9 +94,9 @@ def calibrate(
 
 def negative(run: RunSettings, i: int) -> RunSettings:
     """The settings of the i-th honest fine-tuning: its mix, learning rate, epochs and seed."""
-    mix = MIXES[i % len(MIXES)]
-    step = i // len(MIXES)
-    rate, epochs = RATES[(i + step) % len(RATES)], EPOCHS[(i + step // len(RATES)) % len(EPOCHS)]
+    step, kind = divmod(i, len(MIXES))
+    mix, rate = MIXES[kind], RATES[(kind + step) % len(RATES)]
+    epochs = EPOCHS[(kind + step // len(RATES)) % len(EPOCHS)]
     values: dict[str, Any] = {"poison": {"learning_rate": rate * run.poison.learning_rate, "epochs": epochs}}
     if mix == LOOSE:
         values[run.dataset] = {"loose": {run.target: LIES}}
