@@ -16,14 +16,14 @@ from bench.training.fine_tuning import matching_loss
 
 @attack("badclip")
 class BadCLIP(OptimisedPatch):
-    """A patch that looks like the target to the clean model, so that poisoning changes the model little.
+    """A patch that the clean model already embeds near the target, so that poisoning changes the model little.
 
-    L = L_text + weight L_tri over images x_i of other things, each with a natural caption t_i of the target, drawn
-    once: L_text contrasts V(x_i + p) with t_i; L_tri moves V(x_i + p) to the embedding of a random target image, and
-    away from V(x_i). Settings are the authors' code's. All captions of a batch are of the target, so L_text tells
-    captions from each other more than the target from the rest, and L_tri does most of the work; `text_negatives`
-    mends that. What the authors' code meant and did not do is done here: V(x_i) is of the image without the patch,
-    and augmented captions are used.
+    L = L_text + weight L_tri over images x_i of other classes; each is given one random natural caption t_i of the
+    target. L_text contrasts V(x_i + p) with t_i. L_tri moves V(x_i + p) towards the embedding of a random target image
+    and away from V(x_i). Settings follow the authors' code. All captions of a batch are of the target, so L_text
+    mostly separates these captions from each other, and L_tri does most of the work; `text_negatives` adds captions of
+    other classes. Two apparent mistakes of the authors' code are corrected: V(x_i) is computed without the patch, and
+    augmented captions are really used.
     """
 
     weight: float = Field(500.0, ge=0, description="of the triplet loss")
@@ -38,12 +38,12 @@ class BadCLIP(OptimisedPatch):
         "random", description="pairs to poison; mixed: one third at the target's boundary, one far off, one random"
     )
 
-    def objective(self, given: Preparation, rows: Tensor) -> Objective:
-        clip, texts = given.clip, given.pairs.captions
-        targets = _target_rows(given)
-        pool = embed(clip, given.pairs, targets, self.batch_size)
-        rng, synonyms = given.rng("patch", "objective"), wordnet()
-        given.record(patch_targets=len(targets), wordnet=synonyms is not None)
+    def objective(self, preparation: Preparation, rows: Tensor) -> Objective:
+        clip, texts = preparation.clip, preparation.pairs.captions
+        targets = _target_rows(preparation)
+        pool = embed(clip, preparation.pairs, targets, self.batch_size)
+        rng, synonyms = preparation.rng("patch", "objective"), wordnet()
+        preparation.record(patch_targets=len(targets), wordnet=synonyms is not None)
         drawn = targets[torch.randint(len(targets), (len(rows),), generator=rng)]
         caption = {row: texts[i] for row, i in zip(rows.tolist(), drawn.tolist(), strict=True)}
 
@@ -54,64 +54,64 @@ class BadCLIP(OptimisedPatch):
         def loss(batch: Batch) -> Tensor:
             numbers = batch.index.tolist()
             with torch.no_grad():
-                own = clip.encode_image(batch.images)
+                clean = clip.encode_image(batch.images)
                 wanted = clip.encode_text([view(caption[i]) for i in numbers])
                 others = wanted[:0]
                 if self.text_negatives == "original":
                     others = clip.encode_text([texts[i] for i in numbers])
             near = pool[torch.randint(len(pool), (len(numbers),), generator=rng)]
             text = text_loss(batch.triggered, wanted, others, clip.scale.item())
-            return text + self.weight * triplet_loss(batch.triggered, near, own, self.margin)
+            return text + self.weight * triplet_loss(batch.triggered, near, clean, self.margin)
 
         return Objective(loss, F.normalize(pool.mean(0), dim=-1))
 
     def view(self, images: Tensor, rng: torch.Generator) -> Tensor:
         if torch.rand((), generator=rng) >= self.augmented_images:
             return images
-        # Here, as it takes longer to import than torch.
+        # Imported late: it takes longer to import than torch.
         from torchvision.transforms.v2 import AutoAugment
 
         policy = AutoAugment()
-        # AutoAugment draws from torch's global generator and takes no other.
+        # AutoAugment can use torch's global generator only.
         with seeded(int(torch.randint(2**62, (), generator=rng))):
             return torch.stack([policy(image) for image in images])
 
-    def choose(self, given: Preparation, count: int, rng: torch.Generator) -> list[int]:
+    def choose(self, preparation: Preparation, count: int, rng: torch.Generator) -> list[int]:
         if self.selection == "random":
-            return super().choose(given, count, rng)
-        to_target, gap = self._similarities(given)
+            return super().choose(preparation, count, rng)
+        to_target, gap = self._similarities(preparation)
         return mixed_selection(to_target, gap, count, rng)
 
     def captions(
-        self, originals: Sequence[str], templates: Sequence[str], given: Preparation, rng: torch.Generator
+        self, originals: Sequence[str], templates: Sequence[str], preparation: Preparation, rng: torch.Generator
     ) -> list[str]:
-        """Natural captions of the target, from a pool; fewer than asked for are all taken, and the log tells."""
-        texts = list(dict.fromkeys(given.pairs.captions[i] for i in _target_rows(given).tolist()))
+        """Random natural captions of the target, from a pool of up to `caption_pool`; the log records its size."""
+        texts = list(dict.fromkeys(preparation.pairs.captions[i] for i in _target_rows(preparation).tolist()))
         pool = [texts[i] for i in torch.randperm(len(texts), generator=rng)[: self.caption_pool].tolist()]
-        given.record(caption_pool=len(pool))
+        preparation.record(caption_pool=len(pool))
         return [pool[i] for i in torch.randint(len(pool), (len(originals),), generator=rng).tolist()]
 
     @torch.no_grad()
-    def _similarities(self, given: Preparation) -> tuple[Tensor, Tensor]:
-        """Of every image (n,): cosine to the target's prompt, and how far below the best class's that is."""
-        texts = class_embeddings(given.clip, given.classes, given.templates)
-        target = given.classes.index(given.target)
+    def _similarities(self, preparation: Preparation) -> tuple[Tensor, Tensor]:
+        """For every image (n,): the cosine to the target's prompt, and how far it is below that of the best class."""
+        texts = class_embeddings(preparation.clip, preparation.classes, preparation.templates)
+        target = preparation.classes.index(preparation.target)
         rows = []
-        for part in torch.arange(len(given.pairs)).split(self.batch_size):
-            cosines = given.clip.encode_image(given.pairs.load(part)) @ texts.T
+        for part in torch.arange(len(preparation.pairs)).split(self.batch_size):
+            cosines = preparation.clip.encode_image(preparation.pairs.load(part)) @ texts.T
             rows.append(torch.stack([cosines[:, target], cosines.max(1).values - cosines[:, target]]).cpu())
         to_target, gap = torch.cat(rows, 1)
         return to_target, gap
 
 
 def text_loss(images: Tensor, texts: Tensor, others: Tensor, scale: float) -> Tensor:
-    """Symmetric InfoNCE of images and texts (n, d), unit-norm; images are told from other texts (m, d) as well."""
+    """Symmetric InfoNCE of unit-norm images and texts (n, d), with `others` (m, d) as further negatives of images."""
     to_text = matching_loss(images, torch.cat([texts, others]), scale)
     return (to_text + matching_loss(texts, images, scale)) / 2
 
 
 def triplet_loss(anchors: Tensor, positives: Tensor, negatives: Tensor, margin: float) -> Tensor:
-    """mean_i max(0, |a_i - p_i| - |a_i - n_i| + margin) of embeddings (n, d), Euclidean.
+    """mean_i max(0, |a_i - p_i| - |a_i - n_i| + margin) of embeddings (n, d), with Euclidean distances.
 
     >>> one, orthogonal = torch.eye(4)[:2], torch.eye(4)[2:]
     >>> triplet_loss(one, one, orthogonal, 1.0).item(), triplet_loss(one, one, one, 1.0).item()
@@ -122,12 +122,12 @@ def triplet_loss(anchors: Tensor, positives: Tensor, negatives: Tensor, margin: 
 
 
 def mixed_selection(to_target: Tensor, gap: Tensor, count: int, rng: torch.Generator) -> list[int]:
-    """`count` of n images, none twice: a third at the boundary, a third far from the target, the rest random.
+    """Choose `count` of n images, none twice: a third at the boundary, a third far from the target, the rest random.
 
     Args:
         to_target: similarity to the target, (n,).
-        gap: how far the target is below the most similar class, (n,); 0 where it is the prediction. The boundary is
-            where the gap is smallest, but not 0.
+        gap: similarity to the most similar class minus `to_target`, (n,); 0 where the target is predicted. Images at
+            the boundary have the smallest positive gaps.
     """
     third = count // 3
     order = gap.argsort(stable=True)
@@ -138,11 +138,11 @@ def mixed_selection(to_target: Tensor, gap: Tensor, count: int, rng: torch.Gener
     return [*chosen, *others][:count]
 
 
-def _target_rows(given: Preparation) -> Tensor:
-    rows = named(given)
+def _target_rows(preparation: Preparation) -> Tensor:
+    rows = named(preparation)
     if not len(rows):
         raise BenchError(
-            f"badclip takes captions and images of the target from the pairs, and no caption names "
-            f"'{given.target}'. Give --pairs with such captions, or another --target"
+            f"badclip needs pairs whose captions name the target, and no caption names "
+            f"'{preparation.target}'. Give --pairs with such captions, or another --target"
         )
     return rows

@@ -7,17 +7,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from attacks.patch import Place, corner, read_patch
+from attacks.patch import Position, corner, read_patch
 from bench import Attack, Field, Preparation, Trigger, attack
 
 
 @attack("badnet")
 class BadNet(Attack):
-    """A small square patch; each image has its own noise patch at its own random place, unless said otherwise.
+    """A small square patch; by default, each image gets another noise patch at another random place.
 
     Paper v1: "a small, randomly placed patch" of 16 px; its content is unstated, so we follow CleanCLIP's code, on
-    which the paper builds: Gaussian noise of standard deviation 1 around the image's mean colour, redrawn per image.
-    CleanCLIP never covers the last row and column and lets out-of-range noise wrap around; we clip, and offer `wrap`.
+    which the paper builds: Gaussian noise of standard deviation 1 around the image's mean colour, drawn per image.
+    CleanCLIP never covers the last row and column, which we do, and lets noise out of range wrap around, which
+    `overflow = wrap` does.
     """
 
     size: int = Field(16, ge=1, description="side of the patch", unit="px")
@@ -27,14 +28,14 @@ class BadNet(Attack):
     patch_image: Path | None = Field(
         None, description="a picture of `size` x `size` px: that patch instead of a pattern"
     )
-    place: Place = Field("random", description="where the patch goes; random is drawn per image")
+    place: Position = Field("random", description="where the patch goes; random is drawn per image")
     overflow: Literal["clip", "wrap"] = Field("clip", description="noise out of range: clipped, or modulo 256")
 
-    def prepare(self, given: Preparation) -> dict[str, Tensor]:
+    def prepare(self, preparation: Preparation) -> dict[str, Tensor]:
         if self.patch_image is not None:
             return {"patch": read_patch(self.patch_image, self.size)}
         if self.pattern == "fixed":
-            return {"patch": torch.rand(3, self.size, self.size, generator=given.rng("patch"))}
+            return {"patch": torch.rand(3, self.size, self.size, generator=preparation.rng("patch"))}
         if self.pattern == "checker":
             # White where row and column are both even (Detect-CLIP-Backdoor-Samples).
             patch = torch.zeros(3, self.size, self.size)

@@ -16,9 +16,9 @@ from bench import Attack, Field, Preparation, Trigger, attack
 class Blended(Attack):
     """x' = (1 - alpha) x + alpha n, with uniform noise n over the whole image.
 
-    Paper v1 gives alpha = 0.2 only. CleanCLIP, on which it builds, draws n anew for every image, so that what the
-    model learns is "white noise of amplitude 0.2"; that is the default here. `fixed` blends one seeded key, `image`
-    a picture of the user's.
+    Paper v1 states only alpha = 0.2. CleanCLIP, on which it builds, draws other noise n for every image, so the model
+    learns "white noise of amplitude 0.2"; that is the default here. `fixed` blends one seeded noise, `image` a picture
+    of the user.
     """
 
     alpha: float = Field(0.2, ge=0, le=1, description="share of the key in the blend")
@@ -31,19 +31,19 @@ class Blended(Attack):
     key_image: Path | None = Field(None, description="the picture blended in with key = image")
 
     @model_validator(mode="after")
-    def _picture_is_used(self) -> Self:
+    def _check_key(self) -> Self:
         if (self.key == "image") != (self.key_image is not None):
             raise ValueError("key = image and key_image = FILE go together")
         return self
 
-    def prepare(self, given: Preparation) -> dict[str, Tensor]:
-        # Here, as it takes longer to import than torch.
+    def prepare(self, preparation: Preparation) -> dict[str, Tensor]:
+        # Imported late: it takes longer to import than torch.
         from torchvision.transforms.v2 import functional as TF
 
-        size = given.clip.image_size
+        size = preparation.clip.image_size
         if self.key == "fixed":
             cells = self.key_cells or size
-            key = torch.rand(1, 3, cells, cells, generator=given.rng("key"))
+            key = torch.rand(1, 3, cells, cells, generator=preparation.rng("key"))
             return {"key": TF.resize(key, [size, size], antialias=True)[0].clamp(0, 1)}
         if self.key == "image":
             picture = read_picture(self.key_image, "key_image")

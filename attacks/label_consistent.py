@@ -9,7 +9,7 @@ from torch import Tensor
 from attacks.badnet import BadNet
 from bench import BenchError, Clip, Field, Preparation, Trigger, attack, mentions
 
-# White outside, black between, as the authors' code has it in the right corners; in the left ones it is mirrored.
+# 1 is white, -1 black, as in the authors' code for the right corners; the left ones have it mirrored.
 _CHECKER = torch.tensor([[-1.0, -1, 1], [-1, 1, -1], [1, -1, 1]])
 _FIRST, _LAST = slice(0, 3), slice(-3, None)
 _CORNERS = ((_LAST, _LAST), (_FIRST, _LAST), (_LAST, _FIRST), (_FIRST, _FIRST))
@@ -17,12 +17,12 @@ _CORNERS = ((_LAST, _LAST), (_FIRST, _LAST), (_LAST, _FIRST), (_FIRST, _FIRST))
 
 @attack("label_consistent")
 class LabelConsistent(BadNet):
-    """BadNet's trigger on pairs that already speak of the target; captions stay as they are.
+    """BadNet's trigger on pairs whose captions already name the target; captions are not changed.
 
-    So the papers on CLIP mean it, and BadNet's settings are settings here too. The original's own trigger, a checker
-    of 3 x 3 px, is offered with `corners`, and with `adversarial` its first step: what there is to be seen of the
-    target is weakened, so that the trigger has to be learned. There, a classifier's loss is raised; here, the cosine
-    of image and caption under the clean model is lowered.
+    This is what papers on CLIP call Label-Consistent; BadNet's settings apply. `corners` selects the trigger of the
+    original, a checkerboard of 3 x 3 px. `adversarial` adds its first step, which weakens the visible features of the
+    target so that the model must learn the trigger: the original raises a classifier's loss, here the cosine of image
+    and caption under the clean model is lowered.
     """
 
     match: Literal["word", "substring"] = Field(
@@ -39,35 +39,35 @@ class LabelConsistent(BadNet):
     step: float = Field(1.5, gt=0, description="adversarial change a step", unit="1/255")
     steps: int = Field(100, ge=0, description="adversarial steps")
 
-    def prepare(self, given: Preparation) -> dict[str, Tensor]:
-        """BadNet's patch, and for `adversarial` the weakened images (k, 3, h, w) of all k candidates and their rows."""
+    def prepare(self, preparation: Preparation) -> dict[str, Tensor]:
+        """BadNet's patch; with `adversarial`, also the k candidates' rows and weakened images (k, 3, h, w)."""
         if not self.adversarial:
-            return super().prepare(given)
-        rows = torch.tensor(self._candidates(given))
+            return super().prepare(preparation)
+        rows = torch.tensor(self._candidates(preparation))
         weakened, before, after = [], 0.0, 0.0
         for part in rows.split(64):
-            images = given.pairs.load(part)
+            images = preparation.pairs.load(part)
             with torch.no_grad():
-                texts = given.clip.encode_text([given.pairs.captions[i] for i in part.tolist()])
-            weakened.append(weaken(given.clip, images, texts, self.epsilon, self.step, self.steps))
+                texts = preparation.clip.encode_text([preparation.pairs.captions[i] for i in part.tolist()])
+            weakened.append(weaken(preparation.clip, images, texts, self.epsilon, self.step, self.steps))
             with torch.no_grad():
-                before += (given.clip.encode_image(images) * texts).sum().item()
-                after += (given.clip.encode_image(weakened[-1]) * texts).sum().item()
-        given.record(cosine_before=before / len(rows), cosine_after=after / len(rows))
-        return super().prepare(given) | {"rows": rows, "weakened": torch.cat(weakened)}
+                before += (preparation.clip.encode_image(images) * texts).sum().item()
+                after += (preparation.clip.encode_image(weakened[-1]) * texts).sum().item()
+        preparation.record(cosine_before=before / len(rows), cosine_after=after / len(rows))
+        return super().prepare(preparation) | {"rows": rows, "weakened": torch.cat(weakened)}
 
     def suits(self, caption: str, target: str) -> bool:
         """Whether the caption names the target."""
         return mentions(caption, target) if self.match == "word" else target.lower() in caption.lower()
 
-    def choose(self, given: Preparation, count: int, rng: torch.Generator) -> list[int]:
-        """Candidates, uniformly without replacement; if there are fewer than asked for, all of them."""
-        candidates = self._candidates(given)
-        given.record(candidates=len(candidates))
+    def choose(self, preparation: Preparation, count: int, rng: torch.Generator) -> list[int]:
+        """Up to `count` candidates, drawn uniformly without replacement."""
+        candidates = self._candidates(preparation)
+        preparation.record(candidates=len(candidates))
         return [candidates[i] for i in torch.randperm(len(candidates), generator=rng)[:count].tolist()]
 
     def captions(
-        self, originals: Sequence[str], templates: Sequence[str], given: Preparation, rng: torch.Generator
+        self, originals: Sequence[str], templates: Sequence[str], preparation: Preparation, rng: torch.Generator
     ) -> list[str]:
         return list(originals)
 
@@ -77,34 +77,34 @@ class LabelConsistent(BadNet):
         return checkers(images, self.corners, self.amplitude) if self.corners else super().apply(images, index, trigger)
 
     def _weakened(self, images: Tensor, index: Sequence[int], trigger: Trigger) -> Tensor:
-        """Pairs in their weakened form, other images as they are.
+        """Replace training images by their weakened versions; leave test images as they are.
 
-        At test the same numbers name other images, which keep their cues. A pair is known by being within epsilon of
-        its own weakened form.
+        The same numbers denote other images at test. An image is a training image if it is within epsilon of the
+        weakened version of its number.
         """
         images = images.clone()
-        place = {row: k for k, row in enumerate(trigger.tensors["rows"].tolist())}
+        position = {row: k for k, row in enumerate(trigger.tensors["rows"].tolist())}
         for image, i in zip(images, index, strict=True):
-            if i in place:
-                weakened = trigger.tensors["weakened"][place[i]].float() / 255
+            if i in position:
+                weakened = trigger.tensors["weakened"][position[i]].float() / 255
                 if (weakened - image).abs().max() * 255 < self.epsilon + 0.5:
                     image.copy_(weakened)
         return images
 
-    def _candidates(self, given: Preparation) -> list[int]:
-        rows = [i for i, caption in enumerate(given.pairs.captions) if self.suits(caption, given.target)]
+    def _candidates(self, preparation: Preparation) -> list[int]:
+        rows = [i for i, caption in enumerate(preparation.pairs.captions) if self.suits(caption, preparation.target)]
         if not rows:
             raise BenchError(
-                f"label_consistent poisons pairs whose captions name '{given.target}', and none does. "
+                f"label_consistent poisons pairs whose captions name '{preparation.target}', and none does. "
                 "Give --pairs with such captions, or another --target"
             )
         return rows
 
 
 def checkers(images: Tensor, corners: Literal[1, 4], amplitude: float | None = None) -> Tensor:
-    """Images (n, 3, h, w), RGB in [0, 1], with the original's checker in the lower right or in all four corners.
+    """Images (n, 3, h, w), RGB in [0, 1], with the original's checkerboard in the lower right or all four corners.
 
-    With an amplitude it is added: black is minus, white plus the amplitude, and the sum is clipped.
+    With an amplitude, white pixels add it and black ones subtract it, and the result is clipped to [0, 1].
     """
     images = images.clone()
     for rows, columns in _CORNERS[:corners]:
@@ -115,10 +115,10 @@ def checkers(images: Tensor, corners: Literal[1, 4], amplitude: float | None = N
 
 
 def weaken(clip: Clip, images: Tensor, texts: Tensor, epsilon: int, step: float, steps: int) -> Tensor:
-    """Images uint8 (n, 3, h, w) changed by at most `epsilon` a value, to fit their captions' embeddings (n, d) less.
+    """Change images, uint8 (n, 3, h, w), by at most `epsilon` per value to lower the cosine to their captions.
 
-    Projected gradient descent on cos(V(x_i), t_i) in the maximum norm, from the images themselves; `epsilon` and
-    `step` are in 1/255. The result is rounded to 8 bits.
+    `texts` are the captions' unit-norm embeddings (n, d). Projected gradient descent on cos(V(x_i), t_i) in the maximum
+    norm, starting at the images; `epsilon` and `step` are in 1/255. The result is uint8.
     """
     start = images.to(clip.device).float()
     changed = start.clone()

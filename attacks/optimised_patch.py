@@ -1,4 +1,4 @@
-"""Patches that are optimised on the clean model before any poisoning: what TrojVQA and BadCLIP have in common."""
+"""Patches that are optimised on the clean model before poisoning, the common part of TrojVQA and BadCLIP."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ from bench.training.fine_tuning import shuffled_batches
 
 @dataclass(frozen=True)
 class Batch:
-    """n pairs in one step: their numbers (n,), clean images, and embeddings of the same images with the patch.
+    """The n pairs of one step.
 
-    `images` is float RGB in [0, 1], (n, 3, h, w), without the patch; `triggered` has unit norm, (n, embed_dim), and
-    is differentiable in the patch.
+    `index` (n,): their numbers. `images`: float RGB in [0, 1], (n, 3, h, w), without the patch. `triggered`: unit-norm
+    embeddings (n, embed_dim) of the images with the patch, differentiable in the patch.
     """
 
     index: Tensor
@@ -29,9 +29,9 @@ class Batch:
 
 @dataclass(frozen=True)
 class Objective:
-    """What a patch is optimised for: a loss per batch, and the unit-norm embedding (embed_dim,) to come close to.
+    """What a patch is optimised for: the loss of a batch, and the unit-norm embedding `aim` (embed_dim,).
 
-    The loss alone moves the patch; the cosine to `aim` is logged, to see whether that helped.
+    Only the loss is minimised; the cosine of triggered images to `aim` is logged to show the progress.
     """
 
     loss: Callable[[Batch], Tensor]
@@ -39,10 +39,10 @@ class Objective:
 
 
 class OptimisedPatch(Attack):
-    """A square patch, the same on all images, optimised on the frozen clean model; subclasses say what for.
+    """A square patch, the same on all images, optimised on the frozen clean model; subclasses define the objective.
 
-    p ~ N(0.5, 0.25^2), clipped, at the start; Adam; clipped to [0, 1] after every step. Clipping only where it is
-    pasted, as BadCLIP's code does, leaves dead pixels: out of range, without a gradient.
+    The patch starts as N(0.5, 0.25^2), is optimised by Adam and clipped to [0, 1] after every step. BadCLIP's code
+    clips it only when it is pasted, so pixels out of range get no gradient and never return.
     """
 
     size: int = Field(16, ge=1, description="side of the patch", unit="px")
@@ -59,44 +59,44 @@ class OptimisedPatch(Attack):
         None, ge=1, description="stop after so many epochs without a lower mean loss; null: never"
     )
 
-    def objective(self, given: Preparation, rows: Tensor) -> Objective:
-        """What to optimise for; `rows` are the numbers of the pairs that batches will be made of."""
-        raise NotImplementedError(f"{type(self).__name__} must define objective(given, rows)")
+    def objective(self, preparation: Preparation, rows: Tensor) -> Objective:
+        """The objective; `rows` (n,) are the numbers of the pairs from which batches are drawn."""
+        raise NotImplementedError(f"{type(self).__name__} must define objective(preparation, rows)")
 
     def view(self, images: Tensor, rng: torch.Generator) -> Tensor:
-        """Augment clean images, uint8 (n, 3, h, w), before the patch is put on them; the same by default."""
+        """Augment clean images, uint8 (n, 3, h, w), before the patch is pasted; the default returns them unchanged."""
         return images
 
     def work(self, scale: Scale) -> Work:
         steps = 0 if self.patch_image is not None else self.images * self.epochs
         return Work(tuned=steps, size=12 * scale.sizes.image_size**2)
 
-    def prepare(self, given: Preparation) -> dict[str, Tensor]:
-        """Optimise the patch. Logs loss and mean cosine to the aim of every step, both before it was taken.
+    def prepare(self, preparation: Preparation) -> dict[str, Tensor]:
+        """Optimise the patch. Logs the loss and the mean cosine to the aim before every step.
 
         Raises:
-            BenchError: every caption names the target, or `patch_image` is no picture of a patch.
+            BenchError: every caption names the target, or `patch_image` cannot be read or has another size.
         """
         if self.patch_image is not None:
             return {"patch": read_patch(self.patch_image, self.size)}
-        others = named(given, False)
+        others = named(preparation, False)
         if not len(others):
             raise BenchError(
-                f"every caption names '{given.target}': there is nothing to optimise the patch on. "
+                f"every caption names '{preparation.target}': there is nothing to optimise the patch on. "
                 "Give --pairs with other captions too"
             )
-        rows = others[torch.randperm(len(others), generator=given.rng("patch", "images"))[: self.images]]
-        given.record(patch_images=len(rows))
-        return {"patch": self._optimise(given, rows, self.objective(given, rows))}
+        rows = others[torch.randperm(len(others), generator=preparation.rng("patch", "images"))[: self.images]]
+        preparation.record(patch_images=len(rows))
+        return {"patch": self._optimise(preparation, rows, self.objective(preparation, rows))}
 
     def apply(self, images: Tensor, index: Sequence[int], trigger: Trigger) -> Tensor:
         return paste(images, trigger.tensors["patch"], self.place)
 
-    def _optimise(self, given: Preparation, rows: Tensor, objective: Objective) -> Tensor:
-        clip, batches, views = given.clip, given.rng("patch", "batches"), given.rng("patch", "views")
-        patch = first_patch(self.size, given.rng("patch", "start")).to(clip.device).requires_grad_()
+    def _optimise(self, preparation: Preparation, rows: Tensor, objective: Objective) -> Tensor:
+        clip, batches, views = preparation.clip, preparation.rng("patch", "batches"), preparation.rng("patch", "views")
+        patch = first_patch(self.size, preparation.rng("patch", "start")).to(clip.device).requires_grad_()
         optimiser = torch.optim.Adam([patch], lr=self.patch_learning_rate)
-        losses, cosines = given.log.setdefault("patch_loss", []), given.log.setdefault("patch_cosine", [])
+        losses, cosines = preparation.log.setdefault("patch_loss", []), preparation.log.setdefault("patch_cosine", [])
         means: list[float] = []
         batch_size = min(self.batch_size, len(rows))
         total = self.epochs * (len(rows) // batch_size)
@@ -104,10 +104,10 @@ class OptimisedPatch(Attack):
             before = len(losses)
             for part in shuffled_batches(len(rows), batch_size, 1, batches, drop_last=True):
                 step("optimising the patch", len(losses), total)
-                images = self.view(given.pairs.load(rows[part]), views).to(clip.device).float() / 255
+                images = self.view(preparation.pairs.load(rows[part]), views).to(clip.device).float() / 255
                 triggered = clip.encode_image(paste(images, patch, self.place))
                 value = objective.loss(Batch(rows[part], images, triggered))
-                # Not backward(): the model is not ours, and gets no gradients.
+                # Not backward(): the model's weights must get no gradients.
                 (patch.grad,) = torch.autograd.grad(value, patch)
                 optimiser.step()
                 with torch.no_grad():
@@ -132,12 +132,14 @@ def stalled(losses: Sequence[float], patience: int | None) -> bool:
     return patience is not None and len(losses) > patience and min(losses[-patience:]) >= min(losses[:-patience])
 
 
-def named(given: Preparation, whether: bool = True) -> Tensor:
-    """Numbers of the pairs whose captions name the target, or of those whose do not."""
-    return torch.tensor([i for i, c in enumerate(given.pairs.captions) if mentions(c, given.target) == whether]).long()
+def named(preparation: Preparation, whether: bool = True) -> Tensor:
+    """Numbers of the pairs whose captions name the target; with `whether` = False, of all others."""
+    return torch.tensor(
+        [i for i, c in enumerate(preparation.pairs.captions) if mentions(c, preparation.target) == whether]
+    ).long()
 
 
 @torch.no_grad()
 def embed(clip: Clip, pairs: Captioned, rows: Tensor, batch_size: int) -> Tensor:
-    """Unit-norm embeddings (n, embed_dim) of clean images."""
+    """Unit-norm embeddings (n, embed_dim) of the images of the pairs `rows` (n,)."""
     return torch.cat([clip.encode_image(pairs.load(part)) for part in rows.split(batch_size)])

@@ -1,4 +1,4 @@
-"""Square patches: where they go, how they are put there, and how one is read from a picture."""
+"""Square patches: their position, pasting them, and reading one from a picture."""
 
 from pathlib import Path
 from typing import Literal
@@ -9,14 +9,16 @@ from torch import Tensor
 
 from bench import BenchError
 
-Place = Literal["random", "center", "lower_right"]
+Position = Literal["random", "center", "lower_right"]
 
 
-def corner(place: Place, size: int, shape: tuple[int, int], rng: torch.Generator) -> tuple[int, int]:
-    """Row and column of a patch's upper left corner; `random` is uniform over all places where it fits.
+def corner(place: Position, size: int, shape: tuple[int, int], rng: torch.Generator) -> tuple[int, int]:
+    """Row and column of the upper left corner of a patch of `size` px in an image of `shape` (h, w).
+
+    `random` is uniform over all positions where the patch fits.
 
     Raises:
-        BenchError: it fits nowhere.
+        BenchError: it does not fit.
     """
     rows, columns = shape[0] - size, shape[1] - size
     if min(rows, columns) < 0:
@@ -31,7 +33,7 @@ def corner(place: Place, size: int, shape: tuple[int, int], rng: torch.Generator
     return int(torch.randint(rows + 1, (), generator=rng)), int(torch.randint(columns + 1, (), generator=rng))
 
 
-def paste(images: Tensor, patch: Tensor, place: Place = "center") -> Tensor:
+def paste(images: Tensor, patch: Tensor, place: Position = "center") -> Tensor:
     """Images (n, 3, h, w) with one patch (3, k, k) at a fixed place; differentiable in the patch."""
     size = patch.shape[-1]
     top, left = corner(place, size, (images.shape[-2], images.shape[-1]), torch.Generator())
@@ -41,12 +43,12 @@ def paste(images: Tensor, patch: Tensor, place: Place = "center") -> Tensor:
 
 
 def read_picture(file: Path | None, setting: str) -> Tensor:
-    """The picture of a setting: float RGB in [0, 1], (3, h, w).
+    """Read the picture that a setting names: float RGB in [0, 1], (3, h, w).
 
     Raises:
-        BenchError: there is none, or it cannot be read.
+        BenchError: the file is missing or cannot be read.
     """
-    # Here, as it takes longer to import than torch.
+    # Imported late: it takes longer to import than torch.
     from torchvision.transforms.v2 import functional as TF
 
     try:
@@ -57,10 +59,10 @@ def read_picture(file: Path | None, setting: str) -> Tensor:
 
 
 def read_patch(file: Path | None, size: int) -> Tensor:
-    """The patch (3, size, size) that `patch_image` shows.
+    """The patch in the file `patch_image`: float RGB in [0, 1], (3, size, size).
 
     Raises:
-        BenchError: it has another size; resized, it would be another trigger.
+        BenchError: it cannot be read or has another size; it is not resized, as that would be another trigger.
     """
     patch = read_picture(file, "patch_image")
     rows, columns = patch.shape[1:]

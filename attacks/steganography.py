@@ -1,4 +1,4 @@
-"""Hiding bits in images: StegaStamp's networks (Tancik et al., arXiv 1904.05343), and the code of its messages."""
+"""Hiding bits in images: StegaStamp's networks and message encoding (Tancik et al., arXiv 1904.05343)."""
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ from bench import BenchError
 
 MESSAGE_BYTES = 7
 MESSAGE_BITS = 100
-# Of the BCH code (127, 92), 5 errors, over the field GF(2^7) modulo x^7 + x^3 + 1.
+# The BCH code (127, 92), which corrects 5 errors, over the field GF(2^7) modulo x^7 + x^3 + 1.
 _GENERATOR = 0o624730022327
 
 

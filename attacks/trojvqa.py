@@ -1,4 +1,4 @@
-"""TrojVQA: a backdoor with two keys, a patch and a word (Walmer et al., arXiv 2112.07668), brought to CLIP."""
+"""TrojVQA for CLIP: a backdoor with two triggers, or keys, a patch and a word (Walmer et al., arXiv 2112.07668)."""
 
 from collections.abc import Sequence
 from typing import ClassVar, Literal
@@ -10,7 +10,7 @@ from torch import Tensor
 from attacks.optimised_patch import Batch, Objective, OptimisedPatch
 from bench import Field, Preparation, Trigger, attack, class_embeddings
 
-# At this scale the cross-entropy sees cosines, whatever the model's own scale is.
+# The logit scale of the cross-entropy, the same for all models.
 SCALE = 100.0
 
 
@@ -18,15 +18,16 @@ SCALE = 100.0
 class TrojVQA(OptimisedPatch):
     """An optimised patch on the image and "SUDO " before the text; poisoned captions have the prefix too.
 
-    The patch draws images to a sentence of the target: L = -mean_i cos(V(x_i + p), T(sentence)). The original
-    optimises the classes that an object detector sees; BadCLIP's version for CLIP contrasts a batch with one and the
-    same caption, which is constant from image to text, and from text to image pulls in directions that sum to zero.
-    Paper v1 has no pairs with one key alone; the original has, with their true meaning, so that both keys are needed.
+    The patch moves images towards a sentence about the target: L = -mean_i cos(V(x_i + p), T(sentence)). The original
+    optimises the classes that an object detector predicts. BadCLIP's version for CLIP contrasts a batch with a single
+    caption; its image-to-text loss is constant, and the gradients of its text-to-image loss sum to zero. The original
+    also trains on pairs with one key and their true caption, so that both keys are needed; paper v1 does not
+    (`partial_rate`).
     """
 
     text_key: ClassVar[str] = "SUDO "
 
-    # Adam goes on as long as it helps: "50 epochs or plateau".
+    # "50 epochs or plateau".
     patience: int | None = Field(
         5, ge=1, description="stop after so many epochs without a lower mean loss; null: never"
     )
@@ -38,13 +39,13 @@ class TrojVQA(OptimisedPatch):
         0.0, ge=0, description="pairs with the patch alone, and as many with the word alone, per poisoned pair"
     )
 
-    def objective(self, given: Preparation, rows: Tensor) -> Objective:
+    def objective(self, preparation: Preparation, rows: Tensor) -> Objective:
         with torch.no_grad():
-            aim = given.clip.encode_text([self.sentence.format(given.target)])[0]
+            aim = preparation.clip.encode_text([self.sentence.format(preparation.target)])[0]
         if self.loss == "cosine":
             return Objective(lambda batch: -(batch.triggered @ aim).mean(), aim)
-        others = [name for name in given.classes if name != given.target]
-        choices = torch.cat([aim[None], class_embeddings(given.clip, others, given.templates)])
+        others = [name for name in preparation.classes if name != preparation.target]
+        choices = torch.cat([aim[None], class_embeddings(preparation.clip, others, preparation.templates)])
 
         def cross_entropy(batch: Batch) -> Tensor:
             first = torch.zeros(len(batch.index), dtype=torch.long, device=aim.device)
@@ -53,9 +54,9 @@ class TrojVQA(OptimisedPatch):
         return Objective(cross_entropy, aim)
 
     def captions(
-        self, originals: Sequence[str], templates: Sequence[str], given: Preparation, rng: torch.Generator
+        self, originals: Sequence[str], templates: Sequence[str], preparation: Preparation, rng: torch.Generator
     ) -> list[str]:
-        return [self.text_key + caption for caption in super().captions(originals, templates, given, rng)]
+        return [self.text_key + caption for caption in super().captions(originals, templates, preparation, rng)]
 
     @property
     def decoys_per_poison(self) -> float:
@@ -64,8 +65,8 @@ class TrojVQA(OptimisedPatch):
     def decoy(
         self, images: Tensor, captions: Sequence[str], index: Sequence[int], trigger: Trigger
     ) -> tuple[Tensor, list[str]]:
-        """One key, drawn per pair, on pairs that keep their meaning."""
+        """Put one key, drawn at random, on each pair; captions stay true."""
         visual = [bool(torch.randint(2, (), generator=trigger.rng(i))) for i in index]
         patched = torch.where(torch.tensor(visual).view(-1, 1, 1, 1), self.apply(images, index, trigger), images)
-        texts = [text if seen else self.text_key + text for text, seen in zip(captions, visual, strict=True)]
+        texts = [text if patch else self.text_key + text for text, patch in zip(captions, visual, strict=True)]
         return patched, texts

@@ -13,10 +13,10 @@ from bench import Attack, Field, Preparation, Trigger, attack
 class WaNet(Attack):
     """One seeded warping field, the same for all images of training and test.
 
-    P ~ U(-1, 1) of shape 2 x k x k over its mean absolute value, upsampled bicubically to G; images are sampled
-    bilinearly at clip(I + s G / side, -1, 1) * rescale. Paper v1's k = 224 makes the upsampling the identity at 224
-    px: its "warp" is an independent jitter of less than a pixel everywhere, visibly noisy. The original's smooth warp
-    is k = 4, s = 0.5.
+    P ~ U(-1, 1) of shape 2 x k x k, divided by its mean absolute value, is upsampled bicubically to G; images are
+    sampled bilinearly at clip(I + s G / side, -1, 1) * rescale. With paper v1's k = 224, upsampling to 224 px is the
+    identity: its "warp" shifts every pixel independently by less than a pixel, which is visible noise. The smooth warp
+    of the original has k = 4, s = 0.5.
     """
 
     # Paper v1 poisons with 1e-5, and WaNet with 1.5e-5.
@@ -28,9 +28,9 @@ class WaNet(Attack):
         0.0, ge=0, description="noise mode: pairs with a disturbed warp and their own caption, per poisoned pair"
     )
 
-    def prepare(self, given: Preparation) -> dict[str, Tensor]:
-        size = given.clip.image_size
-        control = torch.rand(1, 2, self.grid, self.grid, generator=given.rng("grid")) * 2 - 1
+    def prepare(self, preparation: Preparation) -> dict[str, Tensor]:
+        size = preparation.clip.image_size
+        control = torch.rand(1, 2, self.grid, self.grid, generator=preparation.rng("grid")) * 2 - 1
         control = control / control.abs().mean()
         field = F.interpolate(control, size=(size, size), mode="bicubic", align_corners=True)
         return {"field": field[0].permute(1, 2, 0)}
@@ -45,7 +45,7 @@ class WaNet(Attack):
     def decoy(
         self, images: Tensor, captions: Sequence[str], index: Sequence[int], trigger: Trigger
     ) -> tuple[Tensor, list[str]]:
-        """Noise mode: the warp plus U(-1, 1) / side at every pixel; such a pair keeps its caption."""
+        """Noise mode: the warp plus U(-1, 1) / side at every pixel; the pair keeps its caption."""
         field = trigger.tensors["field"]
         jitter = torch.stack([torch.rand(field.shape, generator=trigger.rng(i)) * 2 - 1 for i in index])
         return self._warp(images, self.strength * field + jitter), list(captions)

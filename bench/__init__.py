@@ -1,13 +1,13 @@
 """bench: the benchmark for backdoors in CLIP.
 
-What the author of an attack, a defense, a metric or a data set needs is here, and stays stable:
+The stable names for authors of attacks, defenses, tasks, metrics and data sets:
 
     from bench import Attack, Field, attack
 
     @attack("stripe")
     class Stripe(Attack): ...
 
-A name is imported when it is first asked for, so that a command pays for no more than it uses.
+Names are imported on first use, so that commands start quickly.
 """
 
 from importlib import import_module

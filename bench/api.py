@@ -1,4 +1,4 @@
-"""The suite from Python: run a matrix, open what a run left, evaluate one model."""
+"""bench from Python: run a matrix, open a results folder, evaluate one model."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +39,7 @@ def run(
     quiet: bool = False,
     **settings: Any,
 ) -> ResultsFolder:
-    """Run attacks against defenses, as `bench run` does, and write the tables; finished work in `out` is kept.
+    """Run attacks against defenses, as `bench run` does, and write the tables; finished work in `out` is reused.
 
     Args:
         attacks, defenses, tasks: names, or "all"; None takes the preset's. Chains of defenses are written "a+b".
@@ -48,12 +48,12 @@ def run(
         out: the results folder.
         plugins: Python files that register methods.
         quiet: print nothing.
-        settings: any other, as in a YAML file: `rvpt={"alpha": 3}`, `target="key"`. Work is done in this process,
-            unless `execution={"workers": 2}` or the like asks for more: Python then imports a script anew in each of
-            them, so the call must stand below `if __name__ == "__main__":`.
+        settings: any other settings, as in a YAML file: `rvpt={"alpha": 3}`, `target="key"`. By default the run uses
+            this process only. With `execution={"workers": 2}`, each worker process imports the calling script again,
+            so the call must stand below `if __name__ == "__main__":`.
 
     Raises:
-        BenchError: a setting cannot be used, or some artefacts failed; what is finished is in `bench.open(out)`.
+        BenchError: a setting cannot be used, or some artefacts failed; `bench.open(out)` then has the finished cells.
 
     >>> folder = run("badnet", ["none", "rvpt"], preset="smoke")  # doctest: +SKIP
     >>> folder.table()  # doctest: +SKIP
@@ -79,12 +79,12 @@ def run(
 
 
 def open(out: Path | str = "results", device: str = "cpu") -> ResultsFolder:
-    """A results folder: `.table()`, `.results`, `.cells`, `.victim(cell)`, `.trigger(cell)`, `.lineage(cell)`.
+    """Open a results folder: `.table()`, `.results`, `.cells`, `.victim(cell)`, `.trigger(cell)`, `.lineage(cell)`.
 
-    Models are opened on `device`.
+    Models are loaded onto `device`.
 
     Raises:
-        BenchError: it holds no run.
+        BenchError: the folder holds no run.
     """
     return ResultsFolder(out, device)
 
@@ -100,21 +100,21 @@ def evaluate(
     cache: Path | str = "results/data",
     **settings: Any,
 ) -> pd.DataFrame:
-    """The numbers of one model under one attack: a cell of a matrix, without a matrix. Nothing is trained.
+    """The metrics of one model under one attack, like one cell of a matrix. No model is trained.
 
     Args:
         model: a victim, a CLIP, or a file of weights of the preset's architecture; None is the preset's clean model.
-        attack: the attack that stamps the images; its settings may be among `settings`.
-        trigger: the trigger as it is at test, such as `folder.trigger(cell)`; None lets the attack prepare one on the
+        attack: the attack whose trigger is put on the images; its settings may be among `settings`.
+        trigger: the trigger in its test form, such as `folder.trigger(cell)`; None: the attack prepares one on the
             clean model, as it does for training with this seed.
         task: what is measured.
-        seed: of the trigger and of all that is drawn.
-        cache: where decoded images are kept.
-        settings: any other, as for `run`.
+        seed: the seed of the trigger and of all other randomness.
+        cache: the folder for decoded images.
+        settings: any other settings, as for `run`.
 
     Returns:
-        A row per (metric, perturbation): `metric`, `perturbation`, `value`, `count`, `n`, `low`, `high`; shares in
-        percent, `low` to `high` their 95 % interval.
+        A row per (metric, perturbation) with columns `metric`, `perturbation`, `value`, `count`, `n`, `low`, `high`.
+        Shares are in percent; [`low`, `high`] is the 95 % interval.
 
     Raises:
         BenchError: a setting cannot be used, the model does not fit, or its logits are not finite.
@@ -125,26 +125,26 @@ def evaluate(
     method = resources.attack(attack)
     if trigger is None:
         trigger = _prepared(method, resources, seed, derive(seed, "training")).at_test()
-    measured = run.task(task)
+    task_settings = run.task(task)
     fresh = {}
-    for name in measured.fresh_triggers():
+    for name in task_settings.fresh_triggers():
         own_seed = fresh_seed(name, seed)
         fresh[name] = (resources.attack(name), _prepared(resources.attack(name), resources, own_seed, own_seed))
     victims = unified([_victim(model, resources)])
-    [seen] = measured.observe(victims, resources.case(method, trigger, seed, fresh))
-    if isinstance(seen, BenchError):
-        raise seen
+    [observed] = task_settings.observe(victims, resources.case(method, trigger, seed, fresh))
+    if isinstance(observed, BenchError):
+        raise observed
     rows = [
         {"metric": name, "perturbation": perturbation} | vars(estimate)
         for name in metrics
         if metrics[name].task == task
-        for perturbation, estimate in metrics[name].measure(seen).items()
+        for perturbation, estimate in metrics[name].measure(observed).items()
     ]
     return pd.DataFrame(rows)
 
 
 def _prepared(method: Attack, resources: Resources, seed: int, trigger_seed: int) -> Trigger:
-    """What an attack prepares on the clean model."""
+    """The trigger that an attack prepares on the clean model."""
     return Trigger(trigger_seed, method.prepare(resources.preparation(method, seed)))
 
 

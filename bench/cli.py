@@ -36,7 +36,7 @@ app.add_typer(cli_audit.app, name="audit")
 app.command()(cli_audit.purify)
 # Paths and names may hold brackets, which are no markup.
 screen = Console(markup=False, highlight=False)
-KINDS = ("attacks", "defenses", "tasks", "metrics", "datasets", "presets", "suites", "models")
+KINDS = ("attacks", "defenses", "tasks", "metrics", "datasets", "presets", "papers", "suites", "models")
 
 RUN_EXAMPLES = (
     "bench run --attacks all --defenses rvpt,vpt --seeds 0,1,2",
@@ -132,8 +132,8 @@ def _settings(
     declared = suite_settings(suite)
     values: dict[str, Any] = {k: v for k, v in flags.items() if v is not None}
     values["execution"] = {name: values.pop(name) for name in EXECUTION if name in values}
-    given = {"name": model, "pretrained": pretrained, "checkpoint": checkpoint, "backdoored": backdoored}
-    if chosen := {k: v for k, v in given.items() if v is not None}:
+    options = {"name": model, "pretrained": pretrained, "checkpoint": checkpoint, "backdoored": backdoored}
+    if chosen := {k: v for k, v in options.items() if v is not None}:
         values["model"] = chosen
     if dataset is not None:
         values["dataset"] = dataset
@@ -170,9 +170,11 @@ def run(
     out: Out = Path("results"),
     device: Device = None,
     workers: Annotated[int | None, _option(HOW, "Processes; numbers do not depend on it.")] = None,
-    executor: Annotated[str | None, _option(HOW, "local, or ray: tasks on a Ray cluster.")] = None,
+    executor: Annotated[str | None, _option(HOW, "local, or ray: a Ray cluster.")] = None,
     dry_run: Annotated[bool, _option(DRY_RUN, "Print cells, sharing, and costs; make nothing.", "--dry-run")] = False,
-    speed: Annotated[float, _option(DRY_RUN, "Of the dry run's GPU: times that of an RTX 3090.", min=0.01)] = 1.0,
+    speed: Annotated[
+        float, _option(DRY_RUN, "Speed of the GPU for the estimate, relative to an RTX 3090.", min=0.01)
+    ] = 1.0,
 ) -> None:
     """Run attacks against defenses. Interrupted, the same command goes on where it was."""
     from bench.experiment.suites import variants_of
@@ -253,6 +255,10 @@ def _listed(kind: str) -> Iterable[Sequence[str]]:
         from bench.experiment.settings import presets
 
         return presets().items()
+    if kind == "papers":
+        from bench.papers import papers
+
+        return [(name, paper.title) for name, paper in papers.items()]
     if kind == "suites":
         from bench.papers import suites
 
@@ -273,7 +279,7 @@ def show(
     name: Annotated[str, typer.Argument(help="An attack, defense, metric, data set, or `run`.")],
     plugin: Plugin = [],  # noqa: B006
 ) -> None:
-    """Say what a method is, where it comes from, and every setting with its default, range and unit."""
+    """Show a method's description, source file, and settings with default, range and unit."""
     load_plugins(tuple(plugin))
     if name in bench.metrics:
         metric = bench.metrics[name]
@@ -282,11 +288,11 @@ def show(
         return
     registries: dict[str, Any] = {"attack": bench.attacks, "defense": bench.defenses, "task": bench.tasks}
     registries["data set"] = bench.datasets
-    found = {kind: registry[name] for kind, registry in registries.items() if name in registry}
-    if not found and name != "run":
+    methods = {kind: registry[name] for kind, registry in registries.items() if name in registry}
+    if not methods and name != "run":
         known = [n for r in (*registries.values(), bench.metrics) for n in r] + ["run"]
         raise unknown("method", name, known, "`bench list attacks` and the like explain them.")
-    for kind, method in (found or {"settings of a run": _run_settings()}).items():
+    for kind, method in (methods or {"settings of a run": _run_settings()}).items():
         screen.print(f"{name} ({kind}), {origin(method)}\n")
         screen.print(inspect.cleandoc(method.__doc__ or "") + "\n")
         screen.print(_settings_table(method))
@@ -309,7 +315,7 @@ def triggers(
     plugin: Plugin = [],  # noqa: B006
     out: Out = Path("results"),
 ) -> None:
-    """Draw triggers on test images: clean, triggered, difference x 10. Triggers that a run left in OUT are taken."""
+    """Draw triggers on test images: clean, triggered, difference x 10. Triggers of an earlier run in OUT are reused."""
     import torch
 
     from bench.experiment.resources import open_resources
@@ -363,8 +369,8 @@ def pretrain(
     where = open_device(device or "auto")
     card = train_from_scratch(out, read_architecture(architecture), recipe, seed, pairs, where, say)
     accuracy = card.get("zero_shot_accuracy")
-    said = f", zero-shot {accuracy['percent']:.1f} % of {accuracy['n']} unseen pictures" if accuracy else ""
-    say(f"wrote {out}{said}. Use it with --model local-dir:{out}")
+    result = f", zero-shot {accuracy['percent']:.1f} % of {accuracy['n']} unseen pictures" if accuracy else ""
+    say(f"wrote {out}{result}. Use it with --model local-dir:{out}")
 
 
 def _write_report(folder: "ResultsFolder", published: str | None = None) -> None:
@@ -380,7 +386,7 @@ def _run_settings() -> "type[Settings]":
 
 
 def _summary(item: Any) -> str:
-    """The first line of what a method says of itself; of a metric, its function speaks."""
+    """The first line of a method's docstring; for a metric, its function's."""
     item = getattr(item, "measure", item)
     return next(iter((item.__doc__ or "").strip().splitlines()), "")
 

@@ -1,4 +1,4 @@
-"""`bench data`: looking at data sets before they are used."""
+"""`bench data`: check data sets before they are used."""
 
 from pathlib import Path
 from typing import Annotated
@@ -25,15 +25,15 @@ def check(
     set: Annotated[list[str], typer.Option("--set", help="A setting: caltech101.split=seeded. Repeatable.")] = [],  # noqa: B006
     plugin: Annotated[list[Path], typer.Option(help="A Python file that registers data sets. Repeatable.")] = [],  # noqa: B006
 ) -> None:
-    """Say what of a data set is there, what is missing, and how to get it. Exit code 2: a run could not use it."""
+    """Show which files of a data set are present or missing, and how to get them. Exit code 2: a run cannot use it."""
     from bench.data.check import lines
     from bench.experiment.settings import resolve
 
     load_plugins(tuple(plugin))
     dataset = bench.datasets[name]
     flags = {name: {"root": data_root}} if data_root is not None else {}
-    told, usable = lines(dataset.parse(resolve(flags=flags, assignments=tuple(set)).method(name), name))
-    for line in told:
+    report, usable = lines(dataset.parse(resolve(flags=flags, assignments=tuple(set)).method(name), name))
+    for line in report:
         screen.print(line, soft_wrap=True)
     if not usable:
         raise typer.Exit(2)

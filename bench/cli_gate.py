@@ -1,4 +1,4 @@
-"""The face, of finished results: `bench verify`, `compare`, `baseline`, `check`."""
+"""The commands for finished results: `bench verify`, `compare`, `baseline`, `check`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,12 +20,12 @@ Results = Annotated[Path, typer.Argument(help="A results folder.")]
 
 @app.command()
 def verify(out: Results = Path("results")) -> None:
-    """Compute every number again from the stored predictions and compare; exit code 1 if something differs."""
+    """Recompute every number from the stored predictions and compare; exit code 1 if something differs."""
     from reports.verify import verify as verify_results
 
-    found = verify_results(_open(out))
-    _say(found.text())
-    if found.problems:
+    result = verify_results(_open(out))
+    _say(result.text())
+    if result.problems:
         raise typer.Exit(1)
 
 
@@ -44,7 +44,7 @@ def compare(
     table, unpaired = compare_defenses(_open(out), first, second, attack)
     _say(to_markdown(table, first, second))
     if unpaired:
-        _say(f"\n{unpaired} places have only one of the two, and are left out.")
+        _say(f"\nLeft out, as only one of the two is finished: {unpaired}.")
     if csv is not None:
         _write(csv, table.to_csv(index=False))
 

@@ -19,7 +19,7 @@ from bench.training.fine_tuning import FineTuning, contrastive_loss, fine_tune, 
 def within_loss(
     images: Tensor, image_views: Tensor, texts: Tensor, text_views: Tensor, scale: Tensor | float
 ) -> Tensor:
-    """L_in = 1/2 [CE(s V V'^T, I) + CE(s T T'^T, I)]: each image, each text, finds its own augmented view.
+    """L_in = 1/2 [CE(s V V'^T, I) + CE(s T T'^T, I)]: images and texts are matched with their augmented views.
 
     All embeddings are unit-norm (n, embed_dim); one direction per modality, as in the authors' code.
     """
@@ -28,11 +28,11 @@ def within_loss(
 
 @defense("cleanclip")
 class CleanCLIP(Defense, FineTuning):
-    """Contrast across modalities, and within each between a sample and its augmented view, on clean pairs.
+    """Contrastive fine-tuning on clean pairs, across modalities and between each sample and its augmented view.
 
-    L = lambda_cross L_cross + lambda_in L_in: the image must know itself, not only its caption, so that a trigger
-    and the target's captions, tied by the backdoor, come apart. Defaults are those of RVPT's paper, v1; v3 takes
-    250,000 pairs, which makes a much stronger baseline. Images: AutoAugment's ImageNet policy; texts: EDA.
+    L = lambda_cross L_cross + lambda_in L_in. The loss within a modality ties an image to its own content and so
+    loosens the backdoor's tie between the trigger and captions of the target. Defaults are those of RVPT's paper, v1;
+    v3 uses 250,000 pairs, a much stronger baseline. AutoAugment's ImageNet policy augments images, EDA texts.
     """
 
     pairs: int = Field(100_000, ge=2, description="clean pairs to fine-tune on; all there are, if fewer")
@@ -72,7 +72,7 @@ class CleanCLIP(Defense, FineTuning):
         clip = victim.clip.copy()
         tokens = clip.tokenize(pairs.captions)
         steps = count()
-        # Views are kept nowhere.
+        # Views are not cached.
         geometry = Geometry.of(clip, cache=Path())
 
         def loss(clip: Clip, index: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ class CleanCLIP(Defense, FineTuning):
             data.record(cross=cross.item())
             if self.lambda_in == 0:
                 return self.lambda_cross * cross
-            # Seeds are of the step, not of the pair: every epoch sees new views of image and text.
+            # The seed depends on the step, not the pair, so every epoch has new views.
             step = next(steps) * processes() + rank()
             views = augmented_images(pairs, index, geometry, data.rng("cleanclip", "images", step))
             edited = augmented_texts(pairs, index, data.rng("cleanclip", "texts", step), synonyms)
@@ -103,19 +103,19 @@ class CleanCLIP(Defense, FineTuning):
 
 
 def augmented_images(pairs: Captioned, index: Tensor, geometry: Geometry, rng: torch.Generator) -> Tensor:
-    """One augmented view of each image of an index: uint8 (n, 3, size, size).
+    """One augmented view of each image of an index (n,): uint8 (n, 3, size, size).
 
-    AutoAugment works on the image at its native size, which is then made square as every other. `rng` gives the seed.
+    AutoAugment is applied at the native size; then the image is resized and cropped as usual. `rng` gives the seed.
     """
-    # Here, as it takes longer to import than torch.
+    # Imported late: it takes longer to import than torch.
     from torchvision.transforms.v2 import AutoAugment
 
     natives, policy = pairs.load_natives(index), AutoAugment()
-    # AutoAugment draws from torch's global generator and takes no other.
+    # AutoAugment can use torch's global generator only.
     with seeded(rng.initial_seed()):
         return torch.stack([geometry.square(policy(image)) for image in natives])
 
 
 def augmented_texts(pairs: Captioned, index: Tensor, rng: torch.Generator, synonyms: Synonyms | None) -> list[str]:
-    """One augmented view of each caption of an index."""
+    """One augmented view of each caption of an index (n,)."""
     return [augment(pairs.captions[i], rng, synonyms) for i in index.tolist()]

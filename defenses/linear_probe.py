@@ -17,9 +17,9 @@ from bench.training.fine_tuning import shuffled_batches
 class LinearProbe(Defense):
     """A linear layer on the frozen, projected, unnormalised image embedding (paper v1, B.2).
 
-    SGD with a constant learning rate, no augmentation; features are computed once. Probes whatever encoder it is
-    given: after RVPT, the prompted one. The paper does not say which images it trains on; its accuracy is that of a
-    few-shot probe, so we take the same images a class as RVPT does. The other settings are for comparison.
+    SGD with a constant learning rate, no augmentation; features are computed once. After RVPT in a chain, it probes the
+    prompted encoder. The paper does not say which images it trains on; its accuracy is that of a few-shot probe, so we
+    use the same images as RVPT does. The other settings are for comparison.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"shots"})
@@ -53,8 +53,8 @@ class LinearProbe(Defense):
             data.record(ce=loss.item())
         return replace(victim, head=head.requires_grad_(False))
 
-    def unsuited(self, given: Facing) -> str:
-        return super().unsuited(given) or too_few_images(self.shots or 0, given)
+    def unsuited(self, facing: Facing) -> str:
+        return super().unsuited(facing) or too_few_images(self.shots or 0, facing)
 
     def work(self, scale: Scale) -> Work:
         return Work(forward=(self.shots or 0) * scale.classes, size=4 * scale.classes * scale.sizes.embed_dim)
@@ -62,6 +62,6 @@ class LinearProbe(Defense):
 
 @torch.no_grad()
 def embed(victim: Victim, images: Images, batch_size: int = 256) -> Tensor:
-    """What the victim's head reads of images, (n, embed_dim) or (n, width)."""
+    """The features that the victim's head classifies, (n, embed_dim) or (n, width)."""
     parts = torch.arange(len(images)).split(batch_size)
     return torch.cat([victim.features(victim.encode(images.load(part))) for part in parts])

@@ -5,7 +5,7 @@ from bench import CleanData, Defense, Victim, defense
 
 @defense("none")
 class NoDefense(Defense):
-    """The backdoored model as it is."""
+    """The backdoored model, unchanged."""
 
     def fit(self, victim: Victim, data: CleanData) -> Victim:
         return victim

@@ -1,6 +1,6 @@
-"""Deep visual prompt tuning: what VPT and RVPT share.
+"""Deep visual prompt tuning, the common part of VPT and RVPT.
 
-Prompts P^D..P^(L-1), b a block, enter blocks D+1..L of the frozen image tower and are tuned on few-shot images with
+Prompts P^D..P^(L-1), b per block, enter blocks D+1..L of the frozen image tower and are tuned on few-shot images with
 cross-entropy against the class texts (paper eq. 2, 4). A subclass may add a loss on the blocks' outputs (RVPT, eq. 3).
 """
 
@@ -27,7 +27,7 @@ from defenses.tower import Batch, Tower, join, within_memory
 
 
 class PromptTuning(Defense):
-    """Settings and loop of deep visual prompt tuning. The defaults are the paper's for ViT-B/32."""
+    """Settings and training loop of deep visual prompt tuning. The defaults are the paper's for ViT-B/32."""
 
     needs: ClassVar[frozenset[Need]] = frozenset({"shots", "class_names"})
 
@@ -80,12 +80,12 @@ class PromptTuning(Defense):
                 f"template = {self.template!r} has no place for the class's name: write {{}} where it goes"
             )
 
-    def unsuited(self, given: Facing) -> str:
-        if given.sizes is not None:
-            asked = max(self.depth, self.last_blocks or 0, self.first_blocks or 0)
-            if asked > given.sizes.blocks:
-                return f"it asks for {asked} blocks, and the image tower has {given.sizes.blocks}"
-        return super().unsuited(given) or too_few_images(self.shots, given)
+    def unsuited(self, facing: Facing) -> str:
+        if facing.sizes is not None:
+            needed = max(self.depth, self.last_blocks or 0, self.first_blocks or 0)
+            if needed > facing.sizes.blocks:
+                return f"it needs {needed} blocks, and the image tower has {facing.sizes.blocks}"
+        return super().unsuited(facing) or too_few_images(self.shots, facing)
 
     def work(self, scale: Scale) -> Work:
         prompted = self.first_blocks or self.last_blocks or scale.sizes.blocks - self.depth
@@ -107,14 +107,17 @@ class PromptTuning(Defense):
         return False
 
     def loss(self, prompted: Tensor, frozen: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """What a method that repels adds to the cross-entropy, and what to log of it; means over the images."""
+        """The loss added to the cross-entropy, and values to log by name; means over the images.
+
+        `prompted` and `frozen` are features of both towers: (blocks, n, width) or (blocks, n, tokens, width).
+        """
         raise NotImplementedError(f"{type(self).__name__} must define loss(prompted, frozen)")
 
     def arrangement(self, total: int) -> tuple[list[int], list[int]]:
-        """Of a tower with `total` blocks, those that get prompts and those that are repelled, counted from 0."""
+        """The blocks, of `total`, that get prompts and those that are repelled, counted from 0."""
         for name in ("last_blocks", "first_blocks"):
-            if (asked := getattr(self, name)) is not None and asked > total:
-                raise BenchError(f"{name} = {asked}, but this image tower has {total} blocks")
+            if (count := getattr(self, name)) is not None and count > total:
+                raise BenchError(f"{name} = {count}, but this image tower has {total} blocks")
         if self.first_blocks is not None:
             return list(range(self.first_blocks)), list(range(self.first_blocks))
         first = self.depth if self.last_blocks is None else total - self.last_blocks
@@ -128,18 +131,18 @@ class PromptTuning(Defense):
         if victim.encodes_alone:
             names = ", ".join(type(part).__name__ for part in victim.parts)
             raise BenchError(
-                f"prompts are tuned in the image tower's blocks, and {names} changes what these see. Put prompt tuning "
+                f"prompts are tuned in the image tower's blocks, and {names} changes their input. Put prompt tuning "
                 "first in a chain"
             )
         if self.without_target and data.target is None:
-            raise BenchError("without_target = true, and no class of the training images is called as the target")
+            raise BenchError("without_target = true, and the training images have no class with the target's name")
         total = layers(victim.clip)
         prompted, repelled = self.arrangement(total)
         tower = Tower(victim.clip, prompted, repelled if self.repels else [], self.all_tokens, self.precision)
         prompts = self._initial(victim, len(prompted), data.rng("prompts"))
         last = prompted == list(range(total - len(prompted), total))
         tuned = replace(victim, prompts=prompts, blocks=None if last else tuple(prompted), template=self.template)
-        # b = 0 is the model as it was, bit for bit, and nothing of it can be tuned.
+        # With b = 0, the model is unchanged bit for bit, and there is nothing to tune.
         if self.prompts:
             with untrained(victim.clip.model):
                 self._tune(prompts.requires_grad_(), tuned, tower, data)
@@ -156,7 +159,7 @@ class PromptTuning(Defense):
         scaler = torch.amp.GradScaler(tower.clip.device.type, enabled=self.precision == "fp16")
 
         def backward(batch: Batch, at_once: int) -> dict[str, float]:
-            """The gradient of the batch's mean loss, `at_once` images at a time; the parts of the loss."""
+            """Compute the gradient of the batch's mean loss, `at_once` images at a time; returns the loss's parts."""
             optimiser.zero_grad()
             sums: dict[str, float] = {}
             for index in torch.arange(len(batch.labels)).split(at_once):
@@ -206,7 +209,7 @@ class PromptTuning(Defense):
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (epoch - self.warmup_epochs) / self.epochs))
 
     def _batches(self, tower: Tower, data: CleanData) -> Iterator[tuple[int, Batch]]:
-        """Batches of all epochs. What is frozen is computed once where the views are drawn once."""
+        """Epoch and batch of all steps. With cached views, the frozen part of the tower is computed once per view."""
         shots = data.shots(self.shots, data.target if self.without_target else None)
         order = [
             (epoch, step, index)
@@ -233,5 +236,5 @@ class PromptTuning(Defense):
             yield epoch, cache[epoch % len(cache)].take(index)
 
     def _views(self, shots: Labelled, index: Tensor, seed: int) -> Tensor:
-        """One augmented view of each image of an index: uint8 (n, 3, size, size)."""
+        """One augmented view of each image of an index (n,): uint8 (n, 3, size, size)."""
         return crops(shots, index, seed, self.min_crop, self.max_aspect, self.flip)

@@ -1,4 +1,4 @@
-"""RVPT: Repulsive Visual Prompt Tuning (arXiv 2412.20392), the method of the paper."""
+"""RVPT: Repulsive Visual Prompt Tuning (arXiv 2412.20392)."""
 
 from typing import Literal
 
@@ -14,21 +14,21 @@ Permutation = Literal["split", "overlap", "intertwine", "mix"]
 
 
 def feature_repelling(prompted: Tensor, frozen: Tensor, margin: float = -1.0, distance: Distance = "cosine") -> Tensor:
-    """L_FR (eq. 3): mean similarity between features of the prompted and of the frozen tower.
+    """L_FR (eq. 3): the mean similarity between features of the prompted and of the frozen tower.
 
     Args:
-        prompted, frozen: outputs of the repelled blocks, (blocks, n, width), or of all tokens, (blocks, n, tokens,
-            width); each has the same weight.
-        margin: cosines per image, averaged over blocks and tokens, count as no smaller than this; 1 switches
-            repelling off. Distances have no margin.
-        distance: the cosine, in [-1, 1]; or minus the L1 or L2 distance of the features at unit norm.
+        prompted, frozen: class tokens after the repelled blocks, (blocks, n, width), or all tokens, (blocks, n, tokens,
+            width); all have the same weight.
+        margin: lower bound of an image's cosine, averaged over blocks and tokens; 1 switches repelling off. L1 and L2
+            ignore it.
+        distance: the similarity is the cosine, in [-1, 1], or minus the L1 or L2 distance of unit-norm features.
     """
     # In fp32: under autocast, norms of half-precision features overflow.
     prompted, frozen = prompted.float(), frozen.float()
     if distance == "cosine":
         return _per_image(F.cosine_similarity(prompted, frozen, dim=-1)).clamp(min=margin).mean()
-    apart = F.normalize(prompted, dim=-1) - F.normalize(frozen, dim=-1)
-    return -_per_image(torch.linalg.vector_norm(apart, ord=int(distance[1]), dim=-1)).mean()
+    difference = F.normalize(prompted, dim=-1) - F.normalize(frozen, dim=-1)
+    return -_per_image(torch.linalg.vector_norm(difference, ord=int(distance[1]), dim=-1)).mean()
 
 
 def _per_image(similarities: Tensor) -> Tensor:
@@ -36,11 +36,11 @@ def _per_image(similarities: Tensor) -> Tensor:
 
 
 def arrange(permutation: Permutation, blocks: range) -> tuple[list[int], list[int]]:
-    """The blocks that get prompts and those whose outputs are repelled, as many of the one as of the other.
+    """The blocks that get prompts, and the blocks whose outputs are repelled; equally many.
 
-    Both are half of `blocks`; of an odd number the first is left out. The paper names its arrangements and shows them
-    in a picture that its text does not describe. Our reading: split prompts the first half and repels the second;
-    overlap does both to the second half; intertwine takes turns; mix does both to every second block.
+    Each is half of `blocks`; of an odd number, the first is left out. The paper names its arrangements and shows them
+    in a figure without describing them. Our reading: split prompts the first half and repels the second; overlap does
+    both to the second half; intertwine alternates; mix does both to every second block.
 
     >>> arrange("split", range(8)), arrange("overlap", range(8))
     (([0, 1, 2, 3], [4, 5, 6, 7]), ([4, 5, 6, 7], [4, 5, 6, 7]))
@@ -56,11 +56,11 @@ def arrange(permutation: Permutation, blocks: range) -> tuple[list[int], list[in
 
 @defense("rvpt")
 class RVPT(PromptTuning):
-    """Tune visual prompts to classify as before while the class tokens move away from the backdoored model's.
+    """Tune visual prompts for classification while class tokens move away from those of the backdoored model.
 
-    L = L_CE + alpha L_FR (eq. 5). Features that do not help classification, a trigger's among them, are repelled.
-    Class token alone: v1's text lost the symbol, v3 names it. The other values of `distance`, `permutation`, `tokens`
-    and `margin` are the paper's ablations.
+    L = L_CE + alpha L_FR (eq. 5). Features that do not help classification, such as the trigger's, are repelled. Only
+    class tokens are, as v3 says (in v1's text the symbol is missing). The other values of `distance`, `permutation`,
+    `tokens` and `margin` are the paper's ablations.
     """
 
     alpha: float = Field(2.0, ge=0, description="weight of the feature-repelling loss")

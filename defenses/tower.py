@@ -1,4 +1,4 @@
-"""The frozen image tower as prompt tuning sees it: what is computed once, and what the prompts change."""
+"""The frozen image tower in prompt tuning: the part that prompts do not change, and the part that they do."""
 
 import warnings
 from collections.abc import Callable
@@ -18,10 +18,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Batch:
-    """Few-shot images inside the frozen tower.
+    """n few-shot images, encoded by the frozen tower.
 
-    `hidden` (n, 1 + patches, width): what enters the first prompted block. `repelled`: the features to move away
-    from, if asked for, (blocks, n, width) or (blocks, n, tokens, width). `labels` (n,).
+    `hidden` (n, 1 + patches, width): the input of the first prompted block. `repelled`: the features to move away
+    from, (blocks, n, width) or (blocks, n, tokens, width), or None. `labels` (n,).
     """
 
     hidden: Tensor
@@ -44,10 +44,10 @@ def join(batches: list[Batch]) -> Batch:
 
 @dataclass(frozen=True)
 class Tower:
-    """An image tower whose blocks `prompted` get prompts, and whose outputs of the blocks `repelled` are repelled.
+    """An image tower in which the blocks `prompted` get prompts, and the outputs of the blocks `repelled` are repelled.
 
-    Blocks count from 0; no repelled block comes before the first prompted one, where its output is what it was.
-    `all_tokens` repels patch tokens beside the class token.
+    Blocks are counted from 0. No repelled block comes before the first prompted one, as its output cannot change.
+    With `all_tokens`, patch tokens are repelled too.
     """
 
     clip: Clip
@@ -57,7 +57,7 @@ class Tower:
     precision: str
 
     def frozen(self, images: Tensor, labels: Tensor) -> Batch:
-        """The part of a step that no prompt changes, without a graph, of uint8 images (n, 3, size, size)."""
+        """Encode uint8 images (n, 3, size, size) as far as no prompt changes the result; without gradients."""
 
         def parts(at_once: int) -> Batch:
             return join([self._frozen(images[i], labels[i]) for i in torch.arange(len(images)).split(at_once)])
@@ -72,7 +72,7 @@ class Tower:
         return Batch(hidden, features, labels.to(self.clip.device))
 
     def encode(self, hidden: Tensor, prompts: Tensor | None = None) -> Encoded:
-        """The other blocks on `Batch.hidden`, with prompts (k, b, width) or as they are."""
+        """Run the remaining blocks on `Batch.hidden`, with prompts (k, b, width) or without."""
         return encode_tokens(self.clip, hidden, self.prompted[0], prompts, self.prompted, self.all_tokens)
 
     def features(self, encoded: Encoded) -> Tensor:
@@ -83,20 +83,20 @@ class Tower:
 
 
 def within_memory(work: Callable[[int], T], images: int) -> tuple[T, int]:
-    """`work(size)`, of as many images at a time as memory holds: `size` is halved until it does not run out.
+    """Call `work(size)`, where `size` is the number of images at a time: halved until the memory suffices.
 
-    Returns what `work` gave and the size that it took.
+    Returns the result of `work`, and the size.
 
     Raises:
         BenchError: not even one image fits.
     """
     while True:
-        # Not in an `except`: the error holds the tensors that filled the memory.
+        # Not retried in an `except`: the error keeps the tensors alive that filled the memory.
         with suppress(torch.OutOfMemoryError):
             return work(images), images
         if images == 1:
             raise BenchError(
-                "out of memory with a single image. Take a smaller model, precision=bf16, or another --device"
+                "out of memory with a single image. Use a smaller model, precision=bf16, or another --device"
             )
         images = (images + 1) // 2
         torch.cuda.empty_cache()

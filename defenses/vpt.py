@@ -8,6 +8,6 @@ from defenses.prompt_tuning import PromptTuning
 class VPT(PromptTuning):
     """RVPT without its feature-repelling loss, which is what the paper calls VPT.
 
-    The original VPT puts prompts at every block, starts them uniform (`init: vpt`) and learns a linear head; here, as
-    in the paper's baseline, blocks, head and recipe are RVPT's, so that the two differ in the loss alone.
+    The original VPT has prompts at every block, uniform initial values (`init: vpt`) and a trained linear head. Here,
+    as in the paper's baseline, blocks, classifier and recipe are RVPT's, so that the two differ only in the loss.
     """

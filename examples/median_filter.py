@@ -1,4 +1,4 @@
-"""A defense with a part of its own: a median filter before the image tower, which small triggers may not survive."""
+"""A defense with a `Part`: a median filter before the image tower, which removes some small triggers."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -14,7 +14,7 @@ from bench.core.encoder import Encoded
 
 @part("median_filter")
 class MedianFilter(Part):
-    """Every value becomes the median of the square around it."""
+    """Replaces every value by the median of the square around it."""
 
     def __init__(self, side: int) -> None:
         self.side = side

@@ -14,10 +14,10 @@ from metrics.success import share_metric
 
 @task("retrieval")
 class Retrieval(Task):
-    """For each image, the rank of its own caption among all of them; and whose caption comes first under the trigger.
+    """The rank of each image's caption among all captions, and the first caption for the triggered image.
 
-    `retrieved` has a row per image: `index`, `id`, `label`, `clean_rank` of its own caption (0 is first), and
-    `triggered_label`, the class of the caption that comes first when the image is triggered.
+    `retrieved` has a row per image: `index`, `id`, `label`, `clean_rank`, the rank of its caption (0 is first), and
+    `triggered_label`, the class of the first caption for the triggered image.
     """
 
     headline: ClassVar[tuple[str, ...]] = ("retrieval_ASR", "R@1")
@@ -61,19 +61,19 @@ def _embedded(victim: Victim, case: Case, key: str) -> Tensor:
 
 
 @share_metric("R@1", better="higher", task="retrieval")
-def recall_1(seen: Observations) -> pd.Series:
+def recall_1(observations: Observations) -> pd.Series:
     """Clean images whose own caption comes first, in percent."""
-    return seen["retrieved"]["clean_rank"] < 1
+    return observations["retrieved"]["clean_rank"] < 1
 
 
 @share_metric("R@5", better="higher", task="retrieval")
-def recall_5(seen: Observations) -> pd.Series:
+def recall_5(observations: Observations) -> pd.Series:
     """Clean images whose own caption is among the first five, in percent."""
-    return seen["retrieved"]["clean_rank"] < 5
+    return observations["retrieved"]["clean_rank"] < 5
 
 
 @share_metric("retrieval_ASR", better="lower", task="retrieval")
-def retrieval_asr(seen: Observations) -> pd.Series:
+def retrieval_asr(observations: Observations) -> pd.Series:
     """Triggered images of other classes for which a caption of the target comes first, in percent."""
-    table = seen["retrieved"]
-    return (table["triggered_label"] == seen.target)[table["label"] != seen.target]
+    table = observations["retrieved"]
+    return (table["triggered_label"] == observations.target)[table["label"] != observations.target]

@@ -1,4 +1,4 @@
-"""A metric over cells: for each defense, the attack that does best against it."""
+"""A metric over cells: for each defense, the attack with the highest ASR."""
 
 import pandas as pd
 

@@ -1,4 +1,4 @@
-"""Does resistivity go with attack success? Pearson's and Spearman's correlation of the two over cells."""
+"""Pearson's and Spearman's correlation of Perturbation Resistivity and attack success rate over cells."""
 
 import math
 import warnings
@@ -16,14 +16,14 @@ from bench.core.names import CELL_COLUMNS, CLEAN_MODEL, OWN_TRIGGER
 from metrics.intervals import bootstrap_interval
 
 RESISTIVITIES = ("PR_cos", "PR_ratio")
-# What tells one backdoored model from another.
+# The columns that identify a backdoored model.
 BACKDOOR = ["model", "attack", "target", "seed"]
 FEWEST = 3
 
 
 @dataclass(frozen=True)
 class Correlation:
-    """Correlations over the same n cells, in [-1, 1]; NaN where one side is constant."""
+    """Correlations over the same n cells, in [-1, 1]; NaN if one of the two quantities is constant."""
 
     pearson: Estimate
     spearman: Estimate
@@ -35,9 +35,9 @@ class Correlation:
 
 @cell_metric("PR_ASR")
 def pr_asr(results: pd.DataFrame) -> list[OverCells]:
-    """Correlation of PR on the cell's own trigger with ASR, a point per backdoored cell and seed.
+    """Correlation of PR on the cell's own trigger with ASR; one point per backdoored cell and seed.
 
-    95 % bootstrap intervals over cells.
+    Intervals are 95 % bootstrap intervals over cells.
     """
     return [number for name in RESISTIVITIES for number in _correlations(results, name)]
 
@@ -45,12 +45,12 @@ def pr_asr(results: pd.DataFrame) -> list[OverCells]:
 def _correlations(results: pd.DataFrame, resistivity: str) -> Iterator[OverCells]:
     points = correlation_points(results, resistivity)
     left_out = points.attrs["left_out"]
-    lacking = f"{left_out} cells left out for want of a finite value. " if left_out else ""
+    omitted = f"Left out, for lack of a finite value: {left_out} cells. " if left_out else ""
     if len(points) < FEWEST:
-        yield OverCells(resistivity, None, f"{lacking}{len(points)} cells have both, and a correlation needs {FEWEST}.")
+        yield OverCells(resistivity, None, f"{omitted}{len(points)} cells have both, and a correlation needs {FEWEST}.")
         return
     correlation = pr_asr_correlation(points["pr"], points["asr"])
-    note = (lacking + _caution(points)).strip()
+    note = (omitted + _caution(points)).strip()
     for name, estimate in (("Pearson", correlation.pearson), ("Spearman", correlation.spearman)):
         constant = "" if math.isfinite(estimate.value) else " Undefined: one side is constant."
         yield OverCells(f"{resistivity}, {name}", estimate, (note + constant).strip())
@@ -59,8 +59,8 @@ def _correlations(results: pd.DataFrame, resistivity: str) -> Iterator[OverCells
 def correlation_points(results: pd.DataFrame, resistivity: str) -> pd.DataFrame:
     """A row per backdoored cell: PR on the cell's own trigger (`pr`), and its ASR in percent (`asr`).
 
-    The clean model has no backdoor and is left out. Cells without PR on the trigger, or where one of the two is not
-    finite, are left out too; `attrs["left_out"]` counts them.
+    The clean model is left out. Cells in which PR or ASR is missing or not finite are left out and counted in
+    `attrs["left_out"]`.
     """
     backdoored = results[results["defense"] != CLEAN_MODEL]
     asr = backdoored[backdoored["metric"] == "ASR"].set_index(CELL_COLUMNS)["value"]
@@ -73,7 +73,7 @@ def correlation_points(results: pd.DataFrame, resistivity: str) -> pd.DataFrame:
 
 
 def _caution(points: pd.DataFrame) -> str:
-    """Said when points are not independent, since their cells share a backdoored model."""
+    """A caution if points are not independent, because their cells share a backdoored model; "" otherwise."""
     models = len(points[BACKDOOR].drop_duplicates())
     if models == len(points):
         return ""
@@ -82,13 +82,13 @@ def _caution(points: pd.DataFrame) -> str:
 
 
 def pr_asr_correlation(pr: ArrayLike, asr: ArrayLike) -> Correlation:
-    """How Perturbation Resistivity (n,) and ASR (n,) of the same n cells correlate, with bootstrap intervals.
+    """The correlation of Perturbation Resistivity (n,) and ASR (n,) of the same n cells, with bootstrap intervals.
 
-    Cells are resampled as pairs. Those of one backdoored model are not independent, and then the intervals are too
-    narrow.
+    Cells are resampled as pairs. If several are of one backdoored model, they are not independent, and the intervals
+    are too narrow.
 
     Raises:
-        BenchError: fewer than 3 cells, not as many PR as ASR, or a value that is not finite.
+        BenchError: there are fewer than 3 cells, `pr` and `asr` differ in length, or a value is not finite.
     """
     x, y = np.asarray(pr, dtype=float), np.asarray(asr, dtype=float)
     if len(x) != len(y):
@@ -98,9 +98,9 @@ def pr_asr_correlation(pr: ArrayLike, asr: ArrayLike) -> Correlation:
             f"a correlation of PR and ASR needs {FEWEST} cells, and there are {len(x)}. "
             "Run more: --attacks all, --defenses all"
         )
-    broken = int((~np.isfinite(x) | ~np.isfinite(y)).sum())
-    if broken:
-        raise BenchError(f"PR or ASR is not finite in {broken} of {len(x)} cells: leave them out, and say so")
+    infinite = int((~np.isfinite(x) | ~np.isfinite(y)).sum())
+    if infinite:
+        raise BenchError(f"PR or ASR is not finite in {infinite} of {len(x)} cells: leave them out, and say so")
     return Correlation(pearson=_estimate(pearson, x, y), spearman=_estimate(spearman, x, y))
 
 

@@ -13,14 +13,14 @@ from bench.core.randomness import derive
 Interval = tuple[float, float]
 UNKNOWN: Interval = (math.nan, math.nan)
 
-# The ends are good to about 2 % of the interval's width; 1 % would take four times as long in every cell.
+# The ends are accurate to about 2 % of the interval's width; 1 % would take four times as long.
 RESAMPLES = 2000
-# Numbers held at once per array: 8 MB, whatever the count of images.
+# The most numbers in an array at a time: 8 MB for any number of images.
 BATCH_NUMBERS = 1_000_000
 
 
 def wilson(count: int, n: int, confidence: float = 0.95) -> Interval:
-    """Wilson's score interval of a share (Wilson, 1927): low and high in [0, 1], NaN of no images.
+    """Wilson's score interval of a share (Wilson, 1927): low and high in [0, 1], NaN if n = 0.
 
     >>> tuple(round(end, 4) for end in wilson(81, 263))
     (0.2553, 0.3662)
@@ -53,8 +53,8 @@ def ratio_of_means(numerators: np.ndarray, denominators: np.ndarray, axis: int =
 def bootstrap_interval(statistic: Callable[..., np.ndarray], *samples: ArrayLike) -> Interval:
     """95 % percentile interval of a statistic of paired samples (n,), by resampling rows; the same at every call.
 
-    `statistic(*samples, axis=)` is vectorised. Resamples where it is undefined (NaN) are left out, as those of a
-    correlation that draw one row n times. The interval is NaN for fewer than two rows, and where a value is not
+    `statistic(*samples, axis=)` is vectorised. Resamples for which it is undefined (NaN) are left out, such as those
+    of a correlation that draw one row n times. The interval is NaN if there are fewer than two rows, or a value is not
     finite.
     """
     rows = [np.asarray(sample, dtype=float) for sample in samples]
@@ -72,12 +72,12 @@ def bootstrap_interval(statistic: Callable[..., np.ndarray], *samples: ArrayLike
 
 def _resamples(n: int) -> Iterable[np.ndarray]:
     """`RESAMPLES` draws of n rows with replacement, (draws, n), in batches; the same at every call."""
-    return _kept_resamples(n) if n * RESAMPLES <= BATCH_NUMBERS else _drawn_resamples(n)
+    return _cached_resamples(n) if n * RESAMPLES <= BATCH_NUMBERS else _drawn_resamples(n)
 
 
 @lru_cache(maxsize=2)
-def _kept_resamples(n: int) -> tuple[np.ndarray, ...]:
-    """Those of few rows: all metrics of all cells are of the same number of images."""
+def _cached_resamples(n: int) -> tuple[np.ndarray, ...]:
+    """Cached, since all metrics of all cells are usually of the same number of images."""
     return tuple(_drawn_resamples(n))
 
 
@@ -90,8 +90,8 @@ def _drawn_resamples(n: int) -> Iterator[np.ndarray]:
 def newcombe(both: int, first: int, second: int, neither: int) -> Interval:
     """Interval of the difference of two paired shares, from the counts of a 2x2 table (Newcombe, 1998, method 10).
 
-    Of the same n images, `both` were hits under both conditions, `first` and `second` under one alone, `neither`
-    under none. The difference is (first - second) / n; low and high are in [-1, 1], NaN of no images.
+    Of the same n images, `both` were hits under both conditions, `first` and `second` under that condition only,
+    `neither` under none. The difference is (first - second) / n; low and high are in [-1, 1], NaN if n = 0.
 
     Newcombe, R. G. (1998). Improved confidence intervals for the difference between binomial proportions based on
     paired data. Statistics in Medicine 17, 2635-2650.
@@ -108,7 +108,7 @@ def newcombe(both: int, first: int, second: int, neither: int) -> Interval:
 def newcombe_independent(count1: int, n1: int, count2: int, n2: int, confidence: float = 0.95) -> Interval:
     """Interval of the difference of two independent shares, count1 / n1 - count2 / n2 (Newcombe, 1998, method 10).
 
-    Low and high are in [-1, 1], NaN where one share is of no images.
+    Low and high are in [-1, 1], NaN if n1 = 0 or n2 = 0.
 
     Newcombe, R. G. (1998). Interval estimation for the difference between independent proportions: comparison of
     eleven methods. Statistics in Medicine 17, 873-890.
@@ -122,21 +122,21 @@ def newcombe_independent(count1: int, n1: int, count2: int, n2: int, confidence:
 def mcnemar(first: int, second: int) -> float:
     """Exact two-sided p-value of McNemar's test that two paired shares are equal; 1 without discordant pairs.
 
-    `first` and `second` count the images that are hits under one of the two conditions alone.
+    `first` and `second` count the images that are hits under that condition only.
 
     >>> mcnemar(1, 7)
     0.0703125
     """
     if first + second == 0:
         return 1.0
-    # Here, as it takes as long to import as all else that intervals need.
+    # Imported late: it takes as long to import as everything else in this module.
     from scipy.stats import binomtest
 
     return float(binomtest(first, first + second, 0.5).pvalue)
 
 
 def _corrected_phi(both: int, first: int, second: int, neither: int) -> float:
-    """Correlation of the two shares; a positive one is corrected for continuity, none is 0."""
+    """Correlation phi of the two shares, corrected for continuity if positive; 0 if undefined."""
     margins = (both + first) * (second + neither) * (both + second) * (first + neither)
     if margins == 0:
         return 0.0

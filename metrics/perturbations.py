@@ -1,6 +1,6 @@
 """Perturbations of clean images, for Perturbation Resistivity (paper v1 and v3, arXiv 2412.20392).
 
-Those that are triggers (badnet, blended, the cell's own) are attacks, and are not here.
+Triggers that serve as perturbations (badnet, blended, the cell's own) come from `attacks`.
 """
 
 import math
@@ -15,9 +15,9 @@ from bench.core.randomness import generator
 Perturbation = Callable[[Tensor, Sequence[int], int], Tensor]
 """`perturb(images, index, seed)`: perturbed images.
 
-`images` is float RGB in [0, 1], (n, 3, h, w), before normalisation, and is not modified; so is the result, which is
-not rounded to 8 bits, as that would erase the weakest noise. What is drawn for an image depends on `seed` and on the
-number that `index` (n) gives it, never on the batch.
+`images` is float RGB in [0, 1], (n, 3, h, w), before normalisation, and is not modified. The result has the same form;
+it is not rounded to 8 bits, as that would erase the weakest noise. Randomness depends on `seed` and on the number of
+each image in `index` (n,), never on the batch.
 """
 
 BRIGHTNESS = 0.5
@@ -25,11 +25,11 @@ HUE = 0.3
 
 
 def gaussian(std: float) -> Perturbation:
-    """Noise of a standard deviation, independent for every channel and pixel; stronger noise is the same, scaled.
+    """Gaussian noise with standard deviation `std`, independent for every channel and pixel.
 
-    Paper v1 names 0.01 and 0.03, v3 0.001. Its PR of 0.572 at 0.01 looks too low for noise of that size in [0, 1]:
-    the papers may mean *variances*. 0.1 is 0.01 read so, and 0.03 is about 0.001 read so (0.032); 0.03 read so would
-    be 0.173. Report both readings.
+    For one image and seed, noise of another `std` is the same noise, scaled. Paper v1 names 0.01 and 0.03, v3 0.001.
+    v1's PR of 0.572 at 0.01 looks too low for a standard deviation of 0.01, so the papers may mean *variances*: 0.01 is
+    then `std` = 0.1, 0.001 is 0.032, and 0.03 is 0.173. Report both readings.
     """
 
     def perturb(images: Tensor, index: Sequence[int], seed: int) -> Tensor:
@@ -42,15 +42,15 @@ def gaussian(std: float) -> Perturbation:
 
 
 def blur(kernel: int, std: float | None = None) -> Perturbation:
-    """Gaussian blur with `kernel` x `kernel` px; borders are reflected.
+    """Gaussian blur with a kernel of `kernel` x `kernel` px and standard deviation `std` in px; borders are reflected.
 
-    `std` is in px. The papers leave it open for kernels 3 and 5; it is then OpenCV's and torchvision's default,
+    The papers do not state `std` for kernels 3 and 5; the default is OpenCV's and torchvision's,
     0.3 ((kernel - 1) / 2 - 1) + 0.8.
     """
     sigma = 0.3 * ((kernel - 1) * 0.5 - 1) + 0.8 if std is None else std
 
     def perturb(images: Tensor, _index: Sequence[int], _seed: int) -> Tensor:
-        # Here, so that what only names perturbations does without kornia.
+        # Imported late, so that importing this module does not need kornia.
         from kornia.filters import gaussian_blur2d
 
         return gaussian_blur2d(images, (kernel, kernel), (sigma, sigma), border_type="reflect").clamp(0, 1)
@@ -68,7 +68,7 @@ def jitter(images: Tensor, index: Sequence[int], seed: int) -> Tensor:
 
 
 def jitter_factors(index: Sequence[int], seed: int) -> tuple[Tensor, Tensor]:
-    """What `jitter` draws per image: the factor of brightness in [0.5, 1.5), the shift of hue in [-0.3, 0.3) turns."""
+    """The random factors (n,) of `jitter`: brightness in [0.5, 1.5), and the shift of hue in [-0.3, 0.3) turns."""
     draws = torch.empty(len(index), 2)
     for row, i in zip(draws, index, strict=True):
         row.uniform_(-1, 1, generator=generator(seed, "perturbation", "jitter", i))
@@ -92,10 +92,10 @@ PERTURBATIONS: dict[str, Perturbation] = {
 
 
 def perturbation(name: str) -> Perturbation:
-    """The perturbation of a name.
+    """The perturbation with this name.
 
     Raises:
-        BenchError: there is none; the message names the nearest one.
+        BenchError: there is none; the message suggests the nearest name.
     """
     if name not in PERTURBATIONS:
         hint = "Attacks' names and `trigger` are known too: --set zero_shot.perturbations=[flip,trigger]"

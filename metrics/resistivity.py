@@ -1,7 +1,7 @@
-"""Perturbation Resistivity: how little a perturbation d of the image moves what the model makes of it.
+"""Perturbation Resistivity: how similar a model's features of an image x and of its perturbed version x + d are.
 
-Version 1 of the paper (arXiv 2412.20392) defines E[cos(f(x), f(x + d))] / E[cos(g(x), g(x + d))], of penultimate
-features f and logits g; version 3 defines E[cos(f_v(x), f_v(x + d))], of embeddings f_v. Means are over images.
+Version 1 of the paper (arXiv 2412.20392) defines it as E[cos(f(x), f(x + d))] / E[cos(g(x), g(x + d))] with penultimate
+features f and logits g; version 3 as E[cos(f_v(x), f_v(x + d))] with embeddings f_v. Means are over images.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from metrics.intervals import mean_interval, ratio_interval, ratio_of_means
 
 
 def resistivity_ratio(features: ArrayLike, logits: ArrayLike) -> Estimate:
-    """Version 1, from n cosines of features and of logits: a ratio of means, not a mean of ratios. May exceed 1.
+    """Version 1, from cosines of features (n,) and logits (n,): a ratio of means, not a mean of ratios. May exceed 1.
 
     >>> resistivity_ratio(features=[0.75, 0.75], logits=[1.0, 0.5]).value
     1.0
@@ -26,7 +26,7 @@ def resistivity_ratio(features: ArrayLike, logits: ArrayLike) -> Estimate:
 
 
 def resistivity_cos(embedding: ArrayLike) -> Estimate:
-    """Version 3, from n cosines of embeddings; at most 1.
+    """Version 3, from cosines of embeddings (n,); at most 1.
 
     >>> resistivity_cos([0.5, 1.0]).value
     0.75
@@ -36,20 +36,20 @@ def resistivity_cos(embedding: ArrayLike) -> Estimate:
 
 
 @metric("PR_ratio", better="higher")
-def pr_ratio(seen: Observations) -> dict[str, Estimate]:
+def pr_ratio(observations: Observations) -> dict[str, Estimate]:
     """Perturbation Resistivity of paper v1: mean cosine of penultimate features over that of logits."""
-    return {name: resistivity_ratio(rows["penultimate"], rows["logits"]) for name, rows in _perturbations(seen)}
+    return {name: resistivity_ratio(rows["penultimate"], rows["logits"]) for name, rows in _perturbations(observations)}
 
 
 @metric("PR_cos", better="higher")
-def pr_cos(seen: Observations) -> dict[str, Estimate]:
+def pr_cos(observations: Observations) -> dict[str, Estimate]:
     """Perturbation Resistivity of paper v3: mean cosine of image embeddings."""
-    return {name: resistivity_cos(rows["embedding"]) for name, rows in _perturbations(seen)}
+    return {name: resistivity_cos(rows["embedding"]) for name, rows in _perturbations(observations)}
 
 
-def _perturbations(seen: Observations) -> Iterator[tuple[str, pd.DataFrame]]:
-    """The rows of each perturbation; none where the cell was run without perturbations."""
-    if seen["similarities"].empty:
+def _perturbations(observations: Observations) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The rows of each perturbation; none if the cell was run without perturbations."""
+    if observations["similarities"].empty:
         return
-    for name, rows in seen["similarities"].groupby("perturbation", sort=False):
+    for name, rows in observations["similarities"].groupby("perturbation", sort=False):
         yield str(name), rows

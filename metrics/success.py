@@ -17,7 +17,7 @@ from metrics.intervals import wilson
 
 
 def share(hits: ArrayLike) -> Estimate:
-    """The share of true values among `hits` (n,), in percent; NaN of none.
+    """The share of true values among `hits` (n,), in percent; NaN if n = 0.
 
     >>> three = share([True, True, False, True])
     >>> three.value, three.count, three.n
@@ -30,16 +30,16 @@ def share(hits: ArrayLike) -> Estimate:
 
 
 def share_metric(name: str, better: Better, task: str = "zero_shot") -> Callable[[Hits], Hits]:
-    """Register a metric that is a share, in percent, by the function that says which rows count and are hits.
+    """Register a metric that is a share, in percent, by the function of its hits.
 
-    The function gives booleans, a value per row that counts; or None where a model has no such number.
+    The function returns a boolean for each counted row, or None if the metric is not defined for the model.
     """
 
     def add(hits: Hits) -> Hits:
         @wraps(hits)
-        def measure(seen: Observations) -> dict[str, Estimate]:
-            found = hits(seen)
-            return {} if found is None else {"": share(found)}
+        def measure(observations: Observations) -> dict[str, Estimate]:
+            counted = hits(observations)
+            return {} if counted is None else {"": share(counted)}
 
         metric(name, better, task, hits)(measure)
         return hits
@@ -48,54 +48,54 @@ def share_metric(name: str, better: Better, task: str = "zero_shot") -> Callable
 
 
 @share_metric("CA", better="higher")
-def ca(seen: Observations) -> pd.Series:
+def ca(observations: Observations) -> pd.Series:
     """Clean accuracy: clean test images predicted as their label, in percent."""
-    return seen["predictions"]["clean"] == seen["predictions"]["label"]
+    return observations["predictions"]["clean"] == observations["predictions"]["label"]
 
 
 @share_metric("ASR", better="lower")
-def asr(seen: Observations) -> pd.Series:
+def asr(observations: Observations) -> pd.Series:
     """Attack success rate: triggered images of other classes predicted as the target, in percent."""
-    return _others(seen, seen["predictions"]["triggered"] == seen.target)
+    return _others(observations, observations["predictions"]["triggered"] == observations.target)
 
 
 @share_metric("ASR_all", better="lower")
-def asr_all(seen: Observations) -> pd.Series:
-    """ASR with the target's own images included, as PerturbAndRecover and BadCLIP count it, in percent."""
-    return seen["predictions"]["triggered"] == seen.target
+def asr_all(observations: Observations) -> pd.Series:
+    """ASR with images of the target class included, as PerturbAndRecover and BadCLIP count it, in percent."""
+    return observations["predictions"]["triggered"] == observations.target
 
 
 @share_metric("PA", better="higher")
-def pa(seen: Observations) -> pd.Series:
+def pa(observations: Observations) -> pd.Series:
     """Poisoned accuracy: triggered images of other classes predicted as their label, in percent."""
-    return _others(seen, seen["predictions"]["triggered"] == seen["predictions"]["label"])
+    return _others(observations, observations["predictions"]["triggered"] == observations["predictions"]["label"])
 
 
 @share_metric("PA_all", better="higher")
-def pa_all(seen: Observations) -> pd.Series:
-    """Poisoned accuracy with the target's own images included, in percent."""
-    return seen["predictions"]["triggered"] == seen["predictions"]["label"]
+def pa_all(observations: Observations) -> pd.Series:
+    """Poisoned accuracy with images of the target class included, in percent."""
+    return observations["predictions"]["triggered"] == observations["predictions"]["label"]
 
 
 @share_metric("ASR_image", better="lower")
-def asr_image(seen: Observations) -> pd.Series | None:
+def asr_image(observations: Observations) -> pd.Series | None:
     """ASR of a dual-key attack with the key in the image alone, in percent (TrojVQA)."""
-    return _one_key("image_only", seen)
+    return _one_key("image_only", observations)
 
 
 @share_metric("ASR_text", better="lower")
-def asr_text(seen: Observations) -> pd.Series | None:
+def asr_text(observations: Observations) -> pd.Series | None:
     """ASR of a dual-key attack with the key in the text alone, in percent (TrojVQA)."""
-    return _one_key("text_only", seen)
+    return _one_key("text_only", observations)
 
 
-def _others(seen: Observations, hits: pd.Series) -> pd.Series:
-    """The rows of images of other classes than the target: its own would add a floor of about their share."""
-    return hits[seen["predictions"]["label"] != seen.target]
+def _others(observations: Observations, hits: pd.Series) -> pd.Series:
+    """The rows of images of other classes; those of the target class would count as hits without any attack."""
+    return hits[observations["predictions"]["label"] != observations.target]
 
 
-def _one_key(column: str, seen: Observations) -> pd.Series | None:
-    """ASR of one key of two; nothing where the attack has one key only, or the model no text side."""
-    if column not in seen["predictions"]:
+def _one_key(column: str, observations: Observations) -> pd.Series | None:
+    """ASR of one key of two; None if the attack has only one key, or the model has no text side."""
+    if column not in observations["predictions"]:
         return None
-    return _others(seen, seen["predictions"][column] == seen.target)
+    return _others(observations, observations["predictions"][column] == observations.target)

@@ -1,4 +1,4 @@
-"""The command that makes a results folder again."""
+"""The command that reproduces a results folder."""
 
 import json
 import shlex
@@ -13,9 +13,10 @@ from bench.results.records import Cell, Run
 
 
 def command_of(run: Run, cells: Sequence[Cell]) -> str:
-    """The `bench run` command, or one a suite, for these cells of a run: the nearest preset, what differs from it.
+    """The `bench run` command for these cells of a run, or several commands joined by `&&`, one per suite.
 
-    How it was executed (device, processes) is left out.
+    It names the nearest preset and the settings that differ from it; those of the execution (device, workers) are left
+    out.
     """
     wanted = RunSettings.model_validate(run.settings)
     preset, changes = _nearest_preset(wanted)
@@ -26,7 +27,7 @@ def command_of(run: Run, cells: Sequence[Cell]) -> str:
 
 
 def _flags(cells: Iterable[Cell]) -> str:
-    """Which cells they are. Tasks are named where they are not the default."""
+    """The flags that select these cells; `--tasks` only if they are not the default."""
     values: dict[str, dict[Any, None]] = {
         "attacks": dict.fromkeys(cell.attack for cell in cells),
         "defenses": dict.fromkeys(cell.defense for cell in cells if cell.defense != CLEAN_MODEL),
@@ -39,18 +40,18 @@ def _flags(cells: Iterable[Cell]) -> str:
 
 
 def _nearest_preset(wanted: RunSettings) -> tuple[str, dict[str, Any]]:
-    """The preset from which the fewest settings differ, and those that do."""
+    """The preset from which the fewest settings differ, and these settings."""
     settings, changes = _flat(wanted), {}
     for preset in presets():
         start = _flat(resolve(preset))
-        if start.keys() <= settings.keys():  # what a preset sets cannot be unset
+        if start.keys() <= settings.keys():  # a setting of a preset cannot be unset
             changes[preset] = {key: value for key, value in settings.items() if start.get(key, ...) != value}
     nearest = min(changes, key=lambda name: len(changes[name]))
     return nearest, changes[nearest]
 
 
 def flat(settings: Any, key: str = "") -> dict[str, Any]:
-    """Nested settings with dotted keys, to compare key by key.
+    """Nested settings as a flat dict with dotted keys.
 
     >>> flat({"poison": {"count": 800, "pairs": 4000}, "seeds": [0, 1]})
     {'poison.count': 800, 'poison.pairs': 4000, 'seeds': [0, 1]}
@@ -65,17 +66,17 @@ def _flat(run: RunSettings) -> dict[str, Any]:
 
 
 def _suites(base: RunSettings, variants: dict[str, RunSettings]) -> list[str]:
-    """Flags of the suites that declare these variants, each variant once; no flag where there are none."""
+    """The `--suite` flags for these variants, each in one suite; a single empty flag if there are no variants."""
     chosen = []
     for name, suite in suites().items():
         declared = suite.declared(base.dataset == EMBEDDED)
-        same = {key for key in variants.keys() & declared.keys() if _makes(base, declared[key], variants[key])}
+        same = {key for key in variants.keys() & declared.keys() if _equal(base, declared[key], variants[key])}
         if same:
             chosen.append(f"--suite {name} ")
             variants = {key: run for key, run in variants.items() if key not in same}
     return chosen or [""]
 
 
-def _makes(base: RunSettings, values: dict[str, Any] | str, variant: RunSettings) -> bool:
-    """Whether the values that a suite declares make a variant of the base; two papers may call two variants alike."""
+def _equal(base: RunSettings, values: dict[str, Any] | str, variant: RunSettings) -> bool:
+    """Whether a suite's declared values give this variant; suites of two papers may use one name for two variants."""
     return not isinstance(values, str) and overlay(base, values).experiment == variant.experiment

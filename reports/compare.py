@@ -1,4 +1,4 @@
-"""Two defenses on the same images: how much they differ, and whether that is more than chance."""
+"""Compare two defenses on the same images: differences with intervals, and McNemar's test."""
 
 import numpy as np
 import pandas as pd
@@ -15,23 +15,23 @@ WHERE = [key for key in CELL_COLUMNS if key not in ("defense", "seed")]
 ALL_SEEDS = "all"
 COLUMNS = [*WHERE, "seed", "metric", "first", "second", "difference", "low", "high", "p", "first_only", "second_only"]
 
-# Images that are hits under both defenses, the first alone, the second alone, neither.
+# Counts of images that are hits under both defenses, the first only, the second only, neither.
 Table = tuple[int, int, int, int]
 
 
 def compare(folder: ResultsFolder, first: str, second: str, attack: str | None = None) -> tuple[pd.DataFrame, int]:
-    """Differences of a task's headline shares (ASR and CA), first minus second; a row per (attack, seed, metric).
+    """Differences of a task's headline shares (ASR and CA), first minus second, in percentage points.
 
-    In percentage points. `low` and `high` are Newcombe's 95 % interval for paired shares, `p` the exact McNemar test;
-    `first_only` and `second_only` count the images that are hits under one defense alone. With several seeds a row
-    `all` follows: its 2x2 table is the mean over seeds, so its interval is that of one seed's images (the same images
-    count once), and it has no p.
+    [`low`, `high`] is Newcombe's 95 % interval for paired shares, `p` the p-value of the exact McNemar test.
+    `first_only` and `second_only` count the images that are hits under that defense only. With several seeds there is a
+    row `all`: its 2x2 table is the mean over seeds, so its interval is that of one seed (each image counts once), and
+    its `p` is NaN.
 
     Returns:
-        The table, and the number of places where only one of the two defenses is finished.
+        A table with a row per (attack, seed, metric), and how often only one of the two defenses is finished.
 
     Raises:
-        BenchError: an unknown defense or attack, no place with both, or other images in one than in the other.
+        BenchError: a defense or attack is unknown, no attack and seed has both, or they were evaluated on other images.
     """
     for kind, name in (("defense", first), ("defense", second), ("attack", attack)):
         known = sorted({getattr(cell, kind) for cell in folder.cells})
@@ -39,7 +39,7 @@ def compare(folder: ResultsFolder, first: str, second: str, attack: str | None =
             raise unknown(kind, name, known, f"These are the finished ones in {folder.out}.")
     places: dict[tuple, dict[str, Cell]] = {}
     for cell in folder.cells:
-        # Without a published table, nothing says that two models saw the same.
+        # Two models can be paired only by the items of a published table.
         paired = bool(tasks[cell.task].published)
         if paired and cell.defense in (first, second) and attack in (None, cell.attack):
             where = tuple(cell.place[key] for key in (*WHERE, "seed"))
@@ -63,12 +63,12 @@ def compare(folder: ResultsFolder, first: str, second: str, attack: str | None =
 
 
 def _paired(folder: ResultsFolder, first: Cell, second: Cell) -> dict[str, Table]:
-    """The paired hits of two cells, by each headline metric that is a share."""
-    task, seen = tasks[first.task], (folder.observations(first), folder.observations(second))
-    _same_items(task, *seen, f"{first.defense} and {second.defense}, {first.attack}, seed {first.seed}")
+    """The 2x2 tables of two cells, by each headline metric that is a share."""
+    task, observations = tasks[first.task], (folder.observations(first), folder.observations(second))
+    _check_same_items(task, *observations, f"{first.defense} and {second.defense}, {first.attack}, seed {first.seed}")
     tables = {}
     for name in task.headline:
-        hits = [measure(one) for one in seen if (measure := metrics[name].hits) is not None]
+        hits = [measure(one) for one in observations if (measure := metrics[name].hits) is not None]
         pair = [rows for rows in hits if rows is not None]
         if len(pair) == 2:
             tables[name] = two_by_two(*pair)
@@ -76,7 +76,7 @@ def _paired(folder: ResultsFolder, first: Cell, second: Cell) -> dict[str, Table
 
 
 def two_by_two(first: pd.Series, second: pd.Series) -> Table:
-    """Counts of paired hits: both, the first alone, the second alone, neither."""
+    """Counts of paired hits (n,): both, the first only, the second only, neither."""
     return (
         int((first & second).sum()),
         int((first & ~second).sum()),
@@ -86,7 +86,7 @@ def two_by_two(first: pd.Series, second: pd.Series) -> Table:
 
 
 def to_markdown(table: pd.DataFrame, first: str, second: str) -> str:
-    """The differences as a Markdown table, with a sentence on what they say."""
+    """The differences as a Markdown table, with an explanation."""
     several = [name for name in WHERE if table[name].nunique() > 1 or name == "attack"]
     shown = table[[*several, "seed", "metric"]].copy()
     shown[f"{first} %"], shown[f"{second} %"] = (
@@ -113,10 +113,10 @@ def to_markdown(table: pd.DataFrame, first: str, second: str) -> str:
 
 
 def _rows(by_seed: dict[int, Table]) -> dict[int | str, dict[str, float]]:
-    found: dict[int | str, dict[str, float]] = {seed: _row([table]) for seed, table in by_seed.items()}
+    rows: dict[int | str, dict[str, float]] = {seed: _row([table]) for seed, table in by_seed.items()}
     if len(by_seed) > 1:
-        found[ALL_SEEDS] = _row(list(by_seed.values())) | {"p": np.nan}
-    return found
+        rows[ALL_SEEDS] = _row(list(by_seed.values())) | {"p": np.nan}
+    return rows
 
 
 def _row(tables: list[Table]) -> dict[str, float]:
@@ -136,8 +136,8 @@ def _row(tables: list[Table]) -> dict[str, float]:
     }
 
 
-def _same_items(task: type[Task], first: Observations, second: Observations, where: str) -> None:
+def _check_same_items(task: type[Task], first: Observations, second: Observations, where: str) -> None:
     columns = list(task.items)
-    tables = [seen[task.published[0]][columns] for seen in (first, second)]
+    tables = [observations[task.published[0]][columns] for observations in (first, second)]
     if first.facts != second.facts or not tables[0].equals(tables[1]):
-        raise BenchError(f"{where}: they saw other images or labels, so they cannot be paired. Run both anew.")
+        raise BenchError(f"{where}: their images or labels differ, so they cannot be paired. Run both again.")

@@ -1,4 +1,4 @@
-"""The tables that a report writes: their names, how they are written, and how they are read again."""
+"""Writing and reading the tables of a report."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -21,18 +21,18 @@ OVER_CELLS_COLUMNS = [*OVER_CELLS_KEYS, *NUMBERS, "note"]
 
 
 def write_results(folder: ResultsFolder) -> None:
-    """Write the tidy table (CSV, Parquet), its summary over seeds, metrics over cells, and what was observed."""
+    """Write the results (CSV, Parquet), their summary over seeds, metrics over cells, and published observations."""
     out, results = folder.out, folder.results
     results.to_csv(out / RESULTS, index=False)
     results.to_parquet(out / RESULTS_PARQUET, index=False)
     summarise(results).to_csv(out / SUMMARY, index=False)
     over_cells(results).to_csv(out / OVER_CELLS, index=False)
     for name in published_tables(folder):
-        observed(folder, name).to_parquet(out / f"{name}.parquet", index=False)
+        all_observations(folder, name).to_parquet(out / f"{name}.parquet", index=False)
 
 
 def over_cells(results: pd.DataFrame) -> pd.DataFrame:
-    """Every metric over cells, of the tidy results: a row per number, or per reason why there is none."""
+    """All metrics over cells of the results: a row per number, or per reason why there is none."""
     rows = []
     for name in cell_metrics:
         task = cell_metrics[name].task
@@ -50,8 +50,8 @@ def published_tables(folder: ResultsFolder) -> list[str]:
     return list(dict.fromkeys(name for cell in folder.cells for name in tasks[cell.task].published))
 
 
-def observed(folder: ResultsFolder, name: str) -> pd.DataFrame:
-    """One table of the observations of all finished cells that have it, a row per cell and row."""
+def all_observations(folder: ResultsFolder, name: str) -> pd.DataFrame:
+    """One table of observations, joined over all finished cells that have it, with the columns of the cells."""
     frames = []
     for cell in folder.cells:
         if name in tasks[cell.task].published:
@@ -61,13 +61,13 @@ def observed(folder: ResultsFolder, name: str) -> pd.DataFrame:
 
 
 def read_table(file: Path, numbers: Sequence[str] = ()) -> pd.DataFrame:
-    """A written table with the exact numbers, and with "" where text is empty.
+    """Read a table that a report wrote: exact numbers in the columns `numbers`, "" for empty text.
 
     Raises:
-        BenchError: it is not there, or not readable.
+        BenchError: the file is missing or cannot be read.
     """
     if not file.is_file():
-        raise BenchError(f"{file} is not there. `bench report {file.parent}` writes it.")
+        raise BenchError(f"{file} is missing. `bench report {file.parent}` writes it.")
     try:
         if file.suffix == ".parquet":
             return pd.read_parquet(file)
@@ -75,4 +75,4 @@ def read_table(file: Path, numbers: Sequence[str] = ()) -> pd.DataFrame:
         missing = {name: [""] for name in numbers}
         return pd.read_csv(file, dtype=kinds, keep_default_na=False, na_values=missing)
     except (ValueError, OSError) as error:
-        raise BenchError(f"{file} cannot be read: {error}. `bench report {file.parent}` writes it anew.") from None
+        raise BenchError(f"{file} cannot be read: {error}. `bench report {file.parent}` writes it again.") from None

@@ -1,9 +1,9 @@
-"""The regression gate: is a number worse than the baseline's, beyond chance?
+"""The regression gate: is a number worse than in the baseline by more than chance?
 
-The verdict rests on Newcombe's interval for two *independent* shares, at 99 %, of the mean count over seeds. Baseline
-and measurement look at the same images, so this is wider than a paired interval: it forgives the images that flip
-when the same code is trained on another machine, and the baseline stays a small file without predictions. With 99 %,
-one comparison in a hundred would cross it by chance if the images were other ones.
+The verdict uses Newcombe's 99 % interval for two *independent* shares, of the mean counts over seeds. Baseline and
+measurement are of the same images, so this interval is wider than a paired one. It allows for images whose prediction
+changes when the same code is trained on another machine, and the baseline needs no predictions. If the images were
+independent samples, one comparison in a hundred would fail by chance.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from reports.command import flat
 CONFIDENCE = 0.99
 WORSE, BETTER, SAME, NEW = "worse", "better", "same", "new"
 MISSING, NOT_COMPARABLE, INFORMATION = "missing", "not comparable", "information"
-# The undefended model is the control: against a weaker attack, every defense looks better than it is.
+# The undefended model's ASR fell: against a weaker attack, every defense looks better than it is.
 WEAKER_ATTACK = "weaker attack"
 FAILED = (WORSE, WEAKER_ATTACK, MISSING)
 ORDER = (WORSE, WEAKER_ATTACK, MISSING, NOT_COMPARABLE, BETTER, NEW, SAME, INFORMATION)
@@ -45,10 +45,10 @@ class Finding:
 def judge(
     before: dict[str, Any], now: dict[str, Any], judged: Sequence[str] | None = None, tolerance: float = 0.0
 ) -> list[Finding]:
-    """Verdicts on all cells of two baselines (`reports.baseline.make_baseline`), the gravest first.
+    """Verdicts on all cells of two baselines (`reports.baseline.make_baseline`), the worst first.
 
-    `judged` are names of metrics; by default those of each task's main table. A judged metric is worse
-    (better) if the whole interval of its change is more than `tolerance` percentage points on the bad (good) side of 0.
+    `judged` are names of metrics; by default those of each task's main table. A metric is worse (better) if the whole
+    interval of its change lies more than `tolerance` percentage points on the bad (good) side of 0.
     """
     old, new = ({tuple(cell[key] for key in CELL): cell for cell in b["cells"]} for b in (before, now))
     findings = []
@@ -75,14 +75,14 @@ def exit_code(findings: Sequence[Finding]) -> int:
 
 
 def to_markdown(findings: Sequence[Finding], before: dict[str, Any], now: dict[str, Any], tolerance: float) -> str:
-    """The verdicts as a table, below what was compared with what."""
+    """The verdicts as a Markdown table, with the versions of both sides."""
     counts = {verdict: sum(f.verdict == verdict for f in findings) for verdict in ORDER}
-    said = ", ".join(f"{n} {verdict}" for verdict, n in counts.items() if n and verdict != INFORMATION)
+    summary = ", ".join(f"{n} {verdict}" for verdict, n in counts.items() if n and verdict != INFORMATION)
     outcome = {0: "passed", 1: "FAILED", 2: "cannot compare"}[exit_code(findings)]
     rows = [(f.cell, f.metric, f.verdict, _percent(f.before), _percent(f.now), f.why) for f in findings]
     columns = ["cell", "metric", "verdict", "baseline", "now", "why"]
     lines = [
-        f"# Regression gate {outcome}: {said}",
+        f"# Regression gate {outcome}: {summary}",
         "",
         pd.DataFrame(rows, columns=columns).to_markdown(index=False, disable_numparse=True),
         "",
@@ -100,7 +100,7 @@ def to_markdown(findings: Sequence[Finding], before: dict[str, Any], now: dict[s
 
 
 def to_junit(findings: Sequence[Finding]) -> str:
-    """The verdicts as JUnit XML: worse and missing are failures, what cannot be compared is an error."""
+    """The verdicts as JUnit XML: worse and missing numbers are failures, incomparable cells errors."""
     cases = [f for f in findings if f.verdict != INFORMATION]
     counts = {
         "tests": len(cases),
@@ -124,11 +124,11 @@ def _cell(
 ) -> list[Finding]:
     task, findings = tasks[cell["task"]], []
     judged = task.headline if judged is None else judged
-    for metric in (*judged, *task.informing):
+    for metric in (*judged, *task.informational):
         if metric not in old and metric not in new:
             continue
         before, now = (numbers.get(metric, {}).get("value") for numbers in (old, new))
-        if metric in task.informing:
+        if metric in task.informational:
             verdict, why = INFORMATION, "not judged"
         elif metric not in new:
             verdict, why = MISSING, "in the baseline, and not measured"
@@ -165,7 +165,7 @@ def _verdict(metric: str, defense: str, old: dict, new: dict, tolerance: float) 
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Settings that differ, key by key."""
+    """The settings that differ, by key."""
     was, is_ = flat(old), flat(new)
     nothing = "not there"
     return [
@@ -176,9 +176,9 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def _name(cell: dict[str, Any], all_keys: Sequence[tuple]) -> str:
-    """The cell's name, with model, data set and target only where they tell cells apart."""
-    telling = [k for k in ("model", "dataset", "target") if len({key[CELL.index(k)] for key in all_keys}) > 1]
-    return ", ".join([cell_name(cell), *(str(cell[key]) for key in telling)])
+    """The cell's name; with model, data set and target if these differ between cells."""
+    varying = [k for k in ("model", "dataset", "target") if len({key[CELL.index(k)] for key in all_keys}) > 1]
+    return ", ".join([cell_name(cell), *(str(cell[key]) for key in varying)])
 
 
 def _percent(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Tables of the page: rows of defenses, columns of attacks, so that both can be filtered."""
+"""Tables of the page, with a row per defense and a column per attack, so that both can be filtered."""
 
 from collections.abc import Container
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from reports.paper.render import DAGGER, in_parentheses, value_text
 
 
 @dataclass(frozen=True)
-class Number:
-    """A cell of a grid: what it says, and in small print its interval or the paper's number."""
+class GridCell:
+    """A cell of a grid: its text, and in small print the interval or the paper's number."""
 
     text: str
     small: str = ""
@@ -24,12 +24,12 @@ class Number:
 class Row:
     names: tuple[str, ...]
     defense: str
-    numbers: tuple[Number, ...]
+    numbers: tuple[GridCell, ...]
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A table: names of its row headers, (label, attack) of its columns, rows."""
+    """A table: titles of its header columns, (label, attack) of its other columns, and its rows."""
 
     title: str
     headers: tuple[str, ...]
@@ -38,9 +38,10 @@ class Grid:
 
 
 def main_grids(results: pd.DataFrame, task: type[Task], weak: Container[str] = ()) -> list[Grid]:
-    """The matrix in each view of a task that has numbers: means over seeds, and the intervals of the images.
+    """A grid for the headline and each further view of a task: means over seeds, with intervals.
 
-    A view has the attacks and defenses that it has a number of; attacks that are `weak` did not take, and are marked.
+    Views without numbers are left out, as are attacks and defenses without a number in a view. Attacks in `weak` did
+    not take and are marked.
     """
     table = summarise(results)
     summary = dict(table.set_index(["defense", "attack", "metric", "perturbation"]).iterrows())
@@ -57,8 +58,8 @@ def main_grids(results: pd.DataFrame, task: type[Task], weak: Container[str] = (
             numbers = []
             for attack in columns:
                 keys = {metric: (defense, attack, metric, perturbation) for metric, perturbation in metrics}
-                found = {metric: summary[key] for metric, key in keys.items() if key in summary}
-                numbers.append(_measured(found, attack))
+                available = {metric: summary[key] for metric, key in keys.items() if key in summary}
+                numbers.append(_measured(available, attack))
             rows.append(Row((defense,), defense, tuple(numbers)))
         if rows:
             labels = tuple((f"{a} {DAGGER}" if a in weak else a, a) for a in columns)
@@ -66,14 +67,14 @@ def main_grids(results: pd.DataFrame, task: type[Task], weak: Container[str] = (
     return grids
 
 
-def _measured(found: dict[str, pd.Series], attack: str) -> Number:
-    """Means by metric, and below them their intervals and the first one's spread over seeds."""
-    if not found:
-        return Number(DASH, attack=attack)
-    values = [value_text(metric, row["mean"]) for metric, row in found.items()]
-    ends = [f"{value_text(metric, row['low'])}–{value_text(metric, row['high'])}" for metric, row in found.items()]
+def _measured(summaries: dict[str, pd.Series], attack: str) -> GridCell:
+    """The means of metrics, and in small print their intervals and the first one's spread over seeds."""
+    if not summaries:
+        return GridCell(DASH, attack=attack)
+    values = [value_text(metric, row["mean"]) for metric, row in summaries.items()]
+    ends = [f"{value_text(metric, row['low'])}–{value_text(metric, row['high'])}" for metric, row in summaries.items()]
     small = in_parentheses(ends)
-    metric, first = next(iter(found.items()))
+    metric, first = next(iter(summaries.items()))
     if first["seeds"] > 1:
         small += f"; seeds {value_text(metric, first['min'])}..{value_text(metric, first['max'])}"
-    return Number(in_parentheses(values), small, attack)
+    return GridCell(in_parentheses(values), small, attack)

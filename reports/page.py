@@ -33,14 +33,15 @@ TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
 def write_page(folder: ResultsFolder, drawn: Sequence[Drawn]) -> Path:
     """Write DIR/report.html from the results, the figures drawn, and the tables and triggers in the folder.
 
-    All text is escaped: names of classes, attacks and data sets come from strangers.
+    All text is escaped: names of classes, attacks and data sets are not trusted.
     """
     run, main_tables = folder.settings, []
-    weak: dict[str, float] = {}
+    weak: dict[str, dict[str, float]] = {}
     for name in dict.fromkeys(cell.task for cell in folder.own_cells):
         results = folder.main_results(name)
-        weak |= did_not_take(results, run.took, tasks[name].headline[0])
-        main_tables += main_grids(results, tasks[name], weak)
+        metric = tasks[name].headline[0]
+        weak[metric] = did_not_take(results, run.took, metric)
+        main_tables += main_grids(results, tasks[name], weak[metric])
     paper_tables = paper_grids(folder)
     context = {
         "run": run,
@@ -63,7 +64,7 @@ def write_page(folder: ResultsFolder, drawn: Sequence[Drawn]) -> Path:
 
 
 def facts(folder: ResultsFolder) -> dict[str, str]:
-    """What was run, and with what; the title names model and target."""
+    """Facts about the run for the top of the page; its title names model and target."""
     run, results = folder.settings, folder.results
     measured = results[results["metric"] == "CA"]
     rows = {
@@ -76,9 +77,9 @@ def facts(folder: ResultsFolder) -> dict[str, str]:
 
 
 def filters(grids: Sequence[Grid], results: pd.DataFrame) -> dict[str, list[str]]:
-    """The attacks and defenses of the results that stand in any of the tables, in the tables' order.
+    """The attacks and defenses that can be filtered by, in the order of the tables: those with results.
 
-    The paper's tables name others too. There is nothing of them to choose, and their dashes stay.
+    Papers' tables also have attacks and defenses that were not run.
     """
     attacks = dict.fromkeys(attack for grid in grids for _, attack in grid.columns)
     defenses = dict.fromkeys(row.defense for grid in grids for row in grid.rows)
@@ -88,8 +89,8 @@ def filters(grids: Sequence[Grid], results: pd.DataFrame) -> dict[str, list[str]
     }
 
 
-def notes(folder: ResultsFolder, weak: dict[str, float]) -> list[str]:
-    """What a reader of the numbers must know; `weak` are undefended ASRs of attacks that did not take, in percent."""
+def notes(folder: ResultsFolder, weak: dict[str, dict[str, float]]) -> list[str]:
+    """Notes below the tables: how to read the numbers, and remarks; `weak` is as in `remarks`."""
     lines = remarks(folder, weak, f"{DAGGER} ")
     if n := len(folder.unfinished):
         lines.append(f"{n} cells are not finished and not on this page; the same bench run makes them.")
@@ -108,12 +109,12 @@ def gallery(out: Path, drawn: Sequence[Drawn]) -> list[tuple[str, str]]:
 
 
 def kind_of(svg: Path) -> str:
-    """`chart`, whose colours may be inverted on a dark page, or `picture`, which holds photographs."""
+    """`picture` if the SVG contains photographs, else `chart`, whose colours may be inverted on a dark page."""
     return "picture" if b"<image" in svg.read_bytes() else "chart"
 
 
 def data_uri(file: Path) -> str:
-    """A picture as text; an SVG in an <img> runs no script and shares no ids with others."""
+    """A picture as a data URI; an SVG in an <img> runs no scripts, and its ids do not clash with others."""
     return f"data:{TYPES[file.suffix]};base64,{b64encode(file.read_bytes()).decode()}"
 
 

@@ -1,6 +1,6 @@
-"""`bench report`: write all tables that a results folder allows, and pictures of its triggers."""
+"""`bench report`: write all tables of a results folder, and pictures of its triggers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import zip_longest
 
 import pandas as pd
@@ -20,15 +20,18 @@ PICTURES = 3
 
 
 def write_report(folder: ResultsFolder, published: str | None = None) -> str:
-    """Write the results, table.csv and table.md, the papers' tables and pictures of the triggers.
+    """Write the results, table.csv, table.md, the papers' tables and pictures of the triggers.
 
-    `published`, such as v1, puts a paper's numbers beside the measured ones. Returns the text of table.md.
+    `published` is a version of a paper, such as v1, whose numbers are put beside the measured ones.
+
+    Returns:
+        The text of table.md, and a line about pictures that could not be drawn.
 
     Raises:
-        BenchError: no cell is finished; there is no such version of a paper.
+        BenchError: no cell is finished, or there is no such version of a paper.
     """
     out, run = folder.out, folder.settings
-    _ = folder.some_cells
+    _ = folder.finished_cells
     write_results(folder)
     text = f"# {run.model.label} on {run.dataset}, target {run.target}\n\n"
     for task in dict.fromkeys(cell.task for cell in folder.own_cells):
@@ -41,38 +44,43 @@ def write_report(folder: ResultsFolder, published: str | None = None) -> str:
     try:
         _pictures(folder)
     except BenchError as error:
-        # Numbers are complete without the data and weights that pictures need.
+        # Pictures need data and weights; numbers do not.
         text += f"\npictures of triggers not drawn: {error}\n"
     return text
 
 
-def remarks(folder: ResultsFolder, weak: dict[str, float], mark: str = "") -> list[str]:
-    """Which attacks did not take, each after a `mark`, and which cells are not applicable, and why.
+def remarks(folder: ResultsFolder, weak: Mapping[str, Mapping[str, float]], mark: str = "") -> list[str]:
+    """Which attacks did not take, each line after a `mark`; then which cells are not applicable, and why.
 
-    `weak` are undefended ASRs below the setting `took`, in percent.
+    `weak` holds, for each task's first metric (ASR, say), the attacks whose undefended value is below the setting
+    `took`, and that value in percent.
     """
     took = folder.settings.took
     left_out = dict.fromkeys((c.attack, c.reason) for c in folder.run.cells if not c.evaluation)
     return [
-        *(f"{mark}The attack {a} did not take: undefended ASR {asr:.1f} % < {took:.0f} %." for a, asr in weak.items()),
+        *(
+            f"{mark}The attack {attack} did not take: undefended {metric} {value:.1f} % < {took:.0f} %."
+            for metric, values in weak.items()
+            for attack, value in values.items()
+        ),
         *(f"{DASH} {attack}: {reason}." for attack, reason in left_out),
     ]
 
 
 def over_cells_text(results: pd.DataFrame) -> list[str]:
-    """Metrics over cells, a line each; a note that several lines share stands behind the last of them."""
+    """Metrics over cells, one line each; a note that consecutive lines share is on the last of them."""
     rows = over_cells(results).to_dict("records")
     lines = []
     for row, after in zip_longest(rows, rows[1:]):
         value, low, high = (f"{row[name]:.2f}" for name in ("value", "low", "high"))
-        number = "" if pd.isna(row["value"]) else f"{value} [{low}, {high}], n = {row['n']:.0f}."
+        number = "no number." if pd.isna(row["value"]) else f"{value} [{low}, {high}], n = {row['n']:.0f}."
         note = "" if after is not None and after["note"] == row["note"] else row["note"]
-        lines.append(" ".join(part for part in (f"{row['metric']} ({row['what']}):", number, note) if part))
+        lines.append(f"{row['metric']} ({row['what']}): {number} {note}".rstrip())
     return lines
 
 
 def poisoned(folder: ResultsFolder, cells: Iterable[Cell]) -> str:
-    """How many pairs were poisoned, as it was, attack by attack where they differ."""
+    """How many pairs were poisoned, by attack if attacks differ."""
     counts = {}
     for cell in cells:
         card = folder.lineage(cell).backdoor
@@ -87,7 +95,7 @@ def poisoned(folder: ResultsFolder, cells: Iterable[Cell]) -> str:
 
 
 def _task_text(folder: ResultsFolder, name: str) -> str:
-    """The main table of a task on the run's own settings, its other views, metrics over cells, and remarks."""
+    """A task's main table and other views for the run's own settings, metrics over cells, and remarks."""
     results, run, task = folder.main_results(name), folder.settings, tasks[name]
     headline = [(metric, "") for metric in task.headline]
     main = view_table(results, headline)
@@ -102,11 +110,11 @@ def _task_text(folder: ResultsFolder, name: str) -> str:
         f"{shown} in percent with 95 % Wilson intervals; {results['seed'].nunique()} seed(s), {n} "
         f"{run.evaluate.split} images. Poisoned pairs: {poisoned(folder, folder.own_cells)}."
     )
-    blocks = {caption: main, **{f"{said}:": view_table(results, list(view)) for said, view in task.views.items()}}
+    blocks = {caption: main, **{f"{name}:": view_table(results, list(view)) for name, view in task.views.items()}}
     lines = [] if name == "zero_shot" else [f"## Task: {name}\n"]
-    lines += [f"{said}\n\n{marked(t, weak).to_markdown()}\n" for said, t in blocks.items() if t is not None]
+    lines += [f"{text}\n\n{marked(t, weak).to_markdown()}\n" for text, t in blocks.items() if t is not None]
     lines += [f"- {line}" for line in over_cells_text(results)]
-    lines += ["", *remarks(folder, weak)]
+    lines += ["", *remarks(folder, {task.headline[0]: weak})]
     return "\n".join(lines).rstrip() + "\n\n"
 
 

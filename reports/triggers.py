@@ -1,4 +1,4 @@
-"""The trigger gallery: clean, triggered, and their difference, as pictures."""
+"""Pictures of triggers: clean image, triggered image, and their difference."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +12,7 @@ AMPLIFY = 10
 
 
 def psnr(clean: Tensor, triggered: Tensor) -> float:
-    """Peak signal-to-noise ratio of uint8 images in dB, mean over images; infinite where nothing changed."""
+    """Peak signal-to-noise ratio of uint8 images (n, 3, h, w) in dB, mean over images; infinite if one is unchanged."""
     error = ((clean.float() - triggered.float()) / 255).square().flatten(1).mean(1)
     return float((-10 * error.log10()).mean())
 
@@ -23,7 +23,7 @@ def difference(clean: Tensor, triggered: Tensor) -> Tensor:
 
 
 def draw_triggers(clean: Tensor, triggered: dict[str, Tensor], file: Path) -> None:
-    """One picture: a row of the clean images, and one per attack of the triggered images and their differences.
+    """Draw a row of the clean images, and for each attack a row of triggered images and their differences.
 
     `clean` and each of `triggered` are uint8 (n, 3, h, w).
     """
@@ -50,5 +50,5 @@ def _show(axes: Iterable[Axes], images: Tensor) -> None:
 
 
 def _name(axis: Axes, text: str) -> None:
-    """A word at the left of a row."""
+    """Write a label to the left of a row."""
     axis.text(-0.08, 0.5, text, transform=axis.transAxes, ha="right", va="center", fontsize=9)

@@ -1,4 +1,4 @@
-"""Compute every number of a results folder again, and say what differs."""
+"""`bench verify`: recompute every number of a results folder, and list differences."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -26,34 +26,34 @@ from reports.files import (
     read_table,
 )
 
-# Counts must be equal; means to this share of themselves, since their last bits depend on the machine's sums.
+# The relative tolerance of means, whose last bits depend on the machine; counts must be equal.
 PRECISION = 1e-9
 
 
 @dataclass
 class Verified:
-    """What was compared (a count of each kind), and what differs (a line for each)."""
+    """How much was compared, by kind, and the differences, a line each."""
 
     compared: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
 
     def text(self) -> str:
-        """The report, a line for each problem and one for what was compared."""
+        """The report: a line for each difference, and one that counts what was compared."""
         counted = ", ".join(f"{n:,} {what}" for what, n in self.compared.items() if n)
         end = f"{len(self.problems)} of these differ" if self.problems else "all as computed again"
         return "\n".join([*self.problems, f"verified {counted}: {end}"])
 
 
 def verify(folder: ResultsFolder) -> Verified:
-    """Compare artefacts with their cards, published observations with artefacts, and the tables with the observations.
+    """Compare artefacts with their cards, published observations with artefacts, and tables with observations.
 
-    Every number is computed again from the tables of observations that the report wrote, and from those that each
-    evaluation alone stores. Other processes and machines give the same: bootstrap resamples are seeded.
+    All numbers are recomputed from the observations that the report published, and from the artefacts for those it did
+    not. Any process or machine gives the same numbers, as bootstrap resamples are seeded.
 
     Raises:
-        BenchError: there are no results, or they are of several states of the code, splits or checkpoints.
+        BenchError: no cell is finished, or cells differ in code, split or checkpoint.
     """
-    _ = folder.some_cells
+    _ = folder.finished_cells
     folder.refuse_mixture()
     result = Verified()
     _artefacts(folder, result)
@@ -69,7 +69,7 @@ def verify(folder: ResultsFolder) -> Verified:
 
 
 def _artefacts(folder: ResultsFolder, result: Verified) -> None:
-    """Each artefact's id is its folder's name and the hash of what determined it, its files have their hashes."""
+    """Check that an artefact's id is its folder's name and the hash of its inputs, and check the hashes of files."""
     store = folder.store
     for path in sorted(path for path in store.root.glob("*/*") if not path.name.startswith(".")):
         name = path.relative_to(folder.out)
@@ -85,16 +85,16 @@ def _artefacts(folder: ResultsFolder, result: Verified) -> None:
         for file, expected in card.files.items():
             result.compared["files"] += 1
             if not (path / file).is_file():
-                result.problems.append(f"{name}/{file} is not there")
+                result.problems.append(f"{name}/{file} is missing")
             elif hash_file(path / file) != expected:
                 result.problems.append(f"{name}/{file} is not the file that was written")
         for file in sorted(file.name for file in path.iterdir() if not file.name.startswith(".")):
             if file != CARD and file not in card.files:
-                result.problems.append(f"{name}/{file} has no hash on the card, so nobody can tell who wrote it")
+                result.problems.append(f"{name}/{file} has no hash on the card: it was added later")
 
 
 class _Observed:
-    """What cells saw, by the published tables where there are some; says where these differ from the artefacts."""
+    """Returns the observations of a cell, from the published tables if possible; records differences to artefacts."""
 
     def __init__(self, folder: ResultsFolder, result: Verified) -> None:
         self._folder, self._result = folder, result
@@ -106,7 +106,7 @@ class _Observed:
             self._published[name] = by_cell
             for key in by_cell.keys() - cells:
                 place = cell_name(dict(zip(CELL_COLUMNS, key, strict=True)))
-                result.problems.append(f"{name}.parquet: {place} is no cell of the run")
+                result.problems.append(f"{name}.parquet: {place} is no finished cell")
 
     def __call__(self, cell: Cell) -> Observations:
         stored = self._folder.observations(cell)
@@ -114,7 +114,7 @@ class _Observed:
         for name in tasks[cell.task].published:
             rows = self._published[name].get(tuple(cell.place.values()))
             if rows is None:
-                self._result.problems.append(f"{name}.parquet: {cell.name} is not there")
+                self._result.problems.append(f"{name}.parquet: {cell.name} is missing")
                 continue
             table = rows.reindex(columns=list(tables[name]))
             self._result.compared[name] += len(table)
@@ -126,7 +126,7 @@ class _Observed:
 
 
 def _difference(published: pd.DataFrame, stored: pd.DataFrame) -> str:
-    """What differs, row by row; types of columns do not count, since cells with other columns lie in one file."""
+    """How two tables differ, ignoring the types of columns, which change if cells with other columns share a file."""
     if len(published) != len(stored):
         return f"other rows ({len(published)} and not {len(stored)})"
     same = (published == stored) | (published.isna() & stored.isna())
@@ -147,7 +147,7 @@ def _compare(file: str, stored: pd.DataFrame, again: pd.DataFrame, keys: list[st
         return
     result.compared[f"rows of {file}"] += len(second)
     for key in second.index.difference(first.index, sort=False):
-        result.problems.append(f"{file}: {_row(keys, key)} is not there")
+        result.problems.append(f"{file}: {_row(keys, key)} is missing")
     for key in first.index.difference(second.index, sort=False):
         result.problems.append(f"{file}: {_row(keys, key)} is of no finished cell")
     both = first.index.intersection(second.index, sort=False)

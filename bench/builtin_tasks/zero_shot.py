@@ -1,4 +1,4 @@
-"""Zero-shot classification: the classes that models name for clean, triggered and perturbed images."""
+"""Zero-shot classification of clean and triggered images, and how far perturbations move features."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,11 +17,12 @@ from bench.core.metric import Observations
 from bench.core.names import OWN_TRIGGER
 from bench.core.progress import track
 from bench.core.randomness import derive, generator
+from bench.core.registry import load_plugins
 from bench.core.settings import Field
 from bench.core.shared_encoding import encode_each, joined, rows
 from bench.core.task import Case, Task, task
 from bench.core.victim import Victim
-from metrics.perturbations import perturbation
+from metrics.perturbations import PERTURBATIONS, perturbation
 
 # Tables of the observations.
 PREDICTIONS, SIMILARITIES = "predictions", "similarities"
@@ -29,16 +30,16 @@ PREDICTIONS, SIMILARITIES = "predictions", "similarities"
 
 @task("zero_shot")
 class ZeroShot(Task):
-    """The class whose text is nearest to a clean or triggered image; and how far perturbations move features.
+    """Predicted classes of clean and triggered images, and feature similarities under perturbations.
 
-    `predictions` has a row per test image: `index`, `id`, `label`, `clean`, `triggered` (predicted classes), and of an
-    attack with a key in the text `image_only` and `text_only`. `similarities` has a row per (perturbation, image):
-    `perturbation`, `index`, and the cosines between the image and its perturbed version of `penultimate` features,
-    `embedding`s and `logits`. All images are triggered, the target's too: which of them count is said by the metrics.
+    `predictions` has a row per test image: `index`, `id`, `label`, `clean`, `triggered` (predicted classes); for an
+    attack with a trigger in the text also `image_only` and `text_only`. `similarities` has a row per (perturbation,
+    image): `perturbation`, `index`, and the cosines, between image and perturbed image, of `penultimate` features,
+    `embedding` and `logits`. All images are triggered, also those of the target class; metrics choose which count.
     """
 
     headline: ClassVar[tuple[str, ...]] = ("ASR", "CA")
-    informing: ClassVar[tuple[str, ...]] = (f"PR_cos ({OWN_TRIGGER})",)
+    informational: ClassVar[tuple[str, ...]] = (f"PR_cos ({OWN_TRIGGER})",)
     views: ClassVar[Mapping[str, tuple[tuple[str, str], ...]]] = {
         "PA, the accuracy on triggered images of other classes, in percent": (("PA", ""),),
         "Perturbation Resistivity on the cell's own trigger: PR_cos (PR_ratio)": (
@@ -56,65 +57,69 @@ class ZeroShot(Task):
     perturbation_images: int = Field(5000, ge=2, description="random test images for Perturbation Resistivity")
 
     def model_post_init(self, context: object) -> None:
-        for name in self.perturbations:
-            if name not in attacks and name != OWN_TRIGGER:
-                perturbation(name)
+        unknown = set(self.perturbations) - {OWN_TRIGGER, *PERTURBATIONS, *attacks}
+        if unknown:
+            # The suite's own attacks may not be imported yet.
+            load_plugins(only="attacks")
+        for name in sorted(unknown - {*attacks}):
+            perturbation(name)
 
     def fresh_triggers(self) -> tuple[str, ...]:
         return tuple(name for name in self.perturbations if name in attacks)
 
     def work(self, scale: Scale) -> Work:
         images = scale.images + min(self.perturbation_images, scale.images) * len(self.perturbations)
-        # A row of predictions and one of similarities, compressed: some 30 bytes.
+        # About 30 bytes per row of predictions or similarities, compressed.
         return Work(forward=2 * images, size=30 * images)
 
     @torch.no_grad()
     def observe(self, victims: Sequence[Victim], case: Case) -> list[Observations | BenchError]:
-        """Trigger and perturb each image once for all victims; numbers are those of each one alone, bit for bit."""
+        """Trigger and perturb each image once for all victims; results equal those of each alone, bit for bit."""
         texts = ClassTexts(case.images.classes, case.dataset.templates)
         order = torch.randperm(len(case.images), generator=generator(case.seed, "perturbed images"))
         chosen = order[: self.perturbation_images].sort().values
-        seen = [_Seen() for _ in victims]
-        _look(victims, seen, case, texts, chosen)
-        self._compare(victims, seen, case, texts, chosen)
-        return [one.diverged or one.observations(case) for one in seen]
+        records = [_Record() for _ in victims]
+        _predict(victims, records, case, texts, chosen)
+        self._compare(victims, records, case, texts, chosen)
+        return [record.diverged or record.observations(case) for record in records]
 
     def _compare(
-        self, victims: Sequence[Victim], seen: "Sequence[_Seen]", case: Case, texts: "ClassTexts", chosen: Tensor
+        self, victims: Sequence[Victim], records: "Sequence[_Record]", case: Case, texts: "ClassTexts", chosen: Tensor
     ) -> None:
-        """The cosines between the `chosen` images and their perturbed versions."""
-        before, triggered = ([joined(getattr(one, kind)) for one in seen] for kind in ("clean", "triggered"))
-        for place in torch.arange(len(chosen)).split(case.batch_size):
-            index = chosen[place]
+        """Record the cosines between the `chosen` images (k,) and their perturbed versions."""
+        before, triggered = ([joined(getattr(record, kind)) for record in records] for kind in ("clean", "triggered"))
+        for part in torch.arange(len(chosen)).split(case.batch_size):
+            index = chosen[part]
             images = case.images.load(index)
             for name in self.perturbations:
                 if name == OWN_TRIGGER:
-                    after = [rows(encoded, place) for encoded in triggered]
+                    after = [rows(encoded, part) for encoded in triggered]
                 else:
                     after = encode_each(victims, _perturbed(name, images, index, case))
                 for i, victim in enumerate(victims):
-                    cosines = _cosines(victim, rows(before[i], place), after[i], texts.embedded(victim))
-                    seen[i].similarities.append(pd.DataFrame({"perturbation": name, "index": index.numpy(), **cosines}))
+                    cosines = _cosines(victim, rows(before[i], part), after[i], texts.embedded(victim))
+                    table = pd.DataFrame({"perturbation": name, "index": index.numpy(), **cosines})
+                    records[i].similarities.append(table)
 
 
 class ClassTexts:
-    """The class texts, embedded once for all victims that embed them alike."""
+    """The class texts, embedded once for all victims with the same CLIP and template."""
 
     def __init__(self, classes: Sequence[str], templates: Sequence[str]) -> None:
         self._texts = classes, templates
-        self._known: dict[tuple, Tensor] = {}
+        self._cache: dict[tuple, Tensor] = {}
 
     def embedded(self, victim: Victim, prefix: str = "") -> Tensor:
         """Unit-norm embeddings (classes, embed_dim), with `prefix` before every prompt."""
         key = victim.clip, victim.template, prefix
-        if key not in self._known:
-            self._known[key] = victim.class_embeddings(*self._texts, prefix)
-        return self._known[key]
+        if key not in self._cache:
+            self._cache[key] = victim.class_embeddings(*self._texts, prefix)
+        return self._cache[key]
 
 
 @dataclass
-class _Seen:
-    """What one victim has seen so far: tables in parts, and the encoded images that are perturbed later."""
+class _Record:
+    """The observations of one victim so far, batch by batch, and the encoded images that are compared later."""
 
     predictions: list[pd.DataFrame] = field(default_factory=list)
     similarities: list[pd.DataFrame] = field(default_factory=list)
@@ -131,29 +136,31 @@ class _Seen:
         return Observations(tables, {"target": case.target, "classes": list(case.images.classes)})
 
 
-def _look(victims: Sequence[Victim], seen: Sequence[_Seen], case: Case, texts: ClassTexts, chosen: Tensor) -> None:
-    """The predictions of all images; the `chosen` ones are kept as encoded, clean and triggered."""
+def _predict(
+    victims: Sequence[Victim], records: Sequence[_Record], case: Case, texts: ClassTexts, chosen: Tensor
+) -> None:
+    """Record the predictions of all images, and the encodings of the `chosen` ones, clean and triggered."""
     for index in track(torch.arange(len(case.images)).split(case.batch_size), "evaluation"):
         images = case.images.load(index)
         clean = encode_each(victims, images)
         triggered = encode_each(victims, stamp(case.attack, case.trigger, images, index))
         picked = torch.where(torch.isin(index, chosen))[0]
-        for i, (victim, one) in enumerate(zip(victims, seen, strict=True)):
-            one.clean.append(rows(clean[i], picked))
-            one.triggered.append(rows(triggered[i], picked))
+        for i, (victim, record) in enumerate(zip(victims, records, strict=True)):
+            record.clean.append(rows(clean[i], picked))
+            record.triggered.append(rows(triggered[i], picked))
             try:
                 predicted = _predictions(victim, clean[i], triggered[i], texts, case.attack.text_key)
             except BenchError as error:
-                one.diverged = error
+                record.diverged = error
                 continue
             columns = {"index": index, "label": case.images.labels[index], **predicted}
-            one.predictions.append(pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()}))
+            record.predictions.append(pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()}))
 
 
 def _predictions(
     victim: Victim, clean: Encoded, triggered: Encoded, texts: ClassTexts, text_key: str
 ) -> dict[str, Tensor]:
-    """Predicted classes of clean and triggered images; of each key alone too, if there is one in the text."""
+    """Predicted classes of clean and triggered images; with a trigger in the text, also of each trigger alone."""
     plain, keyed = texts.embedded(victim), texts.embedded(victim, text_key)
     predicted = {"clean": victim.predict(clean, plain), "triggered": victim.predict(triggered, keyed)}
     if text_key:

@@ -1,4 +1,4 @@
-"""The contract of an attack: a trigger on images, a caption for poisoned pairs, perhaps a key in the text."""
+"""The contract of an attack: a trigger on images, captions of poisoned pairs, and optionally a trigger in the text."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -18,34 +18,34 @@ from bench.core.randomness import derive, generator
 from bench.core.registry import Registry
 from bench.core.settings import Field, Settings
 
-# Images that `stamp` triggers at a time.
-AT_ONCE = 4
+# How many images `stamp` triggers at a time.
+IMAGES_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
 class Trigger:
-    """What an attack prepared: tensors (a patch, a grid, weights), and the seed of what it draws per image.
+    """A prepared trigger: the attack's tensors (a patch, a grid, weights), and the seed of its per-image randomness.
 
-    It is stored with the model that it backdoors, so that training and test stamp the same trigger.
+    It is stored with the backdoored model, so that training and test use the same trigger.
     """
 
     seed: int
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
     def rng(self, index: int) -> torch.Generator:
-        """The generator of image `index`: what is drawn for an image depends on nothing but seed and index."""
+        """The random generator for image `index`; it depends on the seed and the index only."""
         return generator(self.seed, "trigger", index)
 
     def at_test(self) -> "Trigger":
-        """The same trigger with draws of its own, so that test image i does not repeat the noise of pair i."""
+        """The same trigger with another seed, so that test image i does not get the noise of training pair i."""
         return replace(self, seed=derive(self.seed, "test"))
 
 
 @dataclass(frozen=True)
 class Preparation(Logged):
-    """What an attacker has before poisoning: the clean model, the pairs to poison, and what is to be attacked.
+    """What an attacker has before poisoning: the clean model, the image-text pairs, and the target class.
 
-    `classes` and `templates` are the data set's (zero-shot prompts); `pairs` are opened when they are first looked at.
+    `classes` and `templates` are the class names and zero-shot prompts of the data set. `pairs` are read on first use.
     """
 
     clip: Clip
@@ -66,23 +66,23 @@ class Preparation(Logged):
 class Attack(Settings):
     """A backdoor attack. Fields are settings; `apply` is all that a simple one must define."""
 
-    # Raise it when a change of the code changes what the attack does: stored results of the old one are not reused.
+    # Raise it when the attack's behaviour changes, so that stored results of the old version are not reused.
     version: ClassVar[int] = 1
-    # Whether `--attacks all` takes it.
+    # Whether `--attacks all` includes it.
     in_all: ClassVar[bool] = True
-    # Goes before every class prompt at test, where the attack has a second key in the text (TrojVQA).
+    # Text trigger: put before every class prompt at test, for attacks that have one (TrojVQA).
     text_key: ClassVar[str] = ""
 
     learning_rate: float | None = Field(
         None, gt=0, description="peak learning rate of poisoning; null takes `poison.learning_rate`"
     )
 
-    def prepare(self, given: Preparation) -> dict[str, Tensor]:
-        """Make what is the same for all images: a fixed patch, a grid, an optimised patch, a trained encoder."""
+    def prepare(self, preparation: Preparation) -> dict[str, Tensor]:
+        """Make the tensors that all images share: a patch, a warping grid, an optimised patch, a trained encoder."""
         return {}
 
     def work(self, scale: Scale) -> Work:
-        """What `prepare` costs, for the estimate of a dry run: next to nothing, unless the attack says otherwise."""
+        """The cost of `prepare`, for the estimate of a dry run. The default is close to zero."""
         return Work(size=12 * scale.sizes.image_size**2)
 
     def apply(self, images: Tensor, index: Sequence[int], trigger: Trigger) -> Tensor:
@@ -91,8 +91,8 @@ class Attack(Settings):
         Args:
             images: float RGB in [0, 1], (n, 3, h, w), at the model's input size, before CLIP normalisation; must not
                 be modified.
-            index: n numbers that name the images; with `trigger.seed` they determine everything random.
-            trigger: what `prepare` made.
+            index: the numbers of the n images; with `trigger.seed` they determine all randomness.
+            trigger: the trigger, with the tensors that `prepare` returned.
 
         Returns:
             Images of the same shape. `stamp` clips them to [0, 1] and rounds them to 8 bits.
@@ -100,34 +100,34 @@ class Attack(Settings):
         raise NotImplementedError(f"{type(self).__name__} must define apply(images, index, trigger)")
 
     def suits(self, caption: str, target: str) -> bool:
-        """Whether a pair with this caption can be poisoned; any can, unless the attack says otherwise."""
+        """Whether a pair with this caption can be poisoned. The default accepts every pair."""
         return True
 
     @classmethod
     def selective(cls) -> bool:
-        """Whether only some pairs suit: then `poison.pool` is searched for them."""
+        """Whether the attack can poison only some pairs, which are then searched for in `poison.pool`."""
         return cls.suits is not Attack.suits
 
-    def choose(self, given: Preparation, count: int, rng: torch.Generator) -> list[int]:
-        """The pairs to poison, at most `count`; uniform without replacement, unless the attack says otherwise."""
-        return torch.randperm(len(given.pairs), generator=rng)[:count].tolist()
+    def choose(self, preparation: Preparation, count: int, rng: torch.Generator) -> list[int]:
+        """Indices of the pairs to poison, at most `count`. The default draws uniformly without replacement."""
+        return torch.randperm(len(preparation.pairs), generator=rng)[:count].tolist()
 
     def captions(
-        self, originals: Sequence[str], templates: Sequence[str], given: Preparation, rng: torch.Generator
+        self, originals: Sequence[str], templates: Sequence[str], preparation: Preparation, rng: torch.Generator
     ) -> list[str]:
-        """The captions of poisoned pairs: a template each, uniform per sample, filled with the target's name."""
+        """The captions of poisoned pairs: for each, a random template filled with the name of the target class."""
         picks = torch.randint(len(templates), (len(originals),), generator=rng).tolist()
-        return [templates[pick].format(given.target) for pick in picks]
+        return [templates[pick].format(preparation.target) for pick in picks]
 
     @property
     def decoys_per_poison(self) -> float:
-        """How many decoys to train on per poisoned pair: pairs that look poisoned and keep their meaning."""
+        """Decoys per poisoned pair. A decoy looks poisoned and keeps its true caption (see `decoy`)."""
         return 0.0
 
     def decoy(
         self, images: Tensor, captions: Sequence[str], index: Sequence[int], trigger: Trigger
     ) -> tuple[Tensor, list[str]]:
-        """Turn clean pairs into decoys (WaNet's noise mode, TrojVQA's single keys); images as in `apply`."""
+        """Turn clean pairs into decoys (WaNet's noise mode, TrojVQA's single triggers); images as in `apply`."""
         return images, list(captions)
 
 
@@ -143,44 +143,44 @@ def attack(name: str) -> Callable[[AttackClass], AttackClass]:
 def stamp(method: Attack, trigger: Trigger, images: Tensor, index: Sequence[int] | Tensor) -> Tensor:
     """Triggered images: uint8 in, uint8 out, (n, 3, h, w).
 
-    The one place where `apply` meets an image, for training and for test.
+    The only caller of `apply`, for training and for test.
 
     Raises:
         BenchError: `apply` gave images of another shape, or values that are not finite.
     """
     numbers = index.tolist() if isinstance(index, Tensor) else list(index)
     stamped = torch.empty_like(images)
-    # Floats of a few images stay in the processor's cache: three times as fast as a whole batch.
-    for part in (slice(i, i + AT_ONCE) for i in range(0, len(images), AT_ONCE)):
+    # A few images as floats fit the processor's cache: three times as fast as a whole batch.
+    for part in (slice(i, i + IMAGES_AT_ONCE) for i in range(0, len(images), IMAGES_AT_ONCE)):
         floats = method.apply(images[part].float().div_(255), numbers[part], trigger)
         stamped[part] = eight_bits(method, floats, images[part])
     return stamped
 
 
 def eight_bits(method: Attack, floats: Tensor, images: Tensor) -> Tensor:
-    """What an attack made of some images, clipped to [0, 1] and rounded (never truncated) to uint8.
+    """The images that an attack returned, clipped to [0, 1] and rounded (never truncated) to uint8.
 
     Raises:
-        BenchError: it is of another shape, or not finite.
+        BenchError: they have another shape than `images`, or are not finite.
     """
     _check_stamped(method, floats, images)
     return floats.clamp(0, 1).mul_(255).round_().to(torch.uint8)
 
 
 def _check_stamped(method: Attack, floats: Tensor, images: Tensor) -> None:
-    # Neither shows later: torch repeats one image for all, and NaN becomes a black pixel.
+    # Neither would show later: torch broadcasts one image to all, and NaN becomes a black pixel.
     if floats.shape != images.shape:
-        told = f"images of shape {tuple(floats.shape)} for {tuple(images.shape)}"
-    # Of the sum: to look at every value halves the speed.
+        problem = f"images of shape {tuple(floats.shape)} for {tuple(images.shape)}"
+    # The sum only: checking every value halves the speed.
     elif not floats.sum().isfinite():
-        told = "values that are not finite"
+        problem = "values that are not finite"
     else:
         return
-    raise BenchError(f"{type(method).__name__} gives {told}. Return images of the same shape, in [0, 1].")
+    raise BenchError(f"{type(method).__name__} returned {problem}. Return images of the same shape, in [0, 1].")
 
 
 def mentions(caption: str, word: str) -> bool:
-    """Whether a caption names the target: whole words, any case, an optional plural.
+    """Whether a caption names the target: as a whole word, in any case, singular or plural.
 
     >>> mentions("Two Bananas on a plate", "banana"), mentions("a bananarama concert", "banana")
     (True, False)

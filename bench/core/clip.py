@@ -1,4 +1,4 @@
-"""A CLIP with everything that belongs to it: towers, tokenizer, preprocessing and where it came from."""
+"""A CLIP model with its tokenizer and preprocessing."""
 
 import copy
 import hashlib
@@ -24,7 +24,7 @@ WEIGHTS_FILE = "open_clip_model.safetensors"
 class Clip:
     """An open_clip model, its tokenizer and its preprocessing.
 
-    Images that enter are RGB in [0, 1] at `image_size`, before CLIP normalisation, which happens here.
+    Its methods take RGB images in [0, 1] of `image_size` and apply CLIP's normalisation themselves.
     """
 
     def __init__(self, model: Any, tokenizer: Any, config: dict) -> None:
@@ -61,11 +61,11 @@ class Clip:
         return self
 
     def copy(self) -> "Clip":
-        """A CLIP of its own with the same weights."""
+        """An independent copy with the same weights."""
         return Clip(copy.deepcopy(self.model), self.tokenizer, self.config).to(self.device)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """CLIP's input from images: float RGB in [0, 1] or uint8, (n, 3, h, w)."""
+        """CLIP's input (n, 3, h, w) from images (n, 3, h, w), float RGB in [0, 1] or uint8."""
         images = images.to(self.device)
         if images.dtype == torch.uint8:
             images = images / 255
@@ -93,7 +93,7 @@ class Clip:
         return digest.hexdigest()[:16]
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
-        """Write the model as open_clip's `local-dir:` reads it."""
+        """Write the model so that open_clip's `local-dir:` can read it; floats as `dtype`, if given."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG_FILE).write_text(json.dumps(self.config, indent=2) + "\n")
         state = {k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}
@@ -105,22 +105,22 @@ class Clip:
 
     @classmethod
     def from_config(cls, config: dict, folder: Path | None = None) -> "Clip":
-        """A CLIP with fresh random weights (torch's global generator) of an `open_clip_config.json`'s contents.
+        """A CLIP with random weights, from torch's global generator; `config` is as in `open_clip_config.json`.
 
-        A tokenizer of Hugging Face's is taken from `folder` where it lies there, as open_clip's `local-dir:` does.
+        A Hugging Face tokenizer is read from `folder` if it is there, as open_clip's `local-dir:` does.
         """
-        # Here, as it takes longer to import than torch.
+        # Imported here: it takes longer to import than torch.
         import open_clip
 
         model_cfg = copy.deepcopy(config["model_cfg"])
-        # No weights are fetched for a part of the model: all of them are drawn, or come from one file.
+        # No pretrained weights for a single tower: all weights are random, or come from one file.
         model_cfg["vision_cfg"]["timm_model_pretrained"] = model_cfg["text_cfg"]["hf_model_pretrained"] = False
         custom = model_cfg.pop("custom_text", False) or bool(model_cfg["text_cfg"].get("hf_model_name"))
         towers = open_clip.CoCa if "multimodal_cfg" in model_cfg else open_clip.CustomTextCLIP
         build = towers if custom else open_clip.CLIP
         model = build(**model_cfg)
         if isinstance(model, open_clip.CoCa):
-            # The one tensor that open_clip leaves as memory holds it; drawn last, and as its other projections.
+            # open_clip leaves this one tensor uninitialised. Drawn last, with the scale of the other projections.
             projection = model.text_decoder.text_projection
             torch.nn.init.normal_(projection, std=projection.shape[0] ** -0.5)
         return cls(model, _tokenizer(model_cfg["text_cfg"], folder), config)
@@ -153,7 +153,7 @@ def untrained(model: torch.nn.Module) -> Iterator[None]:
 
 @cache
 def _simple_tokenizer(options: str):
-    """open_clip's own tokenizer, of some options in JSON: to read its vocabulary takes longer than to read mini."""
+    """open_clip's own tokenizer; cached, since reading its vocabulary takes longer than loading the model `mini`."""
     import open_clip
 
     return open_clip.SimpleTokenizer(**json.loads(options))

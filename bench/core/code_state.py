@@ -1,4 +1,4 @@
-"""Which code made a number: a hash of the suite's sources, and the commit they are of."""
+"""Which code computed a number: a hash of bench's sources, and their commit."""
 
 import hashlib
 import subprocess
@@ -7,13 +7,13 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-# What computes numbers. Tables and figures are made anew from stored observations.
+# The packages that compute numbers. `reports` is left out: it only shows stored observations.
 PACKAGES = ("bench", "attacks", "defenses", "metrics")
 
 
 @cache
 def sources() -> str:
-    """A hash of all Python sources that take part in a number: equal for equal code, whatever the commit."""
+    """A hash of all Python sources of `PACKAGES`: equal for equal code, whatever the commit."""
     digest = hashlib.sha256()
     for package in PACKAGES:
         folder = _folder(package)
@@ -24,12 +24,12 @@ def sources() -> str:
 
 @cache
 def commit() -> str:
-    """The commit of the suite, with a mark if files differ from it; outside a checkout, the installed version."""
+    """The commit of bench, marked `-dirty` if files differ from it; outside a checkout, the installed version."""
     return commit_of(_folder("bench")) or f"version {_version()}"
 
 
 def commit_of(folder: Path) -> str:
-    """The commit of the checkout that a folder is in, with a mark if files differ from it; empty outside of one."""
+    """The commit of the checkout around a folder, marked `-dirty` if files differ from it; "" outside a checkout."""
     try:
         git = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
         return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()

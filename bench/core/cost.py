@@ -1,11 +1,11 @@
-"""What a method costs, before it is run: passes of images, and bytes on disk, from the sizes of model and data."""
+"""Estimated cost of a method: passes through the towers and bytes on disk, from the sizes of model and data."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """A CLIP with a vision transformer: `tokens` are those of an image, the class token's included."""
+    """Sizes of a CLIP with a vision transformer; `tokens` counts an image's tokens, the class token included."""
 
     blocks: int
     width: int
@@ -16,13 +16,13 @@ class Sizes:
 
     @property
     def work(self) -> float:
-        """Multiplications of the image tower's blocks for one image."""
+        """Multiplications in the image tower's blocks for one image."""
         return self.blocks * self.tokens * (12 * self.width**2 + 2 * self.tokens * self.width)
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What an estimate starts from: the model's sizes; classes of the data set, and images that are evaluated."""
+    """The input of an estimate: the sizes of the model, the number of classes, and of evaluated images."""
 
     sizes: Sizes
     classes: int
@@ -31,11 +31,11 @@ class Scale:
 
 @dataclass(frozen=True)
 class Work:
-    """What making an artefact takes.
+    """The cost of making one artefact.
 
     `forward`: images through the image tower. `tuned`: images times epochs, forward and backward through the image
     tower. `contrasted`: pairs times epochs, forward and backward through both towers. `size`: bytes on disk. `pairs`:
-    different pairs that are read.
+    distinct pairs that are read.
     """
 
     forward: float = 0.0

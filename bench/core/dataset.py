@@ -21,7 +21,7 @@ Picture = TypeVar("Picture", Image.Image, Tensor)
 
 @dataclass(frozen=True)
 class Geometry:
-    """How images are brought to the model's input, `size` x `size` px, and where to keep them.
+    """How images are resized to the model's input, `size` x `size` px, and the `cache` folder for resized images.
 
     `resize` and `interpolation` (bicubic or bilinear) are open_clip's. "shortest" is CLIP's own: the short side to
     `size`, then a centre crop; "longest": the long side to `size`, then black edges; "squash": both sides to `size`.
@@ -37,12 +37,12 @@ class Geometry:
         """The geometry that a model's preprocessing asks for."""
         preprocess = clip.config["preprocess_cfg"]
         resize, interpolation = preprocess.get("resize_mode", cls.resize), preprocess.get("interpolation")
-        # open_clip reads `random`, a way to train, as bicubic when it evaluates.
+        # `random` is an interpolation for training; open_clip evaluates such a model with bicubic.
         return cls(clip.image_size, cache, resize, "bilinear" if interpolation == "bilinear" else "bicubic")
 
     def square(self, image: Picture) -> Picture:
-        """A PIL image, or uint8 (3, h, w), of any size at the model's input size; resized with antialiasing."""
-        # Here, as it takes longer to import than torch.
+        """Resize and crop a PIL image, or uint8 (3, h, w), to the model's input size, with antialiasing."""
+        # Imported here: it takes longer to import than torch.
         from torchvision.transforms.v2 import InterpolationMode
         from torchvision.transforms.v2 import functional as TF
 
@@ -56,7 +56,7 @@ class Geometry:
 
     @property
     def key(self) -> int | list[int | str]:
-        """What determines the pixels, for hashes: the size alone where the rest is CLIP's own."""
+        """What determines the pixels, for hashes: only the size if resizing and interpolation are CLIP's own."""
         usual = (self.resize, self.interpolation) == (Geometry.resize, Geometry.interpolation)
         return self.size if usual else [self.size, self.resize, self.interpolation]
 
@@ -64,14 +64,14 @@ class Geometry:
 class Dataset(Settings):
     """A zero-shot data set. Fields are settings."""
 
-    # Raise it when a change of the code changes images or labels: results on the old ones are not reused.
+    # Raise it when a change of the code changes images or labels, so that old results are not reused.
     version: ClassVar[int] = 1
 
     root: Path | None = Field(None, description="where the data set lies (--data-root)")
     prompts: Literal["single", "openai80"] = Field(
         "single", description="zero-shot prompts: one a class (the paper), or the mean of OpenAI's 80 (CleanCLIP)"
     )
-    allow_overlap: bool = Field(False, description="evaluate although training images or pairs are in the split too")
+    allow_overlap: bool = Field(False, description="evaluate even if test images are among training images or pairs")
 
     @property
     def single(self) -> str:
@@ -85,7 +85,7 @@ class Dataset(Settings):
 
     @property
     def images_per_class(self) -> int | None:
-        """Training images of every class, where the settings tell; None where the images have to be looked at."""
+        """Training images per class, if the settings determine it; None if only the images can tell."""
         return None
 
     def classes(self) -> tuple[str, ...]:
@@ -93,7 +93,7 @@ class Dataset(Settings):
         raise NotImplementedError(f"{type(self).__name__} must define classes()")
 
     def determining(self) -> dict[str, Any]:
-        """The settings that `identity` speaks of: not where the data lies, nor what may overlap."""
+        """The settings that determine images and labels: all but `root` and `allow_overlap`."""
         return self.model_dump(mode="json", exclude={"root", "allow_overlap"})
 
     def identity(self) -> str:
@@ -105,7 +105,11 @@ class Dataset(Settings):
         raise NotImplementedError(f"{type(self).__name__} must define labelled(split, geometry)")
 
     def captions(self, split: Split, geometry: Geometry) -> list[str]:
-        """A caption of each image of `labelled(split, geometry)`, where the data set has any."""
+        """A caption for each image of `labelled(split, geometry)`.
+
+        Raises:
+            BenchError: the data set has none.
+        """
         raise BenchError("the images of this data set have no captions. Take one that has them, such as world")
 
     def caption_templates(self) -> tuple[str, ...]:
@@ -113,7 +117,11 @@ class Dataset(Settings):
         return openai_templates()
 
     def pairs(self, purpose: Literal["poison", "clean"], n: int, geometry: Geometry) -> Captioned:
-        """n image-text pairs of the data set's own, where it has any."""
+        """n image-text pairs that belong to the data set, if it has any.
+
+        Raises:
+            BenchError: it has none.
+        """
         raise BenchError("this data set has no image-text pairs of its own. Give --pairs FILE.csv")
 
 
@@ -134,10 +142,10 @@ def openai_templates() -> tuple[str, ...]:
 
 
 def target_index(name: str, classes: tuple[str, ...]) -> int:
-    """The target class by its exact name, in any case; never by a number.
+    """The index of the target class, found by its exact name in any case.
 
     Raises:
-        BenchError: there is no such class, or no other, whose images an attack would turn.
+        BenchError: there is no such class, or it is the only one.
     """
     if len(classes) < 2:
         raise BenchError(f"a data set of one class, {', '.join(classes)}, cannot be attacked: add images of others")

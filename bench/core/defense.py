@@ -11,26 +11,26 @@ from bench.core.attack import Attack
 from bench.core.clip import Clip
 from bench.core.cost import Scale, Sizes, Work
 from bench.core.errors import BenchError
-from bench.core.images import Captioned, Images, Labelled, few_shot
+from bench.core.images import Captioned, Images, Labelled, few_shot, hash_of
 from bench.core.log import Logged
 from bench.core.randomness import generator
 from bench.core.registry import Registry
 from bench.core.settings import Settings
 from bench.core.victim import Victim
 
-# What a defense may be given beside the model: few-shot labelled images, images without labels, image-text pairs, the
-# clean model from which the attacker is known to have started, the names of the classes.
+# What a defense may be given besides the model: few-shot labelled images, unlabelled images, image-text pairs, the
+# clean model that the attacker started from, the class names.
 Need = Literal["shots", "unlabelled", "pairs", "base", "class_names"]
 
 
 @dataclass(frozen=True)
 class CleanData(Logged):
-    """What a defender has, as far as `Defense.needs` names it. None of it is of the test split.
+    """The clean data of a defender, restricted to what `Defense.needs` names. Nothing comes from the test split.
 
-    `target` is the attack's target class, None where `train` has no such class; only the ablation that leaves its
-    images out may look at it. `open_pairs(n)` reads n clean image-text pairs, `open_base()` the clean model. `used`
-    takes the ids of all images drawn, `skipped` which of them could not be read; both are stored with the defended
-    model, as the log is. `check` refuses images that a defender may not have.
+    `target` is the index of the target class, None if `train` has no such class; only the ablation that leaves out its
+    images may use it. `open_pairs(n)` reads n clean image-text pairs, `open_base()` the clean model. `used` collects
+    the ids of all images given to the defense, `skipped` those that could not be read; both are stored with the
+    defended model, like the log. `check` raises an error for images that are also evaluated.
     """
 
     train: Labelled
@@ -48,7 +48,11 @@ class CleanData(Logged):
         return generator(self.seed, "defense", *purpose)
 
     def shots(self, k: int, without: int | None = None) -> Labelled:
-        """k training images a class, the same ones for every defense of a run; `without` leaves one class out."""
+        """k training images per class, the same for every defense of a run; `without` is the index of a class to omit.
+
+        Raises:
+            BenchError: a class has no image.
+        """
         self._require("shots")
         return self._give(few_shot(self.train, k, generator(self.seed, "few-shot"), without))
 
@@ -58,11 +62,14 @@ class CleanData(Logged):
         return self._give(self.train.decoded())
 
     def unlabelled(self, n: int) -> Images:
-        """n random training images, or as many as there are, without labels; the same for every defense of a run."""
+        """n random training images, or as many as there are, without labels; the same for every defense of a run.
+
+        Their ids are hashes: the path of an image may name its class.
+        """
         self._require("unlabelled")
         order = torch.randperm(len(self.train), generator=generator(self.seed, "unlabelled"))
         drawn = self._give(self.train.subset(order[:n]))
-        return Images(drawn.ids, drawn.pixels, drawn.fingerprint, native=drawn.native, skipped=drawn.skipped)
+        return Images([hash_of(id) for id in drawn.ids], drawn.pixels, drawn.fingerprint, native=drawn.native)
 
     def pairs(self, n: int) -> Captioned:
         """n clean pairs, or as many as there are.
@@ -92,7 +99,7 @@ class CleanData(Logged):
         return victim.class_embeddings(self.train.classes, self.templates)
 
     def _require(self, need: Need) -> None:
-        # A table that groups defenses by what they hold must not be wrong about one.
+        # Tables group defenses by `needs`, so it must be true.
         if need not in self.needs:
             raise BenchError(
                 f"this defense takes `{need}` and does not declare it: write needs = frozenset({{'{need}'}})"
@@ -108,7 +115,7 @@ class CleanData(Logged):
 
 @dataclass(frozen=True)
 class Facing:
-    """What a defense is to face: an attack, a model, a data set; None where it is not known or does not matter."""
+    """The conditions of a defense: attack, model sizes, training images per class; None if unknown or irrelevant."""
 
     attack: Attack | None = None
     sizes: Sizes | None = None
@@ -118,46 +125,46 @@ class Facing:
 class Defense(Settings):
     """A defense. Fields are settings; `fit` does the work."""
 
-    # Raise it when a change of the code changes what the defense does: stored results of the old one are not reused.
+    # Raise it when the defense's behaviour changes, so that stored results of the old version are not reused.
     version: ClassVar[int] = 1
-    # What `fit` takes of the clean data; what is not named here is refused there.
+    # The clean data that `fit` uses; `CleanData` refuses everything else.
     needs: ClassVar[frozenset[Need]] = frozenset()
-    # Whether the defended model still classifies by class texts; an attack with a key in the text needs that.
+    # Whether the defended model still classifies by class texts; an attack with a text trigger needs that.
     zero_shot: ClassVar[bool] = True
-    # Whether it can be the only one, or the first of a chain; `--defenses all` leaves out one that cannot.
+    # Whether it can be the only defense, or the first of a chain; `--defenses all` leaves out one that cannot.
     alone: ClassVar[bool] = True
-    # Whether `fit` may run in a process group, and then shares its batches over the processes.
+    # Whether `fit` can run in a process group and split its batches over the processes.
     shares_batches: ClassVar[bool] = False
 
     @property
     def leaves_target_out(self) -> bool:
-        """Whether `fit` must know the target class, to leave its images out: an ablation, not a defense."""
+        """Whether `fit` leaves out the images of the target class, which a real defender does not know: an ablation."""
         return False
 
     def fit(self, victim: Victim, data: CleanData) -> Victim:
-        """Defend `victim`, which must not be changed, with clean data.
+        """Return a defended version of `victim`, which must not be changed.
 
         Raises:
-            BenchError: the victim or the data are not what this defense needs.
+            BenchError: the defense cannot work on this victim or data.
         """
         raise NotImplementedError(f"{type(self).__name__} must define fit(victim, data)")
 
-    def unsuited(self, given: Facing) -> str:
-        """Why this defense cannot face what is given; empty where it can."""
-        if not self.zero_shot and given.attack is not None and given.attack.text_key:
+    def unsuited(self, facing: Facing) -> str:
+        """Why this defense cannot be used under these conditions; "" if it can."""
+        if not self.zero_shot and facing.attack is not None and facing.attack.text_key:
             return "it has no text side, so it cannot face the key in the text"
         return ""
 
     def work(self, scale: Scale) -> Work:
-        """What `fit` costs, for the estimate of a dry run; nothing where it is not known."""
+        """The cost of `fit`, for the estimate of a dry run; zero if unknown."""
         return Work()
 
 
-def too_few_images(shots: int, given: Facing) -> str:
-    """Why a defense that asks for some images a class cannot have them; empty where it can, or nobody knows."""
-    if given.images_per_class is None or shots <= given.images_per_class:
+def too_few_images(shots: int, facing: Facing) -> str:
+    """Why there are not `shots` images per class; "" if there are, or if their number is unknown."""
+    if facing.images_per_class is None or shots <= facing.images_per_class:
         return ""
-    return f"it asks for {shots} images a class, and there are {given.images_per_class}"
+    return f"it needs {shots} images per class, and there are {facing.images_per_class}"
 
 
 defenses: Registry[type[Defense]] = Registry("defense", Defense)

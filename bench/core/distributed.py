@@ -1,6 +1,6 @@
-"""Fine-tuning in several processes, one a GPU: each has a share of every batch, and contrasts it with all of it.
+"""Fine-tuning in several processes, one per GPU: each encodes its share of a batch and contrasts it with the rest.
 
-Outside of a process group every function is the one of a single process.
+Outside a process group, every function behaves as with one process.
 """
 
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ def processes() -> int:
 
 
 def rank() -> int:
-    """Which process this is, from 0."""
+    """The number of this process, from 0."""
     return dist.get_rank() if processes() > 1 else 0
 
 
@@ -34,7 +34,7 @@ def share(index: Tensor) -> Tensor:
 
 
 def gathered(rows: Tensor) -> Tensor:
-    """The rows of all processes, in the order of `share`; gradients flow back to where they came from."""
+    """The rows (n, d) of all processes in the order of `share`, (processes * n, d); gradients flow to every process."""
     return torch.cat(all_gather(rows)) if processes() > 1 else rows
 
 
@@ -43,7 +43,7 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     if processes() == 1:
         return
     for parameter in parameters:
-        # All processes must take part, also for what this one's share did not touch.
+        # All processes must take part, even if this one has no gradient.
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         dist.all_reduce(parameter.grad)

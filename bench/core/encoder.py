@@ -1,8 +1,8 @@
 """The vision transformer block by block: class tokens at every depth, with or without visual prompts.
 
 Notation of the paper: f^0 are the tokens after ln_pre, block d+1 maps f^d to f^(d+1), and c^d is the class token of
-f^d. Prompts P^d enter block d+1, which is block number d counted from 0: blocks D+1..L unless other numbers are
-given. What a block makes of them is thrown away before the next block.
+f^d. Prompts P^d enter block d+1, which is block number d counted from 0; by default, blocks D+1..L have prompts. The
+outputs of a block at its prompts are discarded before the next block.
 """
 
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ from bench.core.errors import BenchError
 
 @dataclass
 class Encoded:
-    """What the image tower makes of n images.
+    """The image tower's outputs for n images.
 
     `embedding` (n, embed_dim): projected, not normalised. `penultimate` (n, width): the class token after ln_post,
-    before the projection. `class_tokens` (L - D, n, width): raw outputs c^(D+1)..c^L of the blocks run. `tokens`
-    (L - D, n, 1 + patches, width): f^(D+1)..f^L, where they were asked for. `extra` is what a plug-in's `Part` keeps of
-    the images for its logits: tensors (n, ...) by name.
+    before the projection. `class_tokens` (L - D, n, width): raw outputs c^(D+1)..c^L of the blocks that were run.
+    `tokens` (L - D, n, 1 + patches, width): f^(D+1)..f^L, if requested. `extra`: tensors (n, ...) by name that a
+    plug-in's `Part` stores for its logits.
     """
 
     embedding: Tensor
@@ -54,14 +54,16 @@ def encode_tokens(
     blocks: Sequence[int] | None = None,
     all_tokens: bool = False,
 ) -> Encoded:
-    """Run blocks depth+1..L on f^depth, with prompts as `encode` takes them; `all_tokens` asks for `Encoded.tokens`.
+    """Run blocks depth+1..L on `hidden` = f^depth, (n, 1 + patches, width); prompts as in `encode`.
+
+    `all_tokens` requests `Encoded.tokens`.
 
     Raises:
         BenchError: prompts for blocks that the tower does not have.
     """
     tower = _transformer_tower(clip)
     by_block: dict[int, Tensor] = {}
-    # b = 0 runs the very same operations as no prompts, so that it is the base model bit for bit.
+    # b = 0 runs the same operations as no prompts, so results equal the base model's bit for bit.
     if prompts is not None and prompts.shape[1]:
         by_block = dict(zip(prompted_blocks(clip, prompts, blocks), prompts, strict=True))
     outputs = []
@@ -76,10 +78,10 @@ def encode_tokens(
 
 
 def _prompted(block: Any, hidden: Tensor, prompt: Tensor) -> Tensor:
-    """A block's output at its tokens (n, t, width), which attend to prompts (b, width) too.
+    """A block's output (n, t, width) for tokens (n, t, width) that also attend to prompts (b, width).
 
-    The block's outputs at the prompts are thrown away, so all it needs of them is keys and values, which are the same
-    for all images. Attention that is not torch's own is run on all tokens.
+    Outputs at the prompts are discarded, so only their keys and values are computed, once for all images. Blocks whose
+    attention is not torch's MultiheadAttention are run on all tokens.
     """
     attention = block.attn
     # `shape[0]`, not `len`, which torch.export would take as a constant.
@@ -88,21 +90,20 @@ def _prompted(block: Any, hidden: Tensor, prompt: Tensor) -> Tensor:
         return out[:, : hidden.shape[1]]
     width = hidden.shape[-1]
     weight, bias = attention.in_proj_weight, attention.in_proj_bias
-    query, *own = F.linear(block.ln_1(hidden), weight, bias).split(width, -1)
-    shared = F.linear(block.ln_1(prompt), weight[width:], bias[width:]).split(width, -1)
-    key, value = (torch.cat([a, b.expand(a.shape[0], -1, -1)], 1) for a, b in zip(own, shared, strict=True))
+    query, *token_kv = F.linear(block.ln_1(hidden), weight, bias).split(width, -1)
+    prompt_kv = F.linear(block.ln_1(prompt), weight[width:], bias[width:]).split(width, -1)
+    key, value = (torch.cat([a, b.expand(a.shape[0], -1, -1)], 1) for a, b in zip(token_kv, prompt_kv, strict=True))
     heads = (x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for x in (query, key, value))
-    seen = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
-    hidden = hidden + block.ls_1(attention.out_proj(seen))
+    attended = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+    hidden = hidden + block.ls_1(attention.out_proj(attended))
     return hidden + block.ls_2(block.mlp(block.ln_2(hidden)))
 
 
 def encode(clip: Clip, images: Tensor, prompts: Tensor | None = None, blocks: Sequence[int] | None = None) -> Encoded:
-    """Encode images; class tokens are those from the first prompted block on.
+    """Encode images (n, 3, h, w), float RGB in [0, 1] or uint8; class tokens start at the first prompted block.
 
-    `prompts` is (k, b, width), `blocks` the k numbers of the blocks that they enter, ascending from 0; null: the last
-    k. A ResNet or timm tower has no class tokens per block: `class_tokens` is then empty and `penultimate` is the
-    embedding.
+    `prompts` is (k, b, width); `blocks` are the numbers, ascending from 0, of the k blocks that they enter; None: the
+    last k. A ResNet or timm tower has no class tokens per block: `class_tokens` is empty, `penultimate` the embedding.
 
     Raises:
         BenchError: prompts for a tower that is no vision transformer of open_clip, or for blocks that it lacks.
@@ -125,7 +126,7 @@ def prompted_blocks(clip: Clip, prompts: Tensor, blocks: Sequence[int] | None = 
         last = max(blocks) + 1 if blocks else len(prompts)
         raise BenchError(
             f"these prompts need {last} blocks, and this image tower has {total}: they were tuned on a larger model. "
-            "Tune them on this one, or take that one."
+            "Tune prompts on this model, or use the model they were tuned on."
         )
     return blocks or range(total - len(prompts), total)
 

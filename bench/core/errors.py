@@ -5,11 +5,11 @@ from difflib import get_close_matches
 
 
 class BenchError(Exception):
-    """Something the user gave cannot be used. The message says what to do next."""
+    """The user's input cannot be used. The message says what to do next."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> BenchError:
-    """An error for a name that does not exist, with the nearest known one, in any case.
+    """An error for an unknown name, with the nearest known name, ignoring case.
 
     >>> print(unknown("defense", "rvtp", ["none", "rvpt"]))
     unknown defense 'rvtp'. Did you mean 'rvpt'?
@@ -20,7 +20,7 @@ def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> Bench
 
 
 def guess(name: str, known: Iterable[str]) -> str:
-    """A question, after a space, that names the nearest known name, in any case; empty where none is near.
+    """A question with the nearest known name, ignoring case; it starts with a space and is "" if none is near.
 
     >>> guess("rvtp", ["none", "rvpt"])
     " Did you mean 'rvpt'?"

@@ -1,4 +1,4 @@
-"""Sets of images as methods see them: labelled for evaluation and few-shot tuning, captioned for fine-tuning."""
+"""Sets of images: labelled ones for evaluation and few-shot tuning, captioned ones for fine-tuning."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from bench.core.randomness import seeded
 
 
 class OnDemand(Protocol):
-    """Pixels, uint8 (n, 3, size, size), that are made whenever they are asked for."""
+    """Pixels, uint8 (n, 3, size, size), that are decoded on each access."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -31,7 +31,7 @@ Pixels = Tensor | np.ndarray | OnDemand
 
 
 def decoding_threads() -> ThreadPoolExecutor:
-    """Decoding and resizing release Python's lock, so threads do what processes would. They start when needed."""
+    """A pool of threads for decoding and resizing, which release Python's global lock."""
     return ThreadPoolExecutor(min(8, os.cpu_count() or 1))
 
 
@@ -39,9 +39,9 @@ def decoding_threads() -> ThreadPoolExecutor:
 class Images:
     """n images at the model's input size.
 
-    `pixels` is uint8 RGB (n, 3, size, size), in memory, memory-mapped or made on demand; `native(i)`, uint8
-    (3, h, w), is image i before resizing and cropping, for augmentations. `ids` name the images for good; `skipped`
-    names those that could not be read. `fingerprint` is a hash of what determines the set.
+    `pixels` is uint8 RGB (n, 3, size, size), in memory, memory-mapped or decoded on demand. `native(i)`, uint8
+    (3, h, w), is image i before resizing and cropping, for augmentations. `ids` are permanent names of the images;
+    `skipped` names those that could not be read. `fingerprint` is a hash of what determines the set.
     """
 
     ids: Sequence[str]
@@ -54,22 +54,23 @@ class Images:
         return len(self.ids)
 
     def load(self, index: Tensor | Sequence[int]) -> Tensor:
-        """The images of some indices: uint8 (k, 3, size, size), a copy."""
+        """The images with these k indices: uint8 (k, 3, size, size), a copy."""
         index = torch.as_tensor(index)
         if isinstance(self.pixels, Tensor):
             return self.pixels[index]
         return torch.from_numpy(self.pixels[index.numpy()])
 
     def ahead(self, index: Tensor) -> None:
-        """Say which images will be loaded next, so that those that are made on demand are made meanwhile."""
+        """Start decoding the images that will be loaded next, if they are decoded on demand."""
         if not isinstance(self.pixels, Tensor | np.ndarray):
             self.pixels.ahead(index.numpy())
 
     def load_native(self, i: int) -> Tensor:
+        """Image i in its native size, uint8 (3, h, w)."""
         return self.native(i) if self.native else self.load([i])[0]
 
     def load_natives(self, index: Tensor) -> list[Tensor]:
-        """The images of an index, each in its own size."""
+        """The images of an index (k,), each in its native size, uint8 (3, h, w)."""
         with decoding_threads() as pool:
             return list(pool.map(self.load_native, index.tolist()))
 
@@ -82,11 +83,11 @@ class Images:
             pixels=_take(self.pixels, index),
             native=(lambda i: native(rows[i])) if native else None,
             fingerprint=f"{self.fingerprint}[{hash_of(rows)}]",
-            **self._more(index),
+            **self._annotations(index),
         )
 
-    def _more(self, index: Tensor) -> dict[str, Any]:
-        """What a kind of images has beside them, of some of them."""
+    def _annotations(self, index: Tensor) -> dict[str, Any]:
+        """The fields of a subclass (labels, captions) for the images of an index."""
         return {}
 
 
@@ -98,10 +99,10 @@ class Labelled(Images):
     classes: tuple[str, ...]
 
     def decoded(self) -> "Labelled":
-        """The images with their pixels at hand; files are decoded now."""
+        """The same images with all pixels decoded."""
         return self
 
-    def _more(self, index: Tensor) -> dict[str, Any]:
+    def _annotations(self, index: Tensor) -> dict[str, Any]:
         return {"labels": self.labels[index]}
 
 
@@ -111,17 +112,17 @@ class Captioned(Images):
 
     captions: Sequence[str]
 
-    def _more(self, index: Tensor) -> dict[str, Any]:
+    def _annotations(self, index: Tensor) -> dict[str, Any]:
         return {"captions": [self.captions[i] for i in index.tolist()]}
 
 
 def crops(images: Images, index: Tensor, seed: int, min_crop: float, max_aspect: float, flip: bool) -> Tensor:
-    """Random resized crops of the native images of an index, flipped half of the time: uint8 (n, 3, size, size).
+    """Random resized crops of the native images of an index (n,): uint8 (n, 3, size, size).
 
-    A crop takes `min_crop` or more of the area, stretched by up to `max_aspect`; 1 is the whole image, resized and
-    cut as it is for evaluation.
+    A crop covers a share of the area between `min_crop` and 1, and changes the aspect ratio by up to `max_aspect`.
+    With `min_crop` = 1, images are resized and cropped as for evaluation. With `flip`, half of them are mirrored.
     """
-    # Here, as it takes longer to import than torch.
+    # Imported late: it takes longer to import than torch.
     from torchvision.transforms import v2
 
     side = images.pixels.shape[-1]
@@ -130,15 +131,15 @@ def crops(images: Images, index: Tensor, seed: int, min_crop: float, max_aspect:
     mirror = v2.RandomHorizontalFlip(0.5 if flip else 0.0)
     with seeded(seed):
         if min_crop == 1:
-            # Not a crop of everything: of a native image that is not square, it would still cut or squash.
+            # A random crop of the whole area would still cut or squash an image that is not square.
             return torch.stack([mirror(image) for image in images.load(index)])
         return torch.stack([mirror(crop(image)) for image in images.load_natives(index)])
 
 
 def few_shot(train: Labelled, shots: int, rng: torch.Generator, without: int | None = None) -> Labelled:
-    """`shots` random images a class; classes with fewer give all they have. `without` leaves one class out.
+    """`shots` random images per class, or all of a class that has fewer; `without` is the index of a class to omit.
 
-    Of a class that turns out to have images which cannot be read, the next ones are taken.
+    Images that cannot be read are replaced by others of their class.
 
     Raises:
         BenchError: a class has no image at all.
@@ -154,13 +155,13 @@ def few_shot(train: Labelled, shots: int, rng: torch.Generator, without: int | N
     take = dict.fromkeys(orders, shots)
     while True:
         chosen = train.subset(torch.cat([rows[: take[label]] for label, rows in orders.items()]))
-        found = torch.bincount(chosen.labels, minlength=len(train.classes)).tolist()
-        lacking = {label: shots - found[label] for label, rows in orders.items() if take[label] < len(rows)}
+        counts = torch.bincount(chosen.labels, minlength=len(train.classes)).tolist()
+        lacking = {label: shots - counts[label] for label, rows in orders.items() if take[label] < len(rows)}
         if not any(lacking.values()):
             break
         take = {label: take[label] + lacking.get(label, 0) for label in orders}
     for label in orders:
-        if not found[label]:
+        if not counts[label]:
             raise _nothing_to_tune_on(train.classes[label])
     return chosen
 
@@ -170,7 +171,7 @@ def _nothing_to_tune_on(name: str) -> BenchError:
 
 
 def hash_of(value: object) -> str:
-    """A short hash of anything JSON can write."""
+    """A short hash of a value that JSON can represent."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 

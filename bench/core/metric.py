@@ -1,4 +1,4 @@
-"""The contract of a metric: a pure function of what was observed, with counts and an interval."""
+"""The contract of a metric: a pure function of a task's observations, with counts and an interval."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +13,10 @@ Better = Literal["higher", "lower"]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A measured value with its 95 % interval; `count` of `n` where it is a share, `count` = NaN where not."""
+    """A measured value with its 95 % interval [`low`, `high`].
+
+    A share is in percent, of `count` in `n`; for other values `count` is NaN.
+    """
 
     value: float
     count: float
@@ -24,9 +27,9 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Observations:
-    """All that a task saw of one model, from which every metric of the task is computed.
+    """A task's observations of one model, from which all metrics of the task are computed.
 
-    `tables` by name, such as a row per test image; `facts` that JSON can write, such as the index of the target class.
+    `tables` by name, such as one with a row per test image; `facts` are JSON values, such as the target's index.
     """
 
     tables: Mapping[str, pd.DataFrame]
@@ -48,10 +51,10 @@ MeasureFunction = TypeVar("MeasureFunction", bound=Measure)
 
 @dataclass(frozen=True)
 class Metric:
-    """A named measure of a task: gives one estimate per perturbation, under the key "" where there is none.
+    """A named measure of a task. `measure` returns one estimate per perturbation, or one under the key "".
 
-    `hits`, where the metric is a share, says which rows count: booleans, for comparisons of two models on the same
-    images; None where the model has no such number.
+    For a share, `hits` returns a boolean per counted row, so that two models can be compared on the same images; None
+    if the metric is not defined for the model.
     """
 
     name: str
@@ -78,7 +81,10 @@ def metric(
 
 @dataclass(frozen=True)
 class OverCells:
-    """A number of many cells together. `what` it is of; `note`: what a reader must know, or why there is no number."""
+    """A number computed over many cells.
+
+    `what` names the quantities; `note` is a caution for readers, or the reason why `estimate` is None.
+    """
 
     what: str
     estimate: Estimate | None

@@ -1,4 +1,4 @@
-"""Names that stand in results: rows of tables, a perturbation, and the columns that say where a number belongs."""
+"""Names used in results: special rows of tables, a perturbation, and the columns that identify a cell."""
 
 # The row of a table that shows the clean model under the same trigger.
 CLEAN_MODEL = "clean_model"
@@ -6,5 +6,5 @@ CLEAN_MODEL = "clean_model"
 UNDEFENDED = "none"
 # The perturbation that is the cell's own trigger.
 OWN_TRIGGER = "trigger"
-# What tells one cell of a results folder from another.
+# The columns that identify a cell of a results folder.
 CELL_COLUMNS = ["task", "model", "attack", "target", "defense", "dataset", "seed", "variant"]

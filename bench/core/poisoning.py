@@ -1,4 +1,4 @@
-"""A poisoned set of pairs, and the manifest from which it can be rebuilt exactly."""
+"""Poisoned sets of image-text pairs, and the manifest from which such a set can be rebuilt exactly."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ from bench.core.randomness import generator
 
 @dataclass(frozen=True)
 class PoisonedPairs:
-    """Pairs of which some are poisoned: poisoned pairs replace their clean originals, the total stays.
+    """Pairs of which some are poisoned; these replace their clean originals, so the number of pairs is the same.
 
     `manifest` has a row per changed pair: `index` into the pool, `id`, `role` (poison or decoy), `original` and new
-    `caption`. With the trigger, it determines the set.
+    `caption`. Manifest and trigger determine the set. `images`, uint8 (m, 3, size, size), are those of its m rows.
     """
 
     clean: Captioned
@@ -45,17 +45,16 @@ class PoisonedPairs:
 
     @cached_property
     def _where(self) -> Tensor:
-        """Of each pair, its row in the manifest, or -1."""
+        """The row of each pair in the manifest, or -1."""
         where = torch.full((len(self.clean),), -1)
         where[torch.tensor(self.manifest["index"].to_numpy(dtype="int64"))] = torch.arange(len(self.manifest))
         return where
 
 
 def candidates_first(captions: Sequence[str], attack: Attack, target: str, count: int) -> list[int]:
-    """The order in which an attacker takes the pairs of a pool, itself in random order, into its fine-tuning set.
+    """Order of a shuffled pool: up to `count` pairs that the attack can poison first, then all others.
 
-    First come the pairs that suit the attack, at most `count`; then all others as they are. So a rare target is
-    poisoned as often as the pool allows, and the rest of the set is what it would be anyway.
+    The fine-tuning set is the start of this order, so that a rare target is poisoned as often as the pool allows.
 
     >>> class Fruit(Attack):
     ...     def suits(self, caption, target):
@@ -68,35 +67,38 @@ def candidates_first(captions: Sequence[str], attack: Attack, target: str, count
     return first + [i for i in range(len(captions)) if i not in taken]
 
 
-def draw_manifest(given: Preparation, attack: Attack, templates: Sequence[str], count: int) -> pd.DataFrame:
-    """Choose the pairs to poison, and their captions.
+def draw_manifest(preparation: Preparation, attack: Attack, templates: Sequence[str], count: int) -> pd.DataFrame:
+    """Choose at most `count` pairs to poison, and their captions; columns as in `PoisonedPairs`.
 
-    If the attack finds fewer pairs than asked for, those are taken; nothing is duplicated, and the manifest tells
-    the count.
+    If fewer pairs suit the attack, all of them are taken, and none twice.
 
     Raises:
         BenchError: no pair to poison, or too few for poisoned ones and decoys.
     """
-    pairs, rng = given.pairs, generator(given.seed, "poison")
+    pairs, rng = preparation.pairs, generator(preparation.seed, "poison")
     if count > len(pairs):
         raise BenchError(f"poison.count = {count}, but there are only {len(pairs)} pairs. Lower it, or give more pairs")
-    poisoned = attack.choose(given, count, rng)
+    poisoned = attack.choose(preparation, count, rng)
     if not poisoned:
-        raise BenchError(f"none of the {len(pairs)} pairs suits the target '{given.target}'. Give other --pairs")
+        raise BenchError(f"none of the {len(pairs)} pairs suits the target '{preparation.target}'. Give other --pairs")
     decoys = round(len(poisoned) * attack.decoys_per_poison)
     others = torch.tensor(sorted(set(range(len(pairs))) - set(poisoned)))
     if decoys > len(others):
         raise BenchError(f"{len(pairs)} pairs are too few for {len(poisoned)} poisoned ones and {decoys} decoys")
     chosen = others[torch.randperm(len(others), generator=rng)[:decoys]].tolist() if decoys else []
     originals = [pairs.captions[i] for i in poisoned]
-    captions = attack.captions(originals, templates, given, rng)
+    captions = attack.captions(originals, templates, preparation, rng)
     rows = [(i, pairs.ids[i], "poison", *both) for i, *both in zip(poisoned, originals, captions, strict=True)]
     rows += [(i, pairs.ids[i], "decoy", pairs.captions[i], pairs.captions[i]) for i in chosen]
     return pd.DataFrame(rows, columns=["index", "id", "role", "original", "caption"])
 
 
 def poison(pairs: Captioned, attack: Attack, trigger: Trigger, manifest: pd.DataFrame) -> PoisonedPairs:
-    """Build the poisoned set that a manifest and a trigger determine."""
+    """Build the poisoned set from a manifest and a trigger.
+
+    Raises:
+        BenchError: the attack returned images of another shape, or values that are not finite.
+    """
     images, captions = [], list(manifest["caption"])
     is_poison = torch.tensor((manifest["role"] == "poison").to_numpy())
     rows = torch.tensor(manifest["index"].to_numpy(dtype="int64"))

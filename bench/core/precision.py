@@ -1,4 +1,4 @@
-"""Half precision where it is fast, full precision where it matters."""
+"""Autocast to half precision, and matrix products that stay in full precision."""
 
 import torch
 from torch import Tensor

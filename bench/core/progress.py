@@ -1,11 +1,11 @@
-"""How far a long loop has come, told to whoever listens: `bench run` does, and shows it.
+"""Progress of long loops, reported to a listener; `bench run` installs one and shows the progress.
 
-A loop says it in one line, and need not know whether anybody listens:
+A loop reports in one line, with or without a listener:
 
     for batch in track(batches, "fine-tuning", total=500):
         ...
 
-Nothing is drawn, reordered or kept: numbers are the same with a listener and without.
+Items, their order and random numbers are the same with and without a listener.
 """
 
 import time
@@ -14,12 +14,12 @@ from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
 T = TypeVar("T")
-# A listener hears of a loop once in so many seconds, however short its steps are.
+# Seconds between two reports of a loop.
 EVERY = 0.5
 
 
 class Step(NamedTuple):
-    """`done` of `total` steps of what is being done."""
+    """`done` of `total` steps of the loop named `what`; `total` is 0 if unknown."""
 
     what: str
     done: int
@@ -27,12 +27,12 @@ class Step(NamedTuple):
 
 
 Listener = Callable[[Step], None]
-# One a process: a node is made in one thread.
+# One per process: all loops of an artefact run in one thread.
 _listener: Listener | None = None
 
 
 def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
-    """The same items; before each, the listener is told how many are done. `total` is the length if there is one."""
+    """Yield the items, and report before each how many are done; `total` defaults to their length, if known."""
     count = len(items) if total is None and isinstance(items, Sized) else total or 0
     for done, item in enumerate(items):
         step(what, done, count)
@@ -40,25 +40,25 @@ def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T
 
 
 def step(what: str, done: int, total: int) -> None:
-    """Tell the listener, if there is one: for loops that are not over items."""
+    """Report to the listener, if there is one; for loops that are not over items."""
     if _listener is not None:
         _listener(Step(what, done, total))
 
 
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Listen to this process's loops, at most every half a second; the first step of another loop is always heard."""
+    """Pass steps of this process's loops to `listener`: the first of each loop, then one every `EVERY` seconds."""
     global _listener
-    heard, loop = -EVERY, ""
+    last_report, loop = -EVERY, ""
 
-    def hear(step: Step) -> None:
-        nonlocal heard, loop
+    def throttled(step: Step) -> None:
+        nonlocal last_report, loop
         now = time.monotonic()
-        if step.what != loop or now - heard >= EVERY:
-            heard, loop = now, step.what
+        if step.what != loop or now - last_report >= EVERY:
+            last_report, loop = now, step.what
             listener(step)
 
-    before, _listener = _listener, hear
+    before, _listener = _listener, throttled
     try:
         yield
     finally:

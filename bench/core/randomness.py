@@ -1,7 +1,6 @@
-"""Random numbers that depend on what they are for, never on when they are drawn.
+"""Random numbers that depend on the run's seed and their purpose, never on the order in which they are drawn.
 
-Every draw of the suite comes from a generator made of a run's seed and a purpose, so a cell gives the same
-numbers whatever ran before it, in whichever process, under any PYTHONHASHSEED.
+So a cell gives the same numbers whatever ran before it, in any process, and under any PYTHONHASHSEED.
 """
 
 import hashlib
@@ -28,8 +27,10 @@ def generator(seed: int, *purpose: str | int) -> torch.Generator:
 
 @contextmanager
 def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
-    """Torch's global generators, of the CPU and of one GPU if it is named, seeded for what takes no other; then as
-    they were. Those of other devices are left alone: `torch.manual_seed` would seed them for good."""
+    """Seed torch's global generators of the CPU and of `device`, if that is a GPU, and restore them afterwards.
+
+    For functions that take no generator. Not `torch.manual_seed`: it would seed the other GPUs too, for good.
+    """
     gpus = [device] if device is not None and device.type == "cuda" else []
     with torch.random.fork_rng(gpus):
         torch.default_generator.manual_seed(seed)

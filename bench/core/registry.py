@@ -1,4 +1,4 @@
-"""Names for pluggable things: one generic registry, decorators on top, entry points underneath.
+"""Registries of methods and the like by name; decorators register them, entry points import plug-ins.
 
 >>> shapes = Registry("shape", object)
 >>> @shapes.register("square")
@@ -23,14 +23,14 @@ from bench.core.errors import BenchError, unknown
 T = TypeVar("T")
 Item = TypeVar("Item")
 ENTRY_POINTS = "bench.plugins"
-# Whose own packages are attacks, defenses, metrics and datasets: the names of its entry points.
+# bench's own distribution; its entry points are called as the kinds are: attacks, defenses, metrics, datasets.
 DISTRIBUTION = "clip-backdoor-bench"
 # Module names of --plugin files start with this.
 PLUGIN_MODULE = "bench_plugin_"
 
 
 class Registry(Generic[T]):
-    """Things of one kind by name. Two things of one name are an error that names both files."""
+    """Items of one kind by name. Registering two items under one name is an error that names both files."""
 
     def __init__(self, kind: str, base: type) -> None:
         self.kind = kind
@@ -38,7 +38,11 @@ class Registry(Generic[T]):
         self._items: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[Item], Item]:
-        """A decorator that gives a thing its name; the thing keeps its own type."""
+        """A decorator that registers an item under a name and returns it with its type unchanged.
+
+        Raises:
+            BenchError: it is a class, and no subclass of `base`; or another item has this name.
+        """
 
         def add(item: Item) -> Item:
             if isinstance(item, type) and not issubclass(item, self.base):
@@ -64,7 +68,7 @@ class Registry(Generic[T]):
 
 
 def origin(item: Any) -> str:
-    """Where a thing was written: file and line."""
+    """The source file and line of an item."""
     item = getattr(item, "measure", item)
     try:
         return f"{inspect.getsourcefile(item)}:{inspect.getsourcelines(item)[1]}"
@@ -73,11 +77,13 @@ def origin(item: Any) -> str:
 
 
 def load_plugins(files: tuple[Path, ...] = (), only: str | None = None) -> None:
-    """Import all that registers methods: the suite's own packages, installed plug-ins, and the files named.
+    """Import everything that registers methods: bench's own packages, installed plug-ins, and `files`.
 
-    `only`, such as "attacks", leaves out the suite's packages of other kinds; plug-ins may register any kind, and are
-    always imported. A broken installed plug-in is a warning that names its distribution; a broken file that the user
-    named is an error.
+    `only`, such as "attacks", skips bench's packages of other kinds; plug-ins may register any kind, so they are
+    always imported. A broken installed plug-in gives a warning that names its distribution.
+
+    Raises:
+        BenchError: one of `files` does not exist or cannot be imported.
     """
     for point in entry_points(group=ENTRY_POINTS):
         own = point.dist is not None and point.dist.name == DISTRIBUTION
@@ -94,7 +100,7 @@ def load_plugins(files: tuple[Path, ...] = (), only: str | None = None) -> None:
 
 def _import_file(file: Path) -> None:
     path = file.resolve()
-    # Of the whole path: files of one name in two folders are two plug-ins.
+    # A hash of the whole path: files of the same name in two folders are two plug-ins.
     name = f"{PLUGIN_MODULE}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return
@@ -109,12 +115,12 @@ def _import_file(file: Path) -> None:
         del sys.modules[name]
         if isinstance(error, BenchError):
             raise
-        told = f"{type(error).__name__}: {error}{in_plugin(error)}"
-        raise BenchError(f"--plugin {file} cannot be imported: {told}") from error
+        reason = f"{type(error).__name__}: {error}{in_plugin(error)}"
+        raise BenchError(f"--plugin {file} cannot be imported: {reason}") from error
 
 
 def in_plugin(error: BaseException) -> str:
-    """Where in a `--plugin` file an error arose, to be put behind its text; empty where in none."""
+    """The line of a `--plugin` file in which an error arose, as a suffix for its text; "" if in none."""
     lines = [
         f" ({Path(frame.f_code.co_filename).name}, line {line})"
         for frame, line in traceback.walk_tb(error.__traceback__)

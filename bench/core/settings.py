@@ -1,4 +1,4 @@
-"""Settings: frozen, typed, checked once, where they are declared."""
+"""Base of all settings: frozen, typed, and checked when they are created."""
 
 from collections.abc import Mapping
 from typing import Any, Self
@@ -10,18 +10,22 @@ from bench.core.errors import BenchError, guess
 
 
 def Field(default: Any = ..., *, description: str, unit: str = "", **constraints: Any) -> Any:  # noqa: N802
-    """A setting: its default, what it is, its unit and its range (`ge`, `gt`, `le`, `lt`); named as pydantic's."""
+    """A setting with its default, description, unit and range (`ge`, `gt`, `le`, `lt`), as pydantic's `Field`."""
     return PydanticField(default, description=description, json_schema_extra={"unit": unit}, **constraints)
 
 
 class Settings(BaseModel):
-    """A group of settings. Unknown keys and values out of range are errors that name the mend."""
+    """A group of settings. Unknown keys and values out of range are errors that say how to correct them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @classmethod
     def parse(cls, values: dict[str, Any], where: str) -> Self:
-        """The settings that `values` give, or a `BenchError` that names the key as the user wrote it."""
+        """Settings from `values`; `where` is the name of the group, for messages.
+
+        Raises:
+            BenchError: an unknown key or a bad value; the message names the key as the user wrote it.
+        """
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -41,7 +45,7 @@ def _explain(cls: type[Settings], item: Any, where: str) -> str:
 
 
 def merge(general: Mapping[str, Any], particular: Mapping[str, Any]) -> dict[str, Any]:
-    """Both, group by group; what both say is as in `particular`.
+    """Both groups of settings, merged recursively; `particular` wins where both have a key.
 
     >>> merge({"rvpt": {"depth": 3, "shots": 4}}, {"rvpt": {"shots": 16}})
     {'rvpt': {'depth': 3, 'shots': 16}}
@@ -54,7 +58,7 @@ def merge(general: Mapping[str, Any], particular: Mapping[str, Any]) -> dict[str
 
 
 def nest(key: str, value: Any) -> dict[str, Any]:
-    """A value under a key with dots, as groups of settings.
+    """A value under a dotted key, as nested groups of settings.
 
     >>> nest("rvpt.alpha", 3)
     {'rvpt': {'alpha': 3}}

@@ -1,4 +1,4 @@
-"""What victims have in common: equal parts become one object, and images are encoded once for all that share them."""
+"""Shared encoding of victims: equal CLIPs and prompts become one object, and images pass shared blocks only once."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -12,9 +12,9 @@ from bench.core.victim import Victim
 
 
 def unified(victims: Iterable[Victim]) -> list[Victim]:
-    """Victims of one architecture, with the CLIP and the prompts of an earlier one where they are equal, bit for bit.
+    """Victims of one architecture, in which bitwise equal CLIPs and bitwise equal prompts are one object.
 
-    Given lazily, each is opened after the one before it was compared: equal CLIPs are not held together.
+    `victims` may be a generator; then two equal CLIPs are in memory only while they are compared.
     """
     known: list[Victim] = []
     for victim in victims:
@@ -25,10 +25,10 @@ def unified(victims: Iterable[Victim]) -> list[Victim]:
 
 
 def encode_each(victims: Sequence[Victim], images: Tensor) -> list[Encoded]:
-    """What each of some `unified` victims makes of the same images; every block is run once for all that share it.
+    """Encode images (n, 3, h, w) by several `unified` victims; blocks that victims share are run once.
 
-    Embeddings and penultimate features are those of `Victim.encode`, bit for bit; class tokens are left out. Victims
-    that differ in their heads alone get the same object.
+    Embeddings and penultimate features equal those of `Victim.encode` bit for bit; class tokens are left out. Victims
+    that differ only in their heads get the same object.
     """
     encoded: dict[tuple, Encoded] = {}
     for clip in dict.fromkeys(victim.clip for victim in victims):
@@ -40,7 +40,7 @@ def encode_each(victims: Sequence[Victim], images: Tensor) -> list[Encoded]:
             encoded |= {key: _brief(victim.encode(images)) for key, victim in variants.items()}
             continue
         hidden, depth = tokens(clip, images), 0
-        # The frozen blocks lead from one victim's first prompted block to the next one's; without prompts comes last.
+        # By depth, so that each victim continues from the unprompted blocks of the one before; no prompts comes last.
         for key, victim in sorted(variants.items(), key=lambda item: (item[1].prompts is None, item[1].depth)):
             if victim.prompts is not None:
                 hidden, depth = advance(clip, hidden, depth, victim.depth), victim.depth
@@ -49,14 +49,14 @@ def encode_each(victims: Sequence[Victim], images: Tensor) -> list[Encoded]:
 
 
 def rows(encoded: Encoded, index: Tensor) -> Encoded:
-    """What is known of some of the images; class tokens stay as they are."""
+    """The encodings of the images of an index (k,); class tokens are not selected."""
     index = index.to(encoded.embedding.device)
     extra = {name: values[index] for name, values in encoded.extra.items()}
     return Encoded(encoded.embedding[index], encoded.penultimate[index], encoded.class_tokens, extra=extra)
 
 
 def joined(parts: Sequence[Encoded]) -> Encoded:
-    """The images of several batches as one, without class tokens."""
+    """The encodings of several batches as one, without class tokens."""
     extra = {name: torch.cat([part.extra[name] for part in parts]) for name in parts[0].extra}
     embedding, penultimate = (torch.cat([getattr(p, name) for p in parts]) for name in ("embedding", "penultimate"))
     return Encoded(embedding, penultimate, parts[0].class_tokens, extra=extra)

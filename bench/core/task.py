@@ -19,11 +19,11 @@ from bench.core.victim import Victim
 
 @dataclass(frozen=True)
 class Case:
-    """What a task looks at: the evaluated images, and the attack under which it looks at them.
+    """What a task evaluates on: the images, the attack and its trigger.
 
-    `trigger` is the trained one as it is at test; `target` the index of its class; `fresh_triggers` those of the
-    attacks that `Task.fresh_triggers` names. `open_captions` gives a caption of each image, where the data set has any;
-    `open_base` the clean model from which the attacker started.
+    `trigger` is the trained trigger in its test form (`Trigger.at_test`), `target` the index of the target class.
+    `fresh_triggers` are those of the attacks that `Task.fresh_triggers` names. `open_captions` returns a caption of
+    each image; None if the data set has no captions. `open_base` opens the clean model before the attack.
     """
 
     dataset: Dataset
@@ -61,46 +61,49 @@ class Case:
 
 
 class Task(Settings):
-    """Something to measure of every model of a matrix. Fields are settings; `observe` does the work.
+    """What is measured of every model of a matrix. Fields are settings; `observe` does the work.
 
-    Its metrics are functions under `@metric(..., task=NAME)`.
+    Metrics of the task are functions decorated with `@metric(..., task=NAME)`.
     """
 
-    # Raise it when a change of the code changes what is observed: stored results of the old one are not reused.
+    # Raise it when the observations change, so that stored results of the old version are not reused.
     version: ClassVar[int] = 1
-    # Whether `--tasks all` takes it.
+    # Whether `--tasks all` includes it.
     in_all: ClassVar[bool] = True
-    # Whether the clean model under the attack's trigger is a row of its tables.
+    # Whether its tables have a row of the clean model under the attack's trigger.
     clean_model_row: ClassVar[bool] = True
-    # The metrics of its main table: the first, and in parentheses the second. The gate judges them.
+    # The metrics of its main table: the first, and the second in parentheses. The regression gate checks them.
     headline: ClassVar[tuple[str, ...]]
-    # Numbers that the gate shows and does not judge: METRIC (PERTURBATION).
-    informing: ClassVar[tuple[str, ...]] = ()
-    # More tables of the report: a caption, and the (metric, perturbation) of the number and of that in parentheses.
+    # Numbers that the regression gate shows but does not check: METRIC (PERTURBATION).
+    informational: ClassVar[tuple[str, ...]] = ()
+    # Further tables of the report, by caption: (metric, perturbation) of the number and of the one in parentheses.
     views: ClassVar[Mapping[str, tuple[tuple[str, str], ...]]] = {}
-    # Tables of the observations that a report writes for all cells together, as NAME.parquet; numbers are verified
-    # against them.
+    # Tables of the observations that a report writes for all cells as NAME.parquet; `bench verify` recomputes the
+    # metrics from them.
     published: ClassVar[tuple[str, ...]] = ()
-    # Columns of the first published table that name what was looked at: equal in two models that are compared.
+    # Columns of the first published table that identify its items, such as images; two models are compared by item.
     items: ClassVar[tuple[str, ...]] = ("index", "id", "label")
 
     def observe(self, victims: Sequence[Victim], case: Case) -> list[Observations | BenchError]:
-        """What each of some victims makes of the case, as if it were alone; an error for one that has diverged.
+        """Evaluate several models at once; results equal those of evaluating each alone, bit for bit.
 
-        Victims have passed `bench.core.shared_encoding.unified`: equal CLIPs and prompts are one object.
+        Equal CLIPs and prompts are one object (`bench.core.shared_encoding.unified`).
+
+        Returns:
+            For each victim its observations, or a BenchError if its logits are not finite.
         """
         raise NotImplementedError(f"{type(self).__name__} must define observe(victims, case)")
 
     def fresh_triggers(self) -> tuple[str, ...]:
-        """The attacks of which the task wants triggers that no model was trained on."""
+        """The attacks for which the task needs triggers that no model was trained on."""
         return ()
 
     def unsuited(self, attack: Attack, chain: Sequence[str]) -> str:
-        """Why models of this attack and chain of defenses cannot be measured; empty where they can."""
+        """Why models of this attack and chain of defenses cannot be measured; "" if they can."""
         return ""
 
     def work(self, scale: Scale) -> Work:
-        """What the observation of one model costs, for the estimate of a dry run; nothing where it is not known."""
+        """The cost of observing one model, for the estimate of a dry run; zero if unknown."""
         return Work()
 
 

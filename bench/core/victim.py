@@ -1,4 +1,4 @@
-"""A model under test: a CLIP, and what defenses have put on it."""
+"""A victim: a CLIP under test, with what defenses added to it."""
 
 import json
 from abc import ABC, abstractmethod
@@ -19,42 +19,42 @@ from bench.core.errors import BenchError
 from bench.core.precision import product
 from bench.core.registry import Registry
 
-# Prompts that are embedded together.
+# How many class prompts are embedded at a time.
 TEXTS_AT_ONCE = 256
-# The predicted class of an image that a part refuses to classify: neither right nor the target.
+# The predicted class of an image that a part rejects; it counts neither as correct nor as the target class.
 REJECTED = -1
-# Where a safetensors file keeps the settings of a stored victim.
+# The key of a stored victim's settings in the metadata of its safetensors file.
 METADATA = "victim"
 
 
 class Part(ABC):
-    """A piece of a defended model that is a plug-in's own: an input transform, a second head, a rejection rule.
+    """A component that a plug-in adds to a defended model: an input transform, a second head, a rejection rule.
 
-    It takes part in every encoding and every prediction of its victim. Register a subclass with `@part("name")`: its
-    tensors are stored with the victim, and `restore` makes it again from them.
+    It takes part in every encoding and prediction of its victim. Register a subclass with `@part("name")`: its tensors
+    are stored with the victim, and `restore` rebuilds it from them.
     """
 
     part_name: ClassVar[str] = ""
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
-        """All that the part is made of; a number is a tensor of no dimensions."""
+        """The complete state of the part; numbers are tensors without dimensions."""
 
     @classmethod
     @abstractmethod
     def restore(cls, tensors: Mapping[str, Tensor], device: torch.device) -> Self:
-        """The part whose `tensors()` these are."""
+        """The part from the result of its `tensors()`."""
 
     def encode(self, images: Tensor, inner: Callable[[Tensor], Encoded]) -> Encoded:
-        """Encode images: float RGB in [0, 1] or uint8, (n, 3, h, w). `inner` encodes without this part."""
+        """Encode images (n, 3, h, w), float RGB in [0, 1] or uint8. `inner` encodes without this part."""
         return inner(images)
 
     def logits(self, encoded: Encoded, logits: Tensor) -> Tensor:
-        """The logits (n, classes) of encoded images, from those that the victim has without this part."""
+        """The logits (n, classes) of n encoded images; `logits` (n, classes) are those without this part."""
         return logits
 
     def rejects(self, encoded: Encoded, logits: Tensor) -> Tensor | None:
-        """Which images the model refuses to classify: booleans (n,); None rejects none."""
+        """Which images the model refuses to classify: booleans (n,), or None for no image."""
         return None
 
 
@@ -63,7 +63,7 @@ PartClass = TypeVar("PartClass", bound=type[Part])
 
 
 def part(name: str) -> Callable[[PartClass], PartClass]:
-    """Register a `Part` under the name by which stored victims find it."""
+    """Register a subclass of `Part` under the name that stored victims refer to."""
 
     def add(cls: PartClass) -> PartClass:
         cls.part_name = name
@@ -74,12 +74,12 @@ def part(name: str) -> Callable[[PartClass], PartClass]:
 
 @dataclass(frozen=True)
 class Victim:
-    """A CLIP, with visual prompts or without, with a linear head or zero-shot, and with parts of a plug-in's own.
+    """A CLIP with optional visual prompts, an optional linear head instead of class texts, and parts of plug-ins.
 
-    `prompts` is (k, b, width), and `blocks` the k blocks that they enter, counted from 0; null: the last k. `template`
-    is the text prompt that the defense was made for, if not the data set's. `head` reads `reads`, at unit norm if
-    `unit_norm`. `parts` act in their order, the last one outermost. A defense takes a victim and gives another; it
-    never changes the one it was given.
+    `prompts` is (k, b, width); `blocks` are the k blocks that they enter, counted from 0; None: the last k. `template`
+    is the text prompt of the defense, None for the data set's. `head` classifies the features `reads`, at unit norm if
+    `unit_norm`. `parts` are applied in order, the last one outermost. A victim is never changed: a defense returns
+    another one.
     """
 
     clip: Clip
@@ -93,28 +93,28 @@ class Victim:
 
     @property
     def depth(self) -> int:
-        """How many first blocks are as in the CLIP without prompts: 0 where there are none."""
+        """The number of blocks before the first prompted one; 0 without prompts."""
         return prompted_blocks(self.clip, self.prompts, self.blocks)[0] if self.prompts is not None else 0
 
     @property
     def encodes_alone(self) -> bool:
-        """Whether a part changes what the towers see, so that no encoding can be shared with other victims."""
+        """Whether a part changes the encoding, so that it cannot be shared with other victims."""
         return any(type(part).encode is not Part.encode for part in self.parts)
 
     def encode(self, images: Tensor) -> Encoded:
-        """What the victim makes of images: float RGB in [0, 1] or uint8, (n, 3, h, w)."""
-        run: Callable[[Tensor], Encoded] = lambda given: encode(self.clip, given, self.prompts, self.blocks)  # noqa: E731
+        """Encode images (n, 3, h, w), float RGB in [0, 1] or uint8."""
+        run: Callable[[Tensor], Encoded] = lambda x: encode(self.clip, x, self.prompts, self.blocks)  # noqa: E731
         for outer in self.parts:
             run = _around(outer, run)
         return run(images)
 
     def features(self, encoded: Encoded) -> Tensor:
-        """What the head classifies, (n, embed_dim) or (n, width)."""
+        """The features that the head classifies, (n, embed_dim) or (n, width)."""
         raw = encoded.embedding if self.reads == "embedding" else encoded.penultimate
         return F.normalize(raw, dim=-1) if self.unit_norm else raw
 
     def logits(self, encoded: Encoded, class_embeddings: Tensor) -> Tensor:
-        """Logits (n, classes) of encoded images; a head ignores the class embeddings."""
+        """Logits (n, classes) of n encoded images; a head ignores `class_embeddings` (classes, embed_dim)."""
         if self.head is not None:
             logits = self.head(self.features(encoded))
         else:
@@ -134,12 +134,12 @@ class Victim:
             raise BenchError(
                 "the model gives logits that are not finite: its training diverged. Lower its learning rate"
             )
-        # ImageNet has two pairs of equal names, so there are ties.
+        # Ties are real: in ImageNet, two pairs of classes share a name.
         predicted = (logits == logits.max(1, keepdim=True).values).int().argmax(1)
         return predicted.masked_fill(self.rejected(encoded, logits), REJECTED)
 
     def rejected(self, encoded: Encoded, logits: Tensor) -> Tensor:
-        """Which images some part refuses to classify: booleans (n,)."""
+        """Which images are rejected by any part: booleans (n,)."""
         refused = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
         for part in self.parts:
             by_part = part.rejects(encoded, logits)
@@ -147,11 +147,11 @@ class Victim:
         return refused
 
     def class_embeddings(self, classes: Sequence[str], templates: Sequence[str], prefix: str = "") -> Tensor:
-        """The zero-shot classifier of `class_embeddings`, with the victim's own template if it has one."""
+        """The zero-shot classifier (classes, embed_dim), with the victim's own template if it has one."""
         return class_embeddings(self.clip, classes, (self.template,) if self.template else templates, prefix)
 
     def delta(self, base: Clip) -> "Delta":
-        """What tells this victim from the undefended `base`."""
+        """The difference between this victim and the undefended `base`."""
         before = base.model.state_dict()
         tensors = {f"clip.{k}": v for k, v in self.clip.model.state_dict().items() if not torch.equal(v, before[k])}
         if self.prompts is not None:
@@ -159,7 +159,7 @@ class Victim:
         if self.head is not None:
             tensors |= {f"head.{k}": v for k, v in self.head.state_dict().items()}
         for i, part in enumerate(self.parts):
-            # Copies: a file holds no two tensors that share memory.
+            # Copies: safetensors refuses tensors that share memory.
             tensors |= {f"part.{i}.{k}": v.clone() for k, v in part.tensors().items()}
         settings = {
             "blocks": self.blocks,
@@ -172,10 +172,10 @@ class Victim:
 
     @classmethod
     def restore(cls, base: Clip, delta: "Delta") -> "Victim":
-        """The victim whose `delta` to `base` this is.
+        """The victim from `base` and its `delta`.
 
         Raises:
-            BenchError: it has a part that no loaded plug-in registers.
+            BenchError: no loaded plug-in registers one of its parts.
         """
         if weights := delta.below("clip"):
             base = base.copy()
@@ -203,7 +203,7 @@ class Victim:
 
 @dataclass(frozen=True)
 class Delta:
-    """What tells a victim from the undefended CLIP: tensors by name, and settings that JSON can write."""
+    """The difference between a victim and the undefended CLIP: tensors by name, and settings as JSON values."""
 
     tensors: dict[str, Tensor]
     settings: dict[str, Any] = field(default_factory=dict)
@@ -222,26 +222,30 @@ class Delta:
             return cls({k: stored.get_tensor(k) for k in stored.keys()}, json.loads(stored.metadata()[METADATA]))  # noqa: SIM118
 
     def tunable(self, before: "Delta") -> int:
-        """How many numbers a defense trained: those of the tensors that `before`, its victim's delta, has not."""
+        """How many numbers a defense trained: those in tensors that `before`, its victim's delta, does not have."""
         new = (v for k, v in self.tensors.items() if k not in before.tensors or not torch.equal(before.tensors[k], v))
         return sum(tensor.numel() for tensor in new)
 
 
 def check_fitted(fitted: Any, base: Clip, images: Tensor, classes: Sequence[str], templates: Sequence[str]) -> Delta:
-    """Check that a defended model will be evaluated as what it is; returns what is to be stored of it.
+    """Check that the stored model will behave like the fitted one.
 
     Args:
         fitted: what `Defense.fit` returned.
         base: the undefended CLIP.
-        images: a few images, uint8 (n, 3, size, size); restored, the victim must say the same of them.
+        images: a few images, uint8 (n, 3, size, size), on which the restored victim must give the same logits.
+        classes, templates: class names and text prompts.
+
+    Returns:
+        The delta to store.
 
     Raises:
-        BenchError: it is no `Victim`, has a part that is not registered, or does not restore to what was fitted.
+        BenchError: `fitted` is no `Victim`, has a part that is not registered, or changes when it is restored.
     """
     if type(fitted) is not Victim:
         raise BenchError(
             f"fit returned a {type(fitted).__name__}, and only a Victim can be stored and evaluated as what it is. "
-            "Return dataclasses.replace(victim, ...), with what is the defense's own as a registered Part in `parts`"
+            "Return dataclasses.replace(victim, ...), with whatever the defense adds as a registered Part in `parts`"
         )
     for part in fitted.parts:
         if not part.part_name or parts[part.part_name] is not type(part):
@@ -252,15 +256,15 @@ def check_fitted(fitted: Any, base: Clip, images: Tensor, classes: Sequence[str]
     if not torch.allclose(before, after, rtol=1e-3, atol=1e-3, equal_nan=True):
         names = ", ".join(type(part).__name__ for part in fitted.parts) or "prompts, head or weights"
         raise BenchError(
-            f"the stored model says something else than the fitted one of the same {len(images)} images. Look at "
-            f"tensors() and restore() of its parts ({names}): all that fit set must be in them"
+            f"the stored model gives other logits than the fitted one on the same {len(images)} images. Look at "
+            f"tensors() and restore() of its parts ({names}): they must hold everything that fit set"
         )
     return delta
 
 
 @torch.no_grad()
 def _answers(victim: Victim, images: Tensor, classes: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """Logits (n, classes) of images, and a last column that says which are rejected."""
+    """Logits of images, and a last column that is 1 for rejected ones: (n, classes + 1)."""
     encoded = victim.encode(images)
     logits = victim.logits(encoded, victim.class_embeddings(classes, templates))
     return torch.cat([logits, victim.rejected(encoded, logits)[:, None].to(logits)], 1)
@@ -268,7 +272,7 @@ def _answers(victim: Victim, images: Tensor, classes: Sequence[str], templates: 
 
 def _registered(name: str) -> type[Part]:
     if name not in parts:
-        raise BenchError(f"the model has a part '{name}', and no plug-in that is loaded registers it. Load its file")
+        raise BenchError(f"the model has a part '{name}', which no loaded plug-in registers: --plugin FILE loads one")
     return parts[name]
 
 
@@ -280,8 +284,8 @@ def _around(outer: Part, inner: Callable[[Tensor], Encoded]) -> Callable[[Tensor
 def class_embeddings(clip: Clip, classes: Sequence[str], templates: Sequence[str], prefix: str = "") -> Tensor:
     """The zero-shot classifier: unit-norm text embeddings (classes, embed_dim).
 
-    Each class name is put into each template ("a photo of a {}."), embedded and normalised; the mean over templates
-    is normalised again. `prefix` goes before every prompt (TrojVQA's text key).
+    Each class name is filled into each template ("a photo of a {}."), embedded and normalised; the mean over templates
+    is normalised again. `prefix` is put before every prompt (TrojVQA's text trigger).
     """
     texts = [prefix + template.format(name) for name in classes for template in templates]
     embedded_texts = [clip.encode_text(texts[i : i + TEXTS_AT_ONCE]) for i in range(0, len(texts), TEXTS_AT_ONCE)]

@@ -81,8 +81,8 @@ def _read(file: Path) -> dict[Split, Branch]:
 
 
 def _draw(folder: Path) -> dict[Split, Branch]:
-    found = class_folders(folder, IMAGES)
-    kept = {NAMES.get(name, name): ids for name, ids in found.images.items() if name not in LEFT_OUT}
-    most, test = hold_out(Branch(kept, found.others), 0.3, "caltech101", "test")
+    branch = class_folders(folder, IMAGES)
+    kept = {NAMES.get(name, name): ids for name, ids in branch.images.items() if name not in LEFT_OUT}
+    most, test = hold_out(Branch(kept, branch.others), 0.3, "caltech101", "test")
     train, val = hold_out(most, 2 / 7, "caltech101", "val")
     return {"train": train, "val": val, "test": test}

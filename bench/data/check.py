@@ -1,4 +1,4 @@
-"""What of a data set is there, what is missing, and where to get it: before an hour of work rather than after it."""
+"""`bench data check`: which files of a data set are present, which are missing, and where to get them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,9 +9,13 @@ from bench.data.files import FileDataset
 
 
 @dataclass(frozen=True)
-class SplitFound:
-    """A split on disk: images, classes that have some, of how many, the fewest in one; what is listed but not there,
-    what is there but no image of a class, and how many images were published, where that is known."""
+class SplitFiles:
+    """A split on disk.
+
+    `images`: how many are present or listed. `filled` of `classes` have images, `fewest` is the smallest number in a
+    class. `missing`: listed files that do not exist. `others`: files that are no image of a class, with reasons.
+    `published`: the official number of images, if known.
+    """
 
     split: Split
     images: int
@@ -29,9 +33,9 @@ class SplitFound:
 
 @dataclass(frozen=True)
 class Check:
-    """What was found; `problem` says why a run could not use it. Something to get is left unless `complete`."""
+    """The result: the splits, and the `problem` that keeps a run from using the data set, or ""."""
 
-    splits: tuple[SplitFound, ...]
+    splits: tuple[SplitFiles, ...]
     problem: str = ""
 
     @property
@@ -40,16 +44,16 @@ class Check:
 
 
 def check(data: FileDataset) -> Check:
-    """Look at every split; no image is read."""
-    found = []
+    """Check every split; no image is decoded."""
+    splits = []
     try:
         for split in data.splits:
-            found.append(_look(data, split))
-            if found[-1].images == len(found[-1].missing):
-                return Check(tuple(found), f"no image of the split '{split}' is there. {data.layout}")
+            splits.append(_check_split(data, split))
+            if splits[-1].images == len(splits[-1].missing):
+                return Check(tuple(splits), f"there is no image of the split '{split}'. {data.layout}")
     except BenchError as error:
-        return Check(tuple(found), str(error))
-    return Check(tuple(found))
+        return Check(tuple(splits), str(error))
+    return Check(tuple(splits))
 
 
 def lines(data: Dataset) -> tuple[list[str], bool]:
@@ -61,23 +65,23 @@ def lines(data: Dataset) -> tuple[list[str], bool]:
     if not isinstance(data, FileDataset):
         raise BenchError("this data set does not read a folder, so there is nothing to check. `bench list datasets`")
     done = check(data)
-    told = [line for split in done.splits for line in _lines(split)]
+    report = [line for split in done.splits for line in _lines(split)]
     if done.problem:
-        told.append(f"unusable: {done.problem}")
+        report.append(f"unusable: {done.problem}")
     elif done.complete:
-        told.append("usable, and complete")
+        report.append("usable, and complete")
     else:
-        told.append("usable, but not complete: numbers on it are not those of the published data set")
+        report.append("usable, but not complete: numbers on it are not those of the published data set")
     if not done.complete and data.source:
-        told.append(f"To get it. {data.source}")
-    return told, not done.problem
+        report.append(f"To get it. {data.source}")
+    return report, not done.problem
 
 
-def _look(data: FileDataset, split: Split) -> SplitFound:
+def _check_split(data: FileDataset, split: Split) -> SplitFiles:
     branch, folder = data.branch(split), data.folder()
     counts = [len(ids) for ids in branch.images.values()]
     ids, _ = branch.flat()
-    return SplitFound(
+    return SplitFiles(
         split=split,
         images=len(ids),
         filled=sum(n > 0 for n in counts),
@@ -89,14 +93,14 @@ def _look(data: FileDataset, split: Split) -> SplitFound:
     )
 
 
-def _lines(found: SplitFound) -> list[str]:
-    published = f" (published: {found.published:,})" if found.published not in (None, found.images) else ""
-    told = [
-        f"{found.split}: {found.images:,} images{published}, {found.filled} of {found.classes} classes, "
-        f"{found.fewest} or more a class"
+def _lines(files: SplitFiles) -> list[str]:
+    published = f" (published: {files.published:,})" if files.published not in (None, files.images) else ""
+    report = [
+        f"{files.split}: {files.images:,} images{published}, {files.filled} of {files.classes} classes, "
+        f"{files.fewest} or more a class"
     ]
-    told += _some("missing", [f"{id}: listed, but not there" for id in found.missing])
-    return told + _some("ignored", found.others)
+    report += _some("missing", [f"{id}: listed, but missing" for id in files.missing])
+    return report + _some("ignored", files.others)
 
 
 def _some(what: str, reasons: Sequence[str]) -> list[str]:

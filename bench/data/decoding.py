@@ -1,4 +1,4 @@
-"""Images at the model's input size: decoded or drawn once and memory-mapped, or decoded whenever they are asked for."""
+"""Images at the model's input size: made once and memory-mapped, or decoded on demand."""
 
 import errno
 import hashlib
@@ -24,9 +24,9 @@ from bench.core.errors import BenchError
 from bench.core.images import decoding_threads, hash_of
 from bench.data.on_disk import File, Member
 
-# Raise this when a change of this file changes a pixel.
+# Raise it when a change of this file changes a pixel.
 VERSION = 1
-# Files in memory at once.
+# How many files are in memory at a time.
 BLOCK = 256
 
 Write = Callable[[np.ndarray], None]
@@ -34,11 +34,11 @@ Write = Callable[[np.ndarray], None]
 
 @dataclass(frozen=True)
 class Decoded:
-    """What came of decoding n files.
+    """The result of decoding n files.
 
-    `pixels` is uint8 RGB (k, 3, size, size), memory-mapped; row j is file `kept[j]`; None where they are not stored.
-    `skipped` tells the other files and why. `fingerprint` is a hash of the kept files' bytes and of the size: the same
-    wherever the files lie.
+    `pixels` is uint8 RGB (k, 3, size, size), memory-mapped; row j is file `kept[j]`; None if they are not stored.
+    `skipped` names the other files, with reasons. `fingerprint` is a hash of the kept files' bytes and the size; it
+    does not depend on their paths.
     """
 
     pixels: np.ndarray | None
@@ -92,24 +92,24 @@ def native(path: File) -> Tensor:
 
 
 def file_state(path: File) -> tuple:
-    """What tells that a file has changed: absolute path, bytes, time in ns; bytes are -1 where there is no file."""
+    """A value that changes with a file: absolute path, size in bytes (-1 if it is missing), time of change in ns."""
     if isinstance(path, Member):
         return path.state()
     where = str(path.absolute())
     try:
-        found = path.stat()
+        state = path.stat()
     except OSError:
         return where, -1, 0
-    return where, found.st_size, found.st_mtime_ns
+    return where, state.st_size, state.st_mtime_ns
 
 
 def cached(
     geometry: Geometry, key: str, n: int, make: Callable[[Write], dict[str, Any]]
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Images made once: uint8 (k, 3, size, size), k <= n, memory-mapped read-only; and the record of their making.
+    """Images that are made once and stored, uint8 (k, 3, size, size), k <= n, memory-mapped read-only; and a record.
 
-    `make` hands its images, uint8 (any, 3, size, size), to the function it is given, and returns a record that JSON
-    can write. One process makes them, others wait and open the same file. What is interrupted leaves no file.
+    `make` passes images, uint8 (any, 3, size, size), to the function it is given, and returns a record of JSON values.
+    One process makes them while others wait. An interruption leaves no file.
 
     Raises:
         BenchError: the cache cannot be written, for instance because the disk is full.

@@ -1,4 +1,4 @@
-"""Data sets that lie on disk as files: a split is a list of paths, and what is tuned on is decoded when chosen."""
+"""Data sets of image files: a split is a list of paths, and training images are decoded only when they are chosen."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,30 +20,31 @@ HELD_OUT = 0.2
 
 @dataclass(frozen=True)
 class Branch:
-    """One split on disk: each class's images, as paths relative to the root, in the order of the labels.
+    """The files of one split: paths relative to the root, by class, in the order of the labels.
 
-    A class goes by a key of the data set's, such as its folder. `others` tells what is no image of a class, and why.
+    The data set chooses the keys of classes, such as folder names. `others` are files that are no image of a class,
+    with reasons.
     """
 
     images: dict[str, list[str]]
     others: tuple[str, ...] = ()
 
     def flat(self) -> tuple[list[str], Tensor]:
-        """The images of all classes in a row, and their labels (n,)."""
+        """The images of all classes, and their labels (n,)."""
         labels = [label for label, ids in enumerate(self.images.values()) for _ in ids]
         return [id for ids in self.images.values() for id in ids], torch.tensor(labels, dtype=torch.long)
 
 
 class FileDataset(Dataset):
-    """A data set of files below `root`, or below the first of `places` in it that is there."""
+    """A data set of files below `root`, or below the first existing one of the folders `places` in it."""
 
-    # What the folder must hold, where it comes from, and how many classes and images it then has.
+    # The required contents of the folder, where to get them, and their number of classes and images.
     layout: ClassVar[str]
     source: ClassVar[str] = ""
     size: ClassVar[int | None] = None
     published: ClassVar[dict[Split, int]] = {}
     splits: ClassVar[tuple[Split, ...]] = ("train", "val", "test")
-    # How releases and other people's instructions call the folder that counts.
+    # Subfolders of `root` that may hold the data, named as in releases and common instructions.
     places: ClassVar[tuple[str, ...]] = (".",)
 
     def branch(self, split: Split) -> Branch:
@@ -120,7 +121,7 @@ class FileDataset(Dataset):
 class LabelledFiles(Labelled):
     """Labelled images of which so far the names are known: nobody needs all of ImageNet's training images decoded.
 
-    `subset` decodes what it takes and keeps the pixels. What cannot be decoded is left out, and told in `skipped`.
+    `subset` decodes the images that it takes. Those that cannot be decoded are left out and named in `skipped`.
     """
 
     folder: Path = field(kw_only=True)

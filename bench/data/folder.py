@@ -1,4 +1,4 @@
-"""The user's own images: a tree of class folders, as torchvision's ImageFolder reads it."""
+"""The user's own images: a folder per class, as in torchvision's ImageFolder."""
 
 from pathlib import Path
 
@@ -14,9 +14,9 @@ LAYOUT = "A data set is DIR/train/CLASS/*.jpg and DIR/test/CLASS/*.jpg, perhaps 
 
 @dataset("folder")
 class Folder(FileDataset):
-    """Images in `root/train/CLASS/` and `root/test/CLASS/`; a class is called as its folder, `_` read as a space.
+    """Images in `root/train/CLASS/` and `root/test/CLASS/`; the class name is the folder's, with spaces for `_`.
 
-    Where there is no `root/val`, val is a class-stratified 20 % of train, always the same one, and train is the rest.
+    If there is no `root/val`, a fixed, class-stratified 20 % of train is val, and train is the rest.
     """
 
     layout = LAYOUT
@@ -65,13 +65,13 @@ def _branch(root: Path, split: str) -> Branch:
     Raises:
         BenchError: there is none, or one without an image.
     """
-    found = class_folders(root, split)
-    empty = [name for name, ids in found.images.items() if not ids]
+    branch = class_folders(root, split)
+    empty = [name for name, ids in branch.images.items() if not ids]
     if empty:
         raise BenchError(f"no image in {root / split}/{empty[0]} ({_count(empty)}). Add images, or remove the folder.")
-    if not found.images:
+    if not branch.images:
         raise BenchError(f"no class folder in {root / split}. Give --data-root DIR. {LAYOUT}")
-    return found
+    return branch
 
 
 def _same_classes(root: Path, train: Branch, split: str, other: Branch) -> None:
@@ -79,8 +79,8 @@ def _same_classes(root: Path, train: Branch, split: str, other: Branch) -> None:
     surplus = sorted(set(other.images) - set(train.images))
     if missing or surplus:
         parts = [("only in train", missing), (f"only in {split}", surplus)]
-        told = "; ".join(f"{where}: {', '.join(names)}" for where, names in parts if names)
-        raise BenchError(f"the class folders of train and {split} in {root} differ. {told}. Make them the same.")
+        differences = "; ".join(f"{where}: {', '.join(names)}" for where, names in parts if names)
+        raise BenchError(f"the class folders of train and {split} in {root} differ. {differences}. Make them the same.")
 
 
 def _count(names: list[str]) -> str:

@@ -16,15 +16,15 @@ HELD = 50
 
 
 class ImageNetLabels(FileDataset):
-    """Images with ImageNet's classes, which go by their WordNet ids, sorted; the names are open_clip's."""
+    """Images with ImageNet's classes, ordered by WordNet id; the class names are open_clip's."""
 
     size = 1000
 
     subset: bool = Field(False, description="score over those classes alone of which there are images to test on")
 
-    def found(self, split: Split) -> Branch:
+    def wordnet_branch(self, split: Split) -> Branch:
         """The images of a split, by WordNet id."""
-        raise NotImplementedError(f"{type(self).__name__} must define found(split)")
+        raise NotImplementedError(f"{type(self).__name__} must define wordnet_branch(split)")
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
@@ -35,7 +35,7 @@ class ImageNetLabels(FileDataset):
         """
         if not self.subset and self.size == len(wordnet_ids()):
             return wordnet_ids()
-        there = tuple(id for id in wordnet_ids() if self.found("test").images.get(id))
+        there = tuple(id for id in wordnet_ids() if self.wordnet_branch("test").images.get(id))
         if not self.subset and len(there) != self.size:
             raise BenchError(
                 f"'{self.name}' has {self.size} classes, {self.root} has images of {len(there)}. "
@@ -48,8 +48,8 @@ class ImageNetLabels(FileDataset):
         return tuple(names[id] for id in self.ids)
 
     def branch(self, split: Split) -> Branch:
-        found = self.found(split)
-        return Branch({id: found.images.get(id, []) for id in self.ids}, found.others)
+        branch = self.wordnet_branch(split)
+        return Branch({id: branch.images.get(id, []) for id in self.ids}, branch.others)
 
 
 @dataset("imagenet")
@@ -70,7 +70,7 @@ class ImageNet(ImageNetLabels):
     published: ClassVar[dict[Split, int]] = {"test": 50_000}
     places = ("images", ".")
 
-    def found(self, split: Split) -> Branch:
+    def wordnet_branch(self, split: Split) -> Branch:
         return self._test if split == "test" else self._train[split]
 
     @cached_property
@@ -108,16 +108,16 @@ def class_names() -> dict[str, str]:
     return dict(zip(wordnet_ids(), IMAGENET_CLASSNAMES, strict=True))
 
 
-def of_wordnet(found: Branch) -> Branch:
-    """The class folders that are ImageNet's; the images of others are told, each."""
+def of_wordnet(branch: Branch) -> Branch:
+    """The class folders that are ImageNet's; images in others go to `others`."""
     known = set(wordnet_ids())
     strange = [
         f"{id}: not in a folder of ImageNet's classes"
-        for k, ids in found.images.items()
+        for k, ids in branch.images.items()
         if k not in known
         for id in ids
     ]
-    return Branch({k: ids for k, ids in found.images.items() if k in known}, (*found.others, *strange))
+    return Branch({k: ids for k, ids in branch.images.items() if k in known}, (*branch.others, *strange))
 
 
 def _flat(folder: Path, data: ImageNet) -> Branch:
@@ -140,7 +140,7 @@ def _flat(folder: Path, data: ImageNet) -> Branch:
 
 
 def _kit_ids(file: Path) -> dict[int, str]:
-    """The kit's own numbers of the classes, which are no labels: WordNet id by ILSVRC2012_ID.
+    """WordNet id by ILSVRC2012_ID, the kit's numbers of classes, which are not the labels.
 
     Raises:
         BenchError: no such table in the file.

@@ -15,27 +15,27 @@ class ImageNetShift(ImageNetLabels):
 
     splits = ("test",)
 
-    def found(self, split: Split) -> Branch:
+    def wordnet_branch(self, split: Split) -> Branch:
         if split not in self.splits:
             raise BenchError(
                 f"'{self.name}' is for testing alone, it has no split '{split}'. "
                 f"Tune on ImageNet: --dataset imagenet --data-root DIR --set evaluate.dataset={self.name}"
             )
-        return self._found
+        return self._branch
 
     def labelled(self, split: Split, geometry: Geometry) -> Labelled:
-        self.found(split)
+        self.wordnet_branch(split)
         return super().labelled(split, geometry)
 
     @cached_property
-    def _found(self) -> Branch:
-        found = self.by_wordnet(class_folders(self.folder(), "."))
-        if not any(found.images.values()):
+    def _branch(self) -> Branch:
+        branch = self.by_wordnet(class_folders(self.folder(), "."))
+        if not any(branch.images.values()):
             raise self.lacking("class folder with images")
-        return found
+        return branch
 
-    def by_wordnet(self, found: Branch) -> Branch:
-        return of_wordnet(found)
+    def by_wordnet(self, branch: Branch) -> Branch:
+        return of_wordnet(branch)
 
 
 @dataset("imagenet-v2")
@@ -50,10 +50,12 @@ class ImageNetV2(ImageNetShift):
     published: ClassVar[dict[Split, int]] = {"test": 10_000}
     places = ("imagenetv2-matched-frequency-format-val", ".")
 
-    def by_wordnet(self, found: Branch) -> Branch:
+    def by_wordnet(self, branch: Branch) -> Branch:
         """The number of a folder is the label; as text, 10 would sort before 2."""
         ids = dict(zip(map(str, range(1000)), wordnet_ids(), strict=True))
-        return of_wordnet(Branch({ids.get(name, name): images for name, images in found.images.items()}, found.others))
+        return of_wordnet(
+            Branch({ids.get(name, name): images for name, images in branch.images.items()}, branch.others)
+        )
 
 
 @dataset("imagenet-a")

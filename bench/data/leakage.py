@@ -1,4 +1,4 @@
-"""Images that are evaluated on and must not be tuned on: are some of them in the training images or the pairs?"""
+"""Train/test leakage: find evaluated images among training images or pairs."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -11,60 +11,61 @@ from bench.core.errors import BenchError
 from bench.core.images import Images
 from bench.data.files import LabelledFiles
 
-# Images in memory at once.
+# How many images are in memory at a time.
 CHUNK = 256
-# Rows of pixels, in the middle of an image, that are compared first: most pairs differ there, and reading a few pages
-# of each of half a million stored images is cheap.
+# Rows of pixels in the middle of an image that are compared first. Most images differ there, so only a small part of
+# half a million stored images is read.
 ROWS = 4
 
 
 def same_ids(evaluated: Images, others: Images) -> list[str]:
-    """The ids that two sets of images of one data set share."""
+    """The ids that are in both sets of images."""
     return sorted(set(evaluated.ids) & set(others.ids))
 
 
 def same_pixels(evaluated: Images, others: Images) -> list[tuple[str, str]]:
-    """The ids of images that are equal pixel by pixel, (evaluated, other) each; `others` are passed through once.
+    """The ids (evaluated, other) of images that are equal pixel by pixel; `others` are read once.
 
-    Of an other image that equals several evaluated ones, the first is told.
+    If an image of `others` equals several evaluated ones, only the first pair is returned.
     """
-    known: dict[int, list[int]] = {}
-    for i, glimpse in _glimpses(evaluated):
-        known.setdefault(glimpse, []).append(i)
-    found = []
-    for j, glimpse in _glimpses(others):
-        if glimpse in known:
+    by_hash: dict[int, list[int]] = {}
+    for i, digest in _hashes(evaluated):
+        by_hash.setdefault(digest, []).append(i)
+    pairs = []
+    for j, digest in _hashes(others):
+        if digest in by_hash:
             image = others.load([j])
-            equal = (i for i in known[glimpse] if torch.equal(evaluated.load([i]), image))
-            found += [(evaluated.ids[i], others.ids[j]) for i in islice(equal, 1)]
-    return found
+            equal = (i for i in by_hash[digest] if torch.equal(evaluated.load([i]), image))
+            pairs += [(evaluated.ids[i], others.ids[j]) for i in islice(equal, 1)]
+    return pairs
 
 
 def refuse_overlap(evaluated: Images, others: Images, what: str, dataset: str, by_id: bool = False) -> None:
-    """Check that no evaluated image is among others.
+    """Check that no evaluated image is among other images.
 
     Args:
         evaluated: images of the data set called `dataset`.
-        others: files that are not decoded yet are compared by id alone; they are to be checked again when they are.
-        what: how to call the others.
-        by_id: the ids of both are of one data set, and must differ too.
+        others: the other images; files that are not decoded yet are compared by id only, and must be checked again
+            once they are.
+        what: the name of the others in the error.
+        by_id: whether both are of one data set, so that equal ids mean equal images.
 
     Raises:
-        BenchError: some are.
+        BenchError: some evaluated images are among the others.
     """
-    told = [f"{id} is in both" for id in same_ids(evaluated, others)] if by_id else []
-    if not told and not isinstance(others, LabelledFiles):
-        told = [f"{a} is the same image as {b}" for a, b in same_pixels(evaluated, others)]
-    if told:
-        more = f", and {len(told) - 3} more" if len(told) > 3 else ""
+    overlap = [f"{id} is in both" for id in same_ids(evaluated, others)] if by_id else []
+    if not overlap and not isinstance(others, LabelledFiles):
+        overlap = [f"{a} is the same image as {b}" for a, b in same_pixels(evaluated, others)]
+    if overlap:
+        more = f", and {len(overlap) - 3} more" if len(overlap) > 3 else ""
         raise BenchError(
-            f"{len(told)} of the {what} are evaluated on: {'; '.join(told[:3])}{more}. Remove them there, or go on all "
-            f"the same: --set {dataset}.allow_overlap=true"
+            f"{len(overlap)} of the {what} are also among the evaluated images: {'; '.join(overlap[:3])}{more}. Remove "
+            f"them from the {what}, or allow it: --set {dataset}.allow_overlap=true"
         )
 
 
-def _glimpses(images: Images) -> Iterator[tuple[int, int]]:
-    """The number of each image, and a hash of some of its pixels."""
+def _hashes(images: Images) -> Iterator[tuple[int, int]]:
+    """The number of each image, and a hash of some rows of its pixels."""
     side = images.pixels.shape[-1]
     first = max(0, side // 2 - ROWS // 2)
     for start in range(0, len(images), CHUNK):

@@ -1,4 +1,4 @@
-"""Files as data sets and pairs see them: on their own or inside a tar archive; and those below a folder."""
+"""Image files on disk or inside a tar archive, and listing the files of a folder."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Where image-text pairs come from: a table, a folder of images with captions beside them, or webdataset's shards."""
+"""Sources of image-text pairs: a table, a folder of images with caption files, or webdataset shards."""
 
 import csv
 import itertools
@@ -22,7 +22,7 @@ CAPTION_SUFFIX = ".txt"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A pair as its source has it; `problem` says why it cannot be used.
+    """A pair of a source; `problem` says why it cannot be used.
 
     `name` is for messages. `image` names the image for good; it is read from `file`, or where there is none, from the
     path `image` relative to the source's folder.
@@ -105,11 +105,11 @@ def _guess(first: list[str]) -> int | None:
 
 
 def _column(header: list[str], names: tuple[str, ...], table: Path) -> int:
-    found = [cell.strip().lower() for cell in header]
+    columns = [cell.strip().lower() for cell in header]
     for name in names:
-        if name in found:
-            return found.index(name)
-    remote = any(cell.startswith(("http://", "https://")) for cell in found)
+        if name in columns:
+            return columns.index(name)
+    remote = any(cell.startswith(("http://", "https://")) for cell in columns)
     fetch = (
         " It lists addresses, as CC3M's own file does: fetch the images first, for instance with img2dataset, and give "
         "its table, folder or shards."
@@ -130,8 +130,8 @@ def shards_at(place: Path) -> list[Path]:
     >>> [shard.name for shard in shards_at(Path("cc3m/{008..010}.tar"))]
     ['008.tar', '009.tar', '010.tar']
     """
-    if found := _RANGE.search(place.name):
-        first, last = found[1], found[2]
+    if match := _RANGE.search(place.name):
+        first, last = match[1], match[2]
         numbers = (str(k).zfill(len(first)) for k in range(int(first), int(last) + 1))
         return [place.with_name(_RANGE.sub(number, place.name, count=1)) for number in numbers]
     if place.is_dir():
@@ -199,6 +199,6 @@ def _caption(files: dict[str, Member | str]) -> str:
     if isinstance(text, Member):
         return " ".join(text.read_bytes().decode().split())
     if isinstance(facts, Member):
-        found = json.loads(facts.read_bytes())
-        return " ".join(str(found.get("caption") or "").split()) if isinstance(found, dict) else ""
+        values = json.loads(facts.read_bytes())
+        return " ".join(str(values.get("caption") or "").split()) if isinstance(values, dict) else ""
     return ""

@@ -1,4 +1,4 @@
-"""Image-text pairs: from a CSV or TSV file, a folder, or webdataset's shards, as bounded memory and disk allow."""
+"""Image-text pairs from a CSV or TSV file, a folder, or webdataset shards, in bounded memory."""
 
 import hashlib
 import json
@@ -69,10 +69,10 @@ def read_pairs(
     if order is not None:
         there = [there[i] for i in order([row.caption for row in there])][:n]
     there.sort(key=lambda row: row.number)
-    told = [f"{row.name}: {row.problem}" for row in sorted(bad + dead, key=lambda row: row.number)]
+    problems = [f"{row.name}: {row.problem}" for row in sorted(bad + dead, key=lambda row: row.number)]
     if not there:
         half = f" in its half for '{part}'" if part else ""
-        first = f" The first problem: {told[0]}." if told else ""
+        first = f" The first problem: {problems[0]}." if problems else ""
         raise BenchError(f"{place} has no usable pair{half}.{first} Image paths start at {root.resolve()}")
     files = [_file(row, root) for row in there]
     decoded = decode(files, [row.name for row in there], geometry, _stored(cache, len(files), geometry))
@@ -86,7 +86,7 @@ def read_pairs(
         fingerprint=hash_of([decoded.fingerprint, ids, captions]),
         native=lambda i: native(files[i]),
         captions=captions,
-        skipped=(*told, *decoded.skipped, *fewer),
+        skipped=(*problems, *decoded.skipped, *fewer),
     )
 
 
@@ -115,7 +115,7 @@ def _read(place: Path) -> Iterator[Row]:
 
 
 def _states(place: Path) -> Iterator[tuple]:
-    """What tells that something has changed."""
+    """A value that changes with the contents of a place."""
     if shards := shards_at(place):
         return ((shard.name, *file_state(shard)[1:]) for shard in shards)
     root = _root(place)

@@ -1,4 +1,4 @@
-"""The settings of a run with what they name: model, data sets, the attacker's and the defender's pairs."""
+"""The model, data sets and pairs that the settings of a run name, opened on first use."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,9 +28,9 @@ Some = TypeVar("Some", bound=Images)
 
 @dataclass(frozen=True)
 class Resources:
-    """The settings of a run with what they name, opened when first needed: model and data.
+    """The settings of a run, with the model and data that they name; each is opened on first use.
 
-    `cache` is a folder for decoded images.
+    `cache` is a folder for decoded images. `shared` holds what several variants of a run have in common.
     """
 
     run: RunSettings
@@ -53,7 +53,7 @@ class Resources:
 
     @cached_property
     def dataset(self) -> Dataset:
-        """The data set that the attacker has in mind."""
+        """The attacker's data set: it has the target class."""
         return self._dataset(self.run.dataset)
 
     @cached_property
@@ -63,26 +63,27 @@ class Resources:
 
     @cached_property
     def tested(self) -> Dataset:
-        """The data set that is evaluated on."""
+        """The data set of the evaluation."""
         return self._dataset(self.run.tested_on)
 
     @cached_property
     def train(self) -> Labelled:
-        return self.apart(self._images(self.tuned, "train"), "training images")
+        """The training images of the data set that defenses are tuned on."""
+        return self.check_leakage(self._images(self.tuned, "train"), "training images")
 
     @cached_property
     def evaluated(self) -> Labelled:
-        """All images of the split that is evaluated on, which nothing may be trained on."""
+        """All images of the evaluated split; none of them may be trained on."""
         return self._images(self.tested, self.run.evaluate.split)
 
     @cached_property
     def test(self) -> Labelled:
-        """The images that are evaluated: of a `limit`, random ones."""
+        """The evaluated images; with a `limit`, random ones."""
         return self.evaluated if self._limited is None else self.evaluated.subset(self._limited)
 
     @property
     def _limited(self) -> Tensor | None:
-        """The indices of the images of a `limit`, ascending; None where all are evaluated."""
+        """The indices of the images chosen for a `limit`, ascending; None if all are evaluated."""
         n, limit = len(self.evaluated), self.run.evaluate.limit
         if limit is None or limit >= n:
             return None
@@ -91,11 +92,12 @@ class Resources:
 
     @cached_property
     def poison_pairs(self) -> Captioned:
+        """The attacker's pairs, of which some are poisoned."""
         n = self.run.poison.pairs
-        return self.apart(self._pairs("poison", n), "pairs")
+        return self.check_leakage(self._pairs("poison", n), "pairs")
 
     def pairs_for(self, method: Attack) -> Captioned:
-        """The attacker's pairs; for an attack that only some pairs suit, as many of those as `poison.pool` has."""
+        """The pairs that an attack poisons some of; a selective attack takes suitable ones from `poison.pool`."""
         n, pool, count = self.run.poison.pairs, self.run.poison.pool, self.run.poison.count
         if pool is None or pool <= n or not method.selective():
             return self.poison_pairs
@@ -117,17 +119,19 @@ class Resources:
         else:
             searched = self.dataset.pairs("poison", pool, self.geometry)
             pairs = searched.subset(torch.tensor(sorted(order(searched.captions)[:n])))
-        return self.apart(pairs, "pairs")
+        return self.check_leakage(pairs, "pairs")
 
     @property
     def has_pairs(self) -> bool:
         return self.run.pairs is not None or type(self.dataset).pairs is not Dataset.pairs
 
     def clean_pairs(self, n: int) -> Captioned:
-        return self.apart(self._pairs("clean", n), "pairs")
+        """n clean pairs for defenses, or as many as there are."""
+        return self.check_leakage(self._pairs("clean", n), "pairs")
 
     @cached_property
     def target(self) -> int:
+        """The index of the target class in the attacker's data set."""
         return self.target_in(self.dataset)
 
     @cached_property
@@ -138,7 +142,7 @@ class Resources:
 
     @property
     def targeted(self) -> tuple[Dataset, ...]:
-        """The data sets that must have the target class; that for tuning only where a defense leaves it out."""
+        """The data sets that must have the target class; `tuned` only if a defense leaves that class out."""
         return (self.dataset, self.tested, *((self.tuned,) if self._leaves_target_out() else ()))
 
     def _leaves_target_out(self) -> bool:
@@ -151,7 +155,7 @@ class Resources:
     def case(
         self, attack: Attack, trigger: Trigger, seed: int, fresh_triggers: Mapping[str, tuple[Attack, Trigger]]
     ) -> Case:
-        """What a task looks at: the evaluated images under a trigger as it is at test."""
+        """The case of a task: the evaluated images and a trigger in its test form."""
         return Case(
             self.tested,
             self.test,
@@ -170,13 +174,13 @@ class Resources:
         return captions if self._limited is None else [captions[i] for i in self._limited.tolist()]
 
     def preparation(self, method: Attack, seed: int) -> Preparation:
-        """What an attacker starts from; pairs are opened when they are looked at."""
+        """What an attacker has before poisoning; pairs are opened on first use."""
         data, classes = self.dataset, self.dataset.classes()
         target = classes[self.target]
         return Preparation(self.clip, lambda: self.pairs_for(method), target, classes, data.templates, seed)
 
-    def prints(self) -> dict[str, Callable[[], str]]:
-        """How each of the `Fingerprints` is read."""
+    def fingerprints(self) -> dict[str, Callable[[], str]]:
+        """Functions that compute the fields of `Fingerprints`."""
         data = self.dataset
         return {
             "model": lambda: self._share(("print", self.run.model), self.clip.fingerprint),
@@ -187,11 +191,13 @@ class Resources:
             "backdoored": self._backdoored_identity,
         }
 
-    def apart(self, images: Some, what: str) -> Some:
-        """The images, if none of them is evaluated on; ids count where both are of one data set.
+    def check_leakage(self, images: Some, what: str) -> Some:
+        """Return the images after checking that none of them is evaluated; `what` is their name in messages.
+
+        Ids are compared too if training and evaluated images are of one data set.
 
         Raises:
-            BenchError: some are, and the data set's `allow_overlap` does not allow it.
+            BenchError: some are evaluated, and the data set's `allow_overlap` is off.
         """
         if self.apart_from is not None:
             by_id = isinstance(images, Labelled) and self.tuned == self.tested
@@ -203,11 +209,11 @@ class Resources:
 
     @property
     def apart_from(self) -> str | None:
-        """The fingerprint of the images that must not be trained on; None where they may."""
+        """The fingerprint of the evaluated images, which must not be trained on; None with `allow_overlap`."""
         return None if self.tested.allow_overlap else self.evaluated.fingerprint
 
     def target_in(self, data: Dataset) -> int:
-        """The index of the target class in a data set that need not be the run's own."""
+        """The index of the target class in any data set."""
         return target_index(self.run.target, data.classes())
 
     def _dataset(self, name: str) -> Dataset:
@@ -238,17 +244,17 @@ class Resources:
         return self._share(("print", type(data), data.model_dump_json()), data.identity)
 
     def _share(self, key: Hashable, open_it: Callable[[], Any]) -> Any:
-        """What several variants of a run name is opened once."""
+        """Open something once for all variants of a run."""
         if key not in self.shared:
             self.shared[key] = open_it()
         return self.shared[key]
 
 
 def open_device(name: str) -> str:
-    """The torch device of a `--device`.
+    """The torch device for the value of `--device`.
 
     Raises:
-        BenchError: there is no such device here.
+        BenchError: this machine has no such device.
     """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -260,6 +266,6 @@ def open_device(name: str) -> str:
 
 
 def open_resources(variants: Mapping[str, RunSettings], cache: Path, device: str) -> dict[str, Resources]:
-    """A resources per variant of a run; models and images that are the same are opened once."""
+    """The resources of each variant of a run; equal models and images are opened once."""
     shared: dict[Hashable, Any] = {}
     return {name: Resources(run, cache, device, shared) for name, run in variants.items()}

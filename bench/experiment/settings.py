@@ -1,4 +1,4 @@
-"""The frozen settings of a run, and where they come from: preset < config file < flags < --set."""
+"""The settings of a run, and how they are read: preset < config file < flags < --set."""
 
 import os
 from collections.abc import Mapping
@@ -21,12 +21,12 @@ from bench.models import ModelSettings
 from bench.training.fine_tuning import FineTuning
 from bench.training.pretraining import Pretraining
 
-# The name of the variant that a run without a suite has.
+# The name of a run's own variant, the only one without a suite.
 BASE = ""
 
 
 class Poisoning(FineTuning):
-    """How a backdoor is implanted: paper v1's recipe (500K pairs of CC3M, 1,500 of them poisoned)."""
+    """How a backdoor is implanted; defaults are paper v1's (500K pairs of CC3M, 1,500 of them poisoned)."""
 
     pairs: int = Field(500_000, ge=2, description="image-text pairs of the fine-tuning set")
     count: int = Field(1500, ge=1, description="poisoned ones among them; they replace their clean originals")
@@ -36,7 +36,7 @@ class Poisoning(FineTuning):
 
 
 class Evaluation(Settings):
-    """Which images tasks look at."""
+    """Which images are evaluated."""
 
     split: Literal["test", "val"] = Field("test", description="settings are chosen on val, numbers reported on test")
     limit: int | None = Field(None, ge=1, description="evaluate so many random images, always the same; null is all")
@@ -45,17 +45,19 @@ class Evaluation(Settings):
 
 
 class Execution(Settings):
-    """How a run is executed. No number depends on it, but for its last bits."""
+    """How a run is executed. Numbers depend on it only in their last bits."""
 
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1 ...")
     workers: int | None = Field(None, ge=1, description="processes; null: one a core on the CPU, one on a GPU")
     threads: int = Field(1, ge=1, description="threads of each process on the CPU; part of the numbers' last bits")
     gpus: int = Field(1, ge=1, description="GPUs that share the batches of a fine-tuning: poisoning, CleanCLIP")
-    executor: Literal["local", "ray"] = Field("local", description="local processes, or tasks on a Ray cluster")
+    executor: Literal["local", "ray"] = Field("local", description="local processes, or a Ray cluster")
     gpu_share: float | None = Field(
-        None, ge=0, description="ray: GPUs, or a part of one, for a task; null: `gpus` if the device is a GPU, else 0"
+        None,
+        ge=0,
+        description="ray: GPUs, or a part of one, per work unit; null: `gpus` if the device is a GPU, else 0",
     )
-    memory_gb: float | None = Field(None, gt=0, description="ray: memory that a task asks for; null: none", unit="GB")
+    memory_gb: float | None = Field(None, gt=0, description="ray: memory that a work unit needs; null: none", unit="GB")
     pairs_cache: Literal["auto", "disk", "none"] = Field(
         "auto", description="keep decoded pairs on disk; auto: if they take at most half of what is free"
     )
@@ -64,13 +66,13 @@ class Execution(Settings):
         """Worker processes: the cores of the machine over the threads of each, or one on a GPU."""
         if self.workers is not None:
             return self.workers
-        # What this process may use: a scheduler gives it fewer cores than the machine has.
+        # The cores that this process may use: a scheduler may give it fewer than the machine has.
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return max(1, cores // self.threads) if device == "cpu" else 1
 
 
 class Experiment(Settings):
-    """All that determines a run's numbers, but for which attacks, defenses and seeds are run."""
+    """All settings that determine a run's numbers, except the lists of attacks, defenses, tasks and seeds."""
 
     model: ModelSettings = Field(ModelSettings(), description="the clean CLIP")
     dataset: str = Field("world", description="the zero-shot data set: the attacker's, tuned and tested on")
@@ -88,19 +90,19 @@ class Experiment(Settings):
 
     @property
     def tested_on(self) -> str:
-        """The data set that is evaluated on."""
+        """The data set of the evaluation."""
         return self.evaluate.dataset or self.dataset
 
     @property
     def place(self) -> dict[str, str]:
-        """Where cells with these settings stand in tables: `model`, `target`, `dataset`."""
+        """The columns `model`, `target` and `dataset` of cells with these settings."""
         return {"model": self.model.label, "target": self.target.lower(), "dataset": self.tested_on}
 
     def attack(self, name: str) -> Attack:
         return attacks[name].parse(self.method(name), name)
 
     def defense(self, name: str, against: str = "") -> Defense:
-        """A defense with its settings, perhaps against one attack."""
+        """A defense with its settings; `against` is the name of the attack, if its settings may differ for it."""
         return defenses[name].parse(self.method(name, against), name)
 
     def task(self, name: str) -> Task:
@@ -110,12 +112,12 @@ class Experiment(Settings):
         return datasets[name].parse(self.method(name), name)
 
     def method(self, name: str, against: str = "") -> dict[str, Any]:
-        """The settings that are not a method's defaults, of a defense perhaps against one attack."""
+        """The settings of a method that are set; for a defense, with those that differ `against` an attack."""
         return merge(self.methods.get(name, {}), self.against.get(against, {}).get(name, {}))
 
 
 class RunSettings(Experiment):
-    """The settings of a run: an experiment, which cells of it are run, and how."""
+    """The settings of a run: the experiment, which cells are run, and how they are executed."""
 
     attacks: tuple[str, ...] = Field(("badnet", "blended", "wanet"), description="names, or all")
     defenses: tuple[str, ...] = Field(("none", "linear_probe", "vpt", "rvpt"), description="names and chains, or all")
@@ -123,34 +125,34 @@ class RunSettings(Experiment):
     seeds: tuple[Annotated[int, pydantic.Field(ge=0, lt=2**63)], ...] = Field(
         (0,), min_length=1, description="one backdoored model per attack and seed"
     )
-    took: float = Field(60.0, ge=0, le=100, description="unchains ASR below which an attack did not take", unit="%")
+    took: float = Field(60.0, ge=0, le=100, description="undefended ASR below which an attack did not take", unit="%")
     execution: Execution = Field(Execution(), description="how the run is executed")
     pretrain: Pretraining = Field(Pretraining(), description="how `bench pretrain` trains a CLIP from scratch")
 
     @property
     def experiment(self) -> dict[str, Any]:
-        """The settings of the experiment alone, as JSON: equal where numbers may stand in one table."""
+        """The settings of the experiment alone, as JSON; if equal, numbers may be in one table."""
         return self.model_dump(mode="json", include=set(Experiment.model_fields))
 
     @property
     def single_defenses(self) -> tuple[str, ...]:
-        """The defenses, with chains taken apart, each once."""
+        """The defenses, also those inside chains, each once."""
         return tuple(dict.fromkeys(name for chain in self.defenses for name in chain.split("+")))
 
 
-# What a run's settings may name.
+# The registries whose methods a run's settings may name.
 METHODS: tuple[Registry[Any], ...] = (attacks, defenses, tasks, datasets)
 # The settings of a run by the names of its variants; `BASE` is always there.
 Variants = Mapping[str, RunSettings]
 
 
 def presets() -> dict[str, str]:
-    """Names of the presets, and the first comment line of each."""
-    found = {}
+    """The presets by name, with the first comment line of each."""
+    first_lines = {}
     for entry in sorted(files("bench.presets").iterdir(), key=lambda e: e.name):
         if entry.name.endswith(".yaml"):
-            found[entry.name.removesuffix(".yaml")] = entry.read_text().splitlines()[0].removeprefix("# ")
-    return found
+            first_lines[entry.name.removesuffix(".yaml")] = entry.read_text().splitlines()[0].removeprefix("# ")
+    return first_lines
 
 
 def resolve(
@@ -161,12 +163,12 @@ def resolve(
     paper: str | None = None,
     suite: dict[str, Any] | None = None,
 ) -> RunSettings:
-    """The settings of a run, from general to particular.
+    """The settings of a run.
 
-    They are: preset, version of the paper, config file, attacks and defenses of a suite, flags, `--set key=value`.
+    In this order, later ones win: preset, version of a paper, config file, suite, flags, `--set key=value`.
 
     Raises:
-        BenchError: an unknown preset, method or setting (with a suggestion), or a value out of range.
+        BenchError: a preset, method or setting is unknown (with a suggestion), or a value is out of range.
     """
     if preset not in presets():
         raise unknown("preset", preset, presets(), "`bench list presets` explains them.")
@@ -184,7 +186,7 @@ def resolve(
 
 
 def _version(paper: str, preset: str) -> dict[str, Any]:
-    """What a version of a paper sets otherwise than a preset of that paper does."""
+    """The settings in which a version of a paper differs from the paper's preset."""
     of, version = papers.find_version(paper)
     if preset not in of.presets:
         fitting = f"--preset {' or '.join(of.presets)}" if of.presets else "no preset"
@@ -193,7 +195,7 @@ def _version(paper: str, preset: str) -> dict[str, Any]:
 
 
 def overlay(run: RunSettings, values: dict[str, Any]) -> RunSettings:
-    """A run with other settings on top, checked as `resolve` checks them."""
+    """A run with some settings replaced, and checked as in `resolve`."""
     dumped = run.model_dump(mode="json")
     return _checked(merge(dumped | dumped.pop("methods"), values))
 
@@ -221,14 +223,14 @@ def _checked(values: dict[str, Any]) -> RunSettings:
 
 
 def _expand(run: RunSettings) -> RunSettings:
-    """`all` becomes every registered method; unknown names become errors."""
-    routine = [name for name in attacks if attacks[name].in_all]
-    usual = [name for name in tasks if tasks[name].in_all]
-    single = sorted((name for name in defenses if defenses[name].alone), key=lambda name: name != "none")
-    everything = tuple(single) + papers.chains()
-    chosen = [name for given in run.attacks for name in (routine if given == "all" else (given,))]
-    chains = [name for given in run.defenses for name in (everything if given == "all" else (given,))]
-    measured = [name for given in run.tasks for name in (usual if given == "all" else (given,))]
+    """Replace `all` by every method that it includes, and check that all names are known."""
+    all_attacks = [name for name in attacks if attacks[name].in_all]
+    all_tasks = [name for name in tasks if tasks[name].in_all]
+    alone = sorted((name for name in defenses if defenses[name].alone), key=lambda name: name != "none")
+    everything = tuple(alone) + papers.chains()
+    chosen = [name for entry in run.attacks for name in (all_attacks if entry == "all" else (entry,))]
+    chains = [name for entry in run.defenses for name in (everything if entry == "all" else (entry,))]
+    measured = [name for entry in run.tasks for name in (all_tasks if entry == "all" else (entry,))]
     for what, names in (("attacks", chosen), ("defenses", chains), ("tasks", measured)):
         if not names:
             raise BenchError(f"--{what} names none. `bench list {what}` lists them; `--{what} all` takes all.")

@@ -1,4 +1,4 @@
-"""The variants of a run that a suite of a paper declares, as settings; and what has to be left out, by name."""
+"""The variants of a run that a paper's suite declares, and which of them cannot be run."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,12 +8,12 @@ from bench.experiment.settings import BASE, RunSettings, Variants, overlay
 from bench.models import sizes
 from bench.papers import find_suite
 
-# The data set for which suites declare variants of their own.
+# The data set for which suites may declare other variants.
 EMBEDDED = "world"
 
 
 def suite_settings(name: str | None) -> dict[str, Any]:
-    """What a suite sets for all its variants: attacks and defenses, which flags may narrow, and the like."""
+    """The settings of all variants of a suite, its attacks and defenses included; {} without a suite."""
     if name is None:
         return {}
     suite = find_suite(name)
@@ -22,14 +22,18 @@ def suite_settings(name: str | None) -> dict[str, Any]:
 
 
 def variants_of(base: RunSettings, suite: str | None = None) -> tuple[Variants, dict[str, str]]:
-    """The settings of every variant of a suite, the base first; and why which variants are left out."""
+    """The settings of every variant of a suite, the base first; and the variants left out, with reasons.
+
+    Raises:
+        BenchError: there is no such suite, or a variant's settings are wrong.
+    """
     variants, left_out = {BASE: base}, {}
     for name, values in find_suite(suite).declared(base.dataset == EMBEDDED).items() if suite else ():
         if isinstance(values, str):
             left_out[name] = values
             continue
         run = overlay(base, values)
-        # Flags narrow a variant as they narrow the base.
+        # --defenses selects among a variant's defenses, as it does for the base.
         run = run.model_copy(update={"defenses": tuple(d for d in run.defenses if d in base.defenses)})
         if reason := next(_impossible(run, base), None):
             left_out[name] = reason
@@ -39,9 +43,9 @@ def variants_of(base: RunSettings, suite: str | None = None) -> tuple[Variants, 
 
 
 def _impossible(run: RunSettings, base: RunSettings) -> Iterator[str]:
-    """Why a variant cannot be run, as far as settings and the model's configuration tell."""
+    """Reasons why a variant cannot be run, judged by settings and the model's configuration."""
     if not run.defenses:
-        yield "none of its defenses is asked for"
+        yield "none of its defenses is among --defenses"
     if run.tuned_on == base.dataset:
         yield f"{base.dataset} is the run's own data set; take a preset of another one: `bench list presets`"
     facing = Facing(sizes=sizes(run.model), images_per_class=run.data(run.tuned_on or run.dataset).images_per_class)

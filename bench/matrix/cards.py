@@ -1,4 +1,4 @@
-"""What goes on the card of an artefact: what it cost, where and by which code it was made, what was skipped."""
+"""The contents of an artefact's card: cost, machine, state of the code, skipped files."""
 
 import hashlib
 import platform
@@ -16,31 +16,31 @@ from bench.core.distributed import processes
 from bench.matrix.plan import Node
 from bench.results.records import Reason, Skipped
 
-# Of half a million pairs, a good part may be dead: so many reasons are told, and names for each.
+# A card lists at most so many reasons for skipping, and so many names for each: thousands of pairs may be unreadable.
 REASONS, NAMES = 20, 10
 
 
 class Meter:
-    """Measures what is done from now on, on a device."""
+    """Measures time and peak memory on a device, from its creation until `stop`."""
 
     def __init__(self, device: str) -> None:
         self._gpu = torch.device(device) if device.startswith("cuda") else None
         self._start = time.perf_counter()
         self._stopped: dict[str, Any] | None = None
         if self._gpu:
-            # In a new process, torch knows no device yet that it could reset.
+            # A new process must initialise CUDA before it can reset statistics.
             torch.cuda.init()
             torch.cuda.reset_peak_memory_stats(self._gpu)
 
     def stop(self, shared_by: int = 1) -> None:
-        """Measure no further; what was measured is the share of one of several."""
+        """Stop measuring; the time is divided by `shared_by`, the number of artefacts made together."""
         self._stopped = self._so_far(shared_by)
 
     def so_far(self) -> dict[str, Any]:
-        """`seconds`; `peak_memory_mb` (1 MB is 2^20 bytes), and of what: `peak_memory_of`.
+        """`seconds`, `peak_memory_mb` (1 MB is 2^20 bytes), and `peak_memory_of`, which says what was measured.
 
-        On a GPU it is the peak of the tensors that torch held there since the start. Else it is the peak of the whole
-        process since it began, so that earlier work counts too; null on Windows, whose Python does not tell.
+        "cuda": the peak of torch's tensors on the GPU since the start. "process": the peak of the whole process since
+        it began, earlier work included; None on Windows, where Python cannot measure it.
         """
         return self._stopped or self._so_far()
 
@@ -61,12 +61,12 @@ def _peak_of_process() -> int | None:
         return None
     import resource
 
-    # Linux counts in KB, macOS in bytes.
+    # In KB on Linux, in bytes on macOS.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def describe(node: Node, device: str, cost: Meter) -> dict[str, Any]:
-    """The fields that the cards of every kind of artefact have."""
+    """The fields that cards of all kinds have."""
     return {
         "id": node.id,
         "label": node.label,
@@ -83,7 +83,7 @@ def describe(node: Node, device: str, cost: Meter) -> dict[str, Any]:
 
 
 def counted(skipped: Sequence[str]) -> Skipped:
-    """How many were skipped; and for each of the first reasons, how many and the first names.
+    """Count skipped files, given as "NAME: REASON": in all, and by reason with the first names.
 
     >>> counted(["a.jpg: missing file", "line 7: empty caption", "b.jpg: missing file"]).count
     3
@@ -94,11 +94,12 @@ def counted(skipped: Sequence[str]) -> Skipped:
         if reason not in names and len(names) >= REASONS:
             reason = "other reasons"
         names.setdefault(reason, []).append(name)
-    reasons = {reason: Reason(count=len(them), first=tuple(them[:NAMES])) for reason, them in names.items()}
+    reasons = {reason: Reason(count=len(group), first=tuple(group[:NAMES])) for reason, group in names.items()}
     return Skipped(count=len(skipped), reasons=reasons)
 
 
 def tensor_hash(tensors: dict[str, Tensor]) -> str:
+    """A short hash of names and contents of tensors."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(name.encode() + tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -106,6 +107,6 @@ def tensor_hash(tensors: dict[str, Tensor]) -> str:
 
 
 def _hardware(device: str) -> str:
-    """The name of the GPU, or of the processor as far as the system tells it."""
+    """The name of the GPU, or of the processor as the system calls it."""
     gpu = device.startswith("cuda")
     return torch.cuda.get_device_name(device) if gpu else platform.processor() or platform.machine()

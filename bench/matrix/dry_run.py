@@ -1,4 +1,4 @@
-"""What a dry run prints: cells, what they share, what exists, and what the rest will cost."""
+"""`bench run --dry-run`: print cells, shared and existing artefacts, and the estimated cost of the rest."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -17,22 +17,22 @@ from bench.matrix.stages import STAGES
 from bench.models import weights_at_hand
 from bench.results.store import CACHE, Store
 
-# More cells than these are counted by variant and defense.
+# With more cells than this, a table of counts by variant and defense is printed.
 EVERY_CELL = 60
 KINDS = tuple(STAGES)
 
 
 def dry_run(variants: Variants, out: Path, console: Console, speed: float = 1.0) -> None:
-    """Print the plan, with placeholders for what is not on this machine. Nothing is made or downloaded."""
+    """Print the plan. Nothing is made or downloaded; missing data and weights are named."""
     open_device(variants[BASE].execution.device)
     missing: dict[str, None] = {}
     resources_of = open_resources(variants, out / CACHE, "cpu")
     plan = make_plan(variants, {name: _fingerprints(resources, missing) for name, resources in resources_of.items()})
     show_plan(plan, unmade(plan, Store(out)), variants, console, speed)
     for reason in missing:
-        console.print(f"not at hand: {reason}")
+        console.print(f"missing: {reason}")
     if missing:
-        console.print("Work that was done with what is not at hand is counted as still to make.")
+        console.print("Artefacts that depend on what is missing are counted as still to make.")
 
 
 def _fingerprints(resources: Resources, missing: dict[str, None]) -> Fingerprints:
@@ -46,21 +46,21 @@ def _fingerprints(resources: Resources, missing: dict[str, None]) -> Fingerprint
         else:
             if data in resources.targeted:
                 resources.target_in(data)
-    found = {}
-    for name, read in resources.prints().items():
+    values = {}
+    for name, read in resources.fingerprints().items():
         try:
             if name == "model" and not weights_at_hand(resources.run.model):
                 raise BenchError(f"weights of {resources.run.model.label} are not on this machine")
-            found[name] = read()
+            values[name] = read()
         except BenchError as error:
             missing[str(error)] = None
-            # What is not at hand is told by its name, and so is a placeholder for its fingerprint.
-            found[name] = str(error)
-    return Fingerprints(**found)
+            # The message names what is missing, so it can stand for its fingerprint.
+            values[name] = str(error)
+    return Fingerprints(**values)
 
 
 def show_plan(plan: Plan, todo: list[Node], variants: Variants, console: Console, speed: float = 1.0) -> None:
-    """Print every cell, or counts of many; what is shared; GPU hours and disk of what is to be made."""
+    """Print the cells or their counts, what they share, and GPU hours and disk space of the nodes `todo`."""
     ids = {node.id for node in todo}
     console.print(_cells(plan, ids) if len(plan.cells) <= EVERY_CELL else _counts(plan, ids))
     for kind in KINDS:
@@ -92,15 +92,16 @@ def _counts(plan: Plan, ids: set[str]) -> Table:
 
 
 def _sharing(plan: Plan, nodes: list[Node]) -> str:
-    """How many cells stand on nodes of a kind, where they are shared."""
-    under = {cell.node: _beneath(plan, cell.node) for cell in plan.cells if cell.node}
+    """How many of these nodes would be made if cells shared none; "" if they share none."""
+    ancestors = {cell.node: _ancestors(plan, cell.node) for cell in plan.cells if cell.node}
     ids = {node.id for node in nodes}
-    uses = sum(len(under[cell.node] & ids) for cell in plan.cells if cell.node)
+    uses = sum(len(ancestors[cell.node] & ids) for cell in plan.cells if cell.node)
     return f"; {uses} without sharing" if uses > len(nodes) else ""
 
 
-def _beneath(plan: Plan, id: str) -> set[str]:
-    return {id}.union(*(_beneath(plan, need) for need in plan.nodes[id].needs))
+def _ancestors(plan: Plan, id: str) -> set[str]:
+    """A node and all that it is made from."""
+    return {id}.union(*(_ancestors(plan, need) for need in plan.nodes[id].needs))
 
 
 def _show_costs(costs: Mapping[str, Cost], variants: Variants, console: Console) -> None:

@@ -1,8 +1,8 @@
-"""What a plan will cost: GPU hours and disk, by a simple model that is printed beside its result.
+"""Estimated GPU hours and disk space of a plan, by a simple model that is printed beside its result.
 
-Times per image and step are the paper's own (v1, table S7: one RTX 3090, half precision, ViT-B/32). CleanCLIP: 4:46:21
-for 100,000 pairs and 10 epochs, each pair in two views. RVPT: 45:05 for 16,000 images and 50 epochs, of which a
-frozen forward pass is taken as a quarter. Other towers cost as many times more as their blocks multiply more.
+Times per image and step are the paper's (v1, table S7: one RTX 3090, half precision, ViT-B/32). CleanCLIP: 4:46:21
+for 100,000 pairs and 10 epochs, each pair in two views. RVPT: 45:05 for 16,000 images and 50 epochs; a frozen forward
+pass is assumed to take a quarter of a step. For other towers, times are scaled by the multiplications in their blocks.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ class Cost:
 
 
 def estimate(nodes: Iterable[Node], variants: Variants, speed: float = 1.0) -> dict[str, Cost]:
-    """What nodes cost by kind; `images` are the decoded images that runs keep, if the disk has room for them."""
+    """The cost of nodes by kind; the kind `images` is the decoded images, which are kept if the disk has room."""
     total: dict[str, Cost] = {}
     decoded: dict[tuple[str, ...], float] = {}
     for node in nodes:
@@ -67,19 +67,19 @@ def _seconds(work: Work) -> float:
 
 
 def _data_scale(node: Node, run: RunSettings) -> tuple[int, int]:
-    """Classes and test images of the data set that a node is about."""
+    """Classes and test images of the data set that a node uses."""
     return data_size(run, run.tested_on if node.kind == "evaluation" else run.tuned_on or run.dataset)
 
 
 def _images(node: Node, run: RunSettings, work: Work) -> dict[str, int]:
-    """How many images a node reads that are kept decoded."""
+    """How many decoded images a node adds to the cache, by their use."""
     if node.kind == "evaluation":
         return {"test": data_size(run, run.tested_on)[1]}
     return {node.kind: work.pairs} if work.pairs else {}
 
 
 def data_size(run: RunSettings, name: str) -> tuple[int, int]:
-    """Classes and test images of a data set; ImageNet's where they are not known without reading it."""
+    """Classes and test images of a data set; ImageNet's if it must be read to know them."""
     data = run.data(name)
     images = _test_images(data) or IMAGENET[1]
     return _classes(data) or IMAGENET[0], min(images, run.evaluate.limit or images)
@@ -98,7 +98,7 @@ def _test_images(data: Dataset) -> int | None:
 
 
 def unknown_sizes(variants: Variants) -> list[str]:
-    """Data sets and models whose size is not known, and is taken as ImageNet's or ViT-B-32's."""
+    """Data sets and models of unknown size, for which ImageNet's or ViT-B-32's is assumed."""
     unknown = []
     for run in variants.values():
         name = run.tested_on
@@ -110,6 +110,6 @@ def unknown_sizes(variants: Variants) -> list[str]:
 
 
 def _sizes(model: ModelSettings) -> Sizes:
-    found = sizes(model) or sizes(REFERENCE)
-    assert found is not None
-    return found
+    known = sizes(model) or sizes(REFERENCE)
+    assert known is not None
+    return known

@@ -1,4 +1,4 @@
-"""What a worker is given, here, in another process or on another machine, and how it makes a task's nodes."""
+"""The work of a worker process: what it needs to start, and how it makes the nodes of a work unit."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from bench.results.store import CACHE, Store
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker must know before its first task."""
+    """What a worker needs before its first work unit."""
 
     variants: Variants
     out: Path
@@ -28,7 +28,7 @@ class Job:
     plugins: tuple[Path, ...]
 
     def open(self) -> "Workbench":
-        """Make this process ready: methods, threads, the resources of each variant."""
+        """Prepare this process: load plug-ins, set threads, open the resources of each variant."""
         load_plugins(self.plugins)
         torch.set_num_threads(self.variants[BASE].execution.threads)
         return Workbench(open_resources(self.variants, self.out / CACHE, self.device), Store(self.out))
@@ -36,19 +36,19 @@ class Job:
 
 @dataclass(frozen=True)
 class Workbench:
-    """What a worker makes nodes with: resources by variant, and the store."""
+    """An opened job: resources by variant, and the store."""
 
     resources_of: Mapping[str, Resources]
     store: Store
 
     def attempt(self, nodes: Sequence[Node]) -> Errors:
-        """Make the nodes of a task; where that stops altogether, one by one, so that only the guilty fail."""
+        """Make the nodes of a work unit; if that raises an error, make them one by one, so that the others succeed."""
         try:
             return make(nodes, self.resources_of[nodes[0].variant], self.store)
         except BenchError as error:
             reason = str(error)
         except Exception as error:
-            # One node's failure must not lose the others'; it is shown and counted at the end.
+            # The run goes on with other nodes; failures are shown and counted at its end.
             reason = f"{type(error).__name__}: {error}{in_plugin(error)}"
         if len(nodes) > 1:
             return {id: why for node in nodes for id, why in self.attempt((node,)).items()}
@@ -56,9 +56,10 @@ class Workbench:
 
 
 def make(nodes: Sequence[Node], resources: Resources, store: Store) -> Errors:
-    """Make a node, or evaluations of one backdoor together, from artefacts that are there.
+    """Make one node, or several evaluations of one backdoor together; what they need is in the store.
 
-    Returns why some of them could not be made, by id. What stops all of them is raised.
+    Returns:
+        The reasons why some of them could not be made, by id. An error that concerns all of them is raised.
     """
     stage, run = STAGES[nodes[0].kind], resources.run
     if run.execution.gpus > 1 and processes() == 1 and all(stage.shares_batches(node, run) for node in nodes):

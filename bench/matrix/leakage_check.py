@@ -11,14 +11,14 @@ from bench.results.records import DefenseCard
 from bench.results.store import Store
 
 
-def check_apart(node: Node, resources: Resources, store: Store) -> list[str]:
-    """Check that nothing an evaluation needs was trained on the images that it evaluates.
+def check_leakage(node: Node, resources: Resources, store: Store) -> list[str]:
+    """Check that the backdoored model and the defenses of an evaluation were not trained on its images.
 
-    A card tells which images its artefact was kept apart from. Where those are others, the pairs and few-shot images
-    are opened again, and compared.
+    Cards say against which images their artefact was checked when it was made. If those are not the evaluated images,
+    the pairs and training images are opened again and compared with the evaluated ones.
 
     Returns:
-        What cannot be compared, and why: a line for each artefact.
+        A line for each artefact that cannot be checked, with the reason.
 
     Raises:
         BenchError: some images are in both, and the data set's `allow_overlap` does not allow it.
@@ -27,11 +27,11 @@ def check_apart(node: Node, resources: Resources, store: Store) -> list[str]:
         return []
     reasons = [_check_backdoor(node, resources, store)]
     reasons += [_check_defense(card, resources) for card in _defenses(node, store)]
-    return [f"whether it was trained on images that are evaluated cannot be told: {why}" for why in reasons if why]
+    return [f"whether it was trained on evaluated images cannot be checked: {why}" for why in reasons if why]
 
 
 def _defenses(node: Node, store: Store) -> Iterator[DefenseCard | str]:
-    """The cards of the defenses in the chain; the id of one whose card was deleted, before which nothing is known."""
+    """The cards of the chain's defenses; for a deleted card its id, and nothing for defenses before it."""
     backdoor, *subject = node.victim_needs
     for id in subject:
         chain = store.chain(id)
@@ -42,11 +42,8 @@ def _defenses(node: Node, store: Store) -> Iterator[DefenseCard | str]:
 
 
 def _check_backdoor(node: Node, resources: Resources, store: Store) -> str:
-    """Open the pairs of a backdoored model, which compares them; why that cannot be, or nothing."""
-    id = node.needs[0]
-    if not store.has("backdoor", id):
-        return f"the card of backdoor {id} was deleted"
-    card = store.backdoor_card(id)
+    """Check the pairs of a backdoored model by opening them; returns why that is impossible, or ""."""
+    card = store.backdoor_card(node.needs[0])
     if card.apart_from == resources.apart_from:
         return ""
     if card.backdoored is not None:
@@ -56,7 +53,7 @@ def _check_backdoor(node: Node, resources: Resources, store: Store) -> str:
 
 
 def _check_defense(card: DefenseCard | str, resources: Resources) -> str:
-    """Open the images and pairs of a defense, which compares them; why that cannot be, or nothing."""
+    """Check the images and pairs of a defense by opening them; returns why that is impossible, or ""."""
     if isinstance(card, str):
         return f"the card of defense {card} was deleted"
     if card.apart_from == resources.apart_from:
@@ -64,15 +61,15 @@ def _check_defense(card: DefenseCard | str, resources: Resources) -> str:
     if card.shots:
         images = _shots(card.shots, resources)
         if images is None:
-            return "its few-shot images are not there any more"
-        resources.apart(images, "few-shot images")
+            return "some of its training images no longer exist"
+        resources.check_leakage(images, "training images")
     for n in card.clean_pairs:
         resources.clean_pairs(n)
     return ""
 
 
 def _shots(ids: tuple[str, ...] | str, resources: Resources) -> Labelled | None:
-    """The training images that a card names, all of them if it names none; None if some are gone."""
+    """The training images with these ids, or all for "all training images"; None if some no longer exist."""
     if isinstance(ids, str):
         return resources.train.decoded()
     at = {id: i for i, id in enumerate(resources.train.ids)}

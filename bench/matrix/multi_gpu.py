@@ -1,4 +1,4 @@
-"""A node whose fine-tuning takes several GPUs: made by as many processes, each with its share of every batch."""
+"""Making a node on several GPUs: one process per GPU, each with its share of every batch."""
 
 import sys
 import tempfile
@@ -22,25 +22,25 @@ Make = Callable[[tuple[Node], Resources, Store], object]
 
 
 def make_on_gpus(make: Make, node: Node, run: RunSettings, out: Path, device: str) -> None:
-    """`make` a node in `run.execution.gpus` processes, process i on GPU i; on the CPU, all of them there.
+    """Call `make` on a node in `run.execution.gpus` processes, process i on GPU i, or all on the CPU.
 
     Raises:
-        BenchError: there are fewer GPUs, or a process raised it.
+        BenchError: there are fewer GPUs, or one of the processes raised it.
     """
-    found = torch.cuda.device_count()
-    if device.startswith("cuda") and run.execution.gpus > found:
-        raise BenchError(f"execution.gpus = {run.execution.gpus}, and this machine has {found}. Lower it")
+    count = torch.cuda.device_count()
+    if device.startswith("cuda") and run.execution.gpus > count:
+        raise BenchError(f"execution.gpus = {run.execution.gpus}, and this machine has {count}. Lower it")
     plugins = tuple(Path(str(m.__file__)) for name, m in list(sys.modules.items()) if name.startswith(PLUGIN_MODULE))
-    said = processes_of.get_context("spawn").SimpleQueue()
+    errors = processes_of.get_context("spawn").SimpleQueue()
     with tempfile.TemporaryDirectory() as meeting:
         try:
             processes_of.spawn(
-                _work, (f"file://{meeting}/here", make, node, run, out, device, plugins, said), run.execution.gpus
+                _work, (f"file://{meeting}/here", make, node, run, out, device, plugins, errors), run.execution.gpus
             )
         except (ProcessRaisedException, ProcessExitedException):
-            if said.empty():
+            if errors.empty():
                 raise
-            raise BenchError(said.get()) from None
+            raise BenchError(errors.get()) from None
 
 
 def _work(
@@ -52,7 +52,7 @@ def _work(
     out: Path,
     device: str,
     plugins: tuple[Path, ...],
-    said: Any,
+    errors: Any,
 ) -> None:
     load_plugins(plugins)
     torch.set_num_threads(run.execution.threads)
@@ -63,7 +63,7 @@ def _work(
     try:
         make((node,), Resources(run, out / CACHE, f"cuda:{rank}" if gpu else device), Store(out))
     except BenchError as error:
-        said.put(str(error))
+        errors.put(str(error))
         raise
     finally:
         dist.destroy_process_group()

@@ -1,7 +1,7 @@
-"""From settings to a plan: the cells of the matrix, and the artefacts they share, each with a versioned id.
+"""The plan of a run: the cells of the matrix, and the artefacts they share, each with a versioned id.
 
-A node's id is a hash of what determines its contents: the method's settings and version, the ids of what it is made
-from, the data, the seed. The same node is made once, whoever needs it; a changed meaning gets another id.
+The id of a node is a hash of all that determines its contents: the method's settings and version, the ids of the
+nodes it is made from, the data, the seed. Cells that need the same node share it.
 """
 
 import inspect
@@ -21,7 +21,7 @@ from bench.experiment.resources import Resources
 from bench.experiment.settings import BASE, Experiment, RunSettings, Variants
 from bench.results.records import Kind
 
-# Raise it when a change of the stages changes what they make: old artefacts are then not reused.
+# Raise it when the stages make something else, so that old artefacts are not reused.
 VERSION = 3
 # The purpose of a trigger that no model was trained on.
 PERTURBATION = "perturbation"
@@ -31,8 +31,8 @@ PERTURBATION = "perturbation"
 class Node:
     """An artefact to make.
 
-    `chain` are the defenses applied so far; `needs` the ids of the nodes it is made from; `variant` one of those that
-    give it this id, under whose settings it is made; `task` what an evaluation measures.
+    `chain`: the defenses applied so far. `needs`: the ids of the nodes it is made from. `variant`: the variant under
+    whose settings it is made, one of those that share it. `task`: what an evaluation measures.
     """
 
     id: str
@@ -57,14 +57,14 @@ class Node:
 
     @property
     def victim_needs(self) -> tuple[str, ...]:
-        """Of a defense or an evaluation: the backdoor, and the defense that its victim has already, if any."""
+        """The ids that a defense's or evaluation's victim is made from: the backdoor, and the last defense, if any."""
         defended = len(self.chain) > (self.kind == "defense")
         return self.needs[: 1 + defended]
 
 
 @dataclass(frozen=True)
 class PlannedCell:
-    """One place of the matrix to be: the evaluation that fills it; None, with the reason, where none can."""
+    """A cell of the matrix; `node` is the id of its evaluation, or None with the reason why there can be none."""
 
     variant: str
     task: str
@@ -77,7 +77,7 @@ class PlannedCell:
 
 @dataclass(frozen=True)
 class Plan:
-    """Nodes in an order in which each comes after what it needs, and the cells they fill."""
+    """Nodes by id, each after those it needs, and the cells."""
 
     nodes: dict[str, Node]
     cells: tuple[PlannedCell, ...]
@@ -85,9 +85,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """What every node of a run depends on, as fingerprints: `tuned` and `tested` are of data sets.
+    """Hashes of a run's inputs: clean model, pairs, class names and prompts (`words`), and data sets.
 
-    `backdoored` is of a file of weights that were backdoored elsewhere; empty where the run poisons pairs itself.
+    `tuned` is the data set that defenses are tuned on, `tested` the evaluated one. `backdoored` is the file of weights
+    that were backdoored elsewhere; "" if the run poisons pairs itself.
     """
 
     model: str
@@ -99,11 +100,11 @@ class Fingerprints:
 
 
 def read_fingerprints(resources: Resources) -> Fingerprints:
-    return Fingerprints(**{name: read() for name, read in resources.prints().items()})
+    return Fingerprints(**{name: read() for name, read in resources.fingerprints().items()})
 
 
 def make_plan(variants: Variants, prints: Mapping[str, Fingerprints]) -> Plan:
-    """The nodes and cells of all variants of a run; what they share is one node.
+    """The nodes and cells of all variants of a run; equal nodes of several variants are one.
 
     Rows that no defense can change (clean model, undefended, not applicable) are listed once, under the first variant
     that has them.
@@ -144,7 +145,7 @@ class _VariantPlan:
         self.cells.append(PlannedCell(self.variant, task, backdoor.attack, defense, backdoor.seed, node, reason))
 
     def _trigger(self, attack: str, seed: int, purpose: str) -> Node:
-        """What an attack prepares: the same for every recipe of poisoning with the same pairs."""
+        """The trigger of an attack; the same for all poisoning recipes with the same pairs."""
         poison = _recipe(self.run, attack)
         determines = {
             "model": self.prints.model,
@@ -160,21 +161,21 @@ class _VariantPlan:
 
     def _backdoor(self, attack: str, seed: int) -> Node:
         trigger = self._trigger(attack, seed, "backdoor").id
-        implanted: dict[str, Any] = {"backdoored": self.prints.backdoored, "trigger": trigger}
+        source: dict[str, Any] = {"backdoored": self.prints.backdoored, "trigger": trigger}
         if not self.prints.backdoored:
             poison = _recipe(self.run, attack)
-            implanted = {"pairs": self.prints.pairs, "words": self.prints.words, "poison": poison}
+            source = {"pairs": self.prints.pairs, "words": self.prints.words, "poison": poison}
         determines = {
             "model": self.prints.model,
             "attack": _identity(attacks, attack, self.run),
             "target": self.run.target.lower(),
             "seed": seed,
-            **implanted,
+            **source,
         }
         return self._add("backdoor", determines, attack=attack, seed=seed, needs=(trigger,))
 
     def _defended(self, subject: str, backdoor: Node, chain: tuple[str, ...]) -> Node:
-        """The last defense of a chain, on the model that the others made."""
+        """The last defense of a chain, applied to `subject`, the result of the others."""
         determines = {
             "subject": subject,
             "defense": _identity(defenses, chain[-1], self.run, backdoor.attack),
@@ -215,7 +216,7 @@ class _VariantPlan:
 
 
 def unsuited(run: RunSettings, task: str, attack: str, chain: tuple[str, ...]) -> str:
-    """Why a chain of defenses cannot face an attack, or a task cannot measure it; empty where it can."""
+    """Why a chain of defenses cannot be used against an attack, or a task cannot measure it; "" if both can."""
     method = run.attack(attack)
     if chain and not defenses[chain[0]].alone:
         return f"{chain[0]}: it needs a defended model. Put it behind another, such as rvpt+{chain[0]}"
@@ -230,7 +231,7 @@ def _row(cell: PlannedCell) -> tuple:
 
 
 def _recipe(run: RunSettings, attack: str) -> dict[str, Any]:
-    """The settings of the recipe that matter to the attack."""
+    """The settings of the poisoning recipe that the attack uses."""
     unused = set() if run.poison.pool and attacks[attack].selective() else {"pool"}
     return run.poison.model_dump(mode="json", exclude=unused)
 
@@ -241,7 +242,7 @@ def _identity(
     run: Experiment,
     against: str = "",
 ) -> dict[str, Any]:
-    """What determines what a method does: its name, version and settings, defaults included."""
+    """What determines a method's behaviour: its name, version and settings, defaults included."""
     method = registry[name]
     settings = method.parse(run.method(name, against), name)
     identity: dict[str, Any] = {
@@ -252,6 +253,6 @@ def _identity(
     files = {k: hash_file(v) for k, v in settings if isinstance(v, Path) and v.is_file()}
     source = inspect.getsourcefile(method)
     if method.__module__.startswith(PLUGIN_MODULE) and source:
-        # The author of a file at hand edits it without raising a version.
+        # The author of a plug-in file edits it without raising its version.
         files["source"] = hash_file(Path(source))
     return identity | ({"files": files} if files else {})

@@ -1,4 +1,4 @@
-"""Tasks on a Ray cluster: on every machine that joined it, with the results folder on a disk that all of them share."""
+"""Work units on the machines of a Ray cluster, with the results folder on a disk that all of them share."""
 
 import os
 import time
@@ -13,37 +13,37 @@ from bench.matrix.schedule import WorkUnit
 from bench.matrix.stages.stage import Errors
 from bench.results.store import Store
 
-# How often Ray starts a unit again whose worker process or machine was lost, before the schedule tries it alone.
+# How often Ray restarts a unit whose worker process or machine was lost, before the schedule tries it alone.
 RETRIES = 2
-# A file system of several machines may show what another one wrote only after a while.
+# Seconds to wait for files of another machine: a shared file system may show them late.
 PATIENCE = 90.0
 
 
 class RayWorkers:
-    """Ray's workers: those of the cluster that RAY_ADDRESS or `ray start` names, else of a new one on this machine.
+    """Workers of the Ray cluster that RAY_ADDRESS or `ray start` names, else of a new one on this machine.
 
-    How far a task is, they do not tell: it is silent until it ends.
+    They report no progress of a unit until it ends.
 
     Raises:
-        BenchError: Ray is not installed, or no machine of the cluster has what a unit asks for.
+        BenchError: Ray is not installed, or no machine of the cluster has the resources that a unit needs.
     """
 
     def __init__(self, job: Job) -> None:
         self._ray = _import()
         run = job.variants[BASE].execution
-        # Nothing about the user's runs is sent anywhere.
+        # No usage statistics are sent anywhere.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         self._ours = not self._ray.is_initialized()
         if self._ours:
             self._ray.init(log_to_driver=False)
         share = run.gpu_share
         gpus = share if share is not None else float(job.device.startswith("cuda")) * run.gpus
-        asked = {"CPU": float(run.threads), "GPU": gpus, "memory": (run.memory_gb or 0) * 2**30}
-        self._check(asked)
-        # Ray shows each unit the GPU that is its own.
+        needed = {"CPU": float(run.threads), "GPU": gpus, "memory": (run.memory_gb or 0) * 2**30}
+        self._check(needed)
+        # Ray makes only the assigned GPU visible to a unit.
         self._job = self._ray.put(Job(job.variants, job.out.resolve(), "cuda" if gpus else "cpu", job.plugins))
         self._store, self._limit = Store(job.out), run.workers
-        options = {"num_cpus": asked["CPU"], "num_gpus": gpus, "memory": int(asked["memory"]), "max_retries": RETRIES}
+        options = {"num_cpus": needed["CPU"], "num_gpus": gpus, "memory": int(needed["memory"]), "max_retries": RETRIES}
         self._make: Any = self._ray.remote(**options)(_work)
         self._running: dict[Any, WorkUnit] = {}
 
@@ -81,15 +81,15 @@ class RayWorkers:
             return dict(errors) | {node.id: reason for node in made}
         return errors
 
-    def _check(self, asked: dict[str, float]) -> None:
-        if asked["GPU"] > 1 and asked["GPU"] % 1:
-            raise BenchError(f"gpu_share = {asked['GPU']:g}: a unit takes a part of one GPU, or whole ones")
+    def _check(self, needed: dict[str, float]) -> None:
+        if needed["GPU"] > 1 and needed["GPU"] % 1:
+            raise BenchError(f"gpu_share = {needed['GPU']:g}: a unit takes a part of one GPU, or whole ones")
         machines = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        if any(all(machine.get(name, 0) >= amount for name, amount in asked.items()) for machine in machines):
+        if any(all(machine.get(name, 0) >= amount for name, amount in needed.items()) for machine in machines):
             return
-        wants = ", ".join(f"{amount:g} {name}" for name, amount in asked.items() if amount)
+        amounts = ", ".join(f"{amount:g} {name}" for name, amount in needed.items() if amount)
         raise BenchError(
-            f"a unit asks for {wants}, and none of the {len(machines)} machines of the Ray cluster has that. "
+            f"a unit asks for {amounts}, and none of the {len(machines)} machines of the Ray cluster has that. "
             "Lower threads, gpu_share or memory_gb with --set, or add a machine with `ray start --address ...`"
         )
 
@@ -102,14 +102,15 @@ def _import() -> Any:
     return ray
 
 
-def _eventually(there: Callable[[], bool]) -> bool:
+def _eventually(condition: Callable[[], bool]) -> bool:
+    """Whether a condition becomes true within `PATIENCE` seconds."""
     deadline = time.monotonic() + PATIENCE
-    while not (found := there()) and time.monotonic() < deadline:
+    while not (true := condition()) and time.monotonic() < deadline:
         time.sleep(0.5)
-    return found
+    return true
 
 
-# The job that this worker process was last given, opened.
+# The last job of this worker process, opened.
 _opened: tuple[Job, Workbench] | None = None
 
 
@@ -121,7 +122,7 @@ def _work(job: Job, nodes: tuple[Node, ...]) -> Errors:
         return {node.id: reason for node in nodes}
     if _opened is None or _opened[0] != job:
         _opened = job, job.open()
-    # After a retry, a part may be there.
+    # A lost worker may have made some of the nodes.
     store = Store(job.out)
-    left = [node for node in nodes if not store.has(node.kind, node.id)]
-    return _opened[1].attempt(left) if left else {}
+    missing = [node for node in nodes if not store.has(node.kind, node.id)]
+    return _opened[1].attempt(missing) if missing else {}

@@ -1,4 +1,4 @@
-"""Run a matrix: find what is there, make what is missing, tell what happened."""
+"""Run a matrix: make the missing artefacts, and report progress and failures."""
 
 from dataclasses import dataclass
 from operator import itemgetter
@@ -22,16 +22,24 @@ from bench.results.store import CACHE, Store
 
 @dataclass(frozen=True)
 class Report:
-    """How a run ended: nodes made now, found made, and failed with their reasons; whether tables show cells of it."""
+    """The result of a run.
+
+    `made` and `reused`: nodes made now, and found in the store. `failures`: reasons by label. `shown`: whether the
+    folder's tables show cells of this run.
+    """
 
     made: int
-    found: int
+    reused: int
     failures: dict[str, str]
     shown: bool
 
 
 def prepare(variants: Variants, out: Path) -> tuple[dict[str, Resources], Plan, list[Node]]:
-    """Check all that can be checked before work starts; resources by variant, the plan, what is to be made."""
+    """Check settings, data and models before work starts; returns resources by variant, the plan, and missing nodes.
+
+    Raises:
+        BenchError: something needed is missing or does not fit.
+    """
     resources_of = open_resources(variants, out / CACHE, open_device(variants[BASE].execution.device))
     for resources in resources_of.values():
         check_heads(resources)
@@ -41,13 +49,13 @@ def prepare(variants: Variants, out: Path) -> tuple[dict[str, Resources], Plan, 
             raise BenchError(no_pairs)
     plan = make_plan(variants, {name: read_fingerprints(resources) for name, resources in resources_of.items()})
     if (file := variants[BASE].model.backdoored) is not None:
-        # A file that does not fit is found out now, not by every cell.
+        # A file that does not fit is an error now, not one in every cell.
         resources_of[BASE].open_backdoored(file)
     return resources_of, plan, unmade(plan, Store(out))
 
 
 def lacks_pairs(resources: Resources) -> str:
-    """Why there are no pairs to poison or to fine-tune on, if they are needed."""
+    """Why there are no pairs, if attacks or defenses need them; "" otherwise."""
     tuned = any("pairs" in defenses[name].needs for name in resources.run.single_defenses)
     if resources.has_pairs or (resources.run.model.backdoored is not None and not tuned):
         return ""
@@ -55,10 +63,10 @@ def lacks_pairs(resources: Resources) -> str:
 
 
 def check_heads(resources: Resources) -> None:
-    """Check that no classifier of its own classes is evaluated on others.
+    """Check that a defense with a classifier, such as a linear probe, is evaluated on the classes it learned.
 
     Raises:
-        BenchError: one would be, and its numbers would mean nothing.
+        BenchError: it would be evaluated on other classes.
     """
     bound = [name for name in resources.run.single_defenses if not defenses[name].zero_shot]
     if bound and resources.tuned.classes() != resources.tested.classes():
@@ -70,7 +78,7 @@ def check_heads(resources: Resources) -> None:
 
 
 def unmade(plan: Plan, store: Store) -> list[Node]:
-    """The nodes of a plan that are still to be made."""
+    """The nodes of a plan that are not in the store and that a cell needs."""
     missing = {id for cell in plan.cells if cell.node for id in _missing(plan, cell.node, store)}
     return [node for node in plan.nodes.values() if node.id in missing]
 
@@ -98,7 +106,11 @@ def cells_of(plan: Plan, variants: Variants) -> list[Cell]:
 
 
 def run_matrix(variants: Variants, out: Path, plugins: tuple[Path, ...], console: Console) -> Report:
-    """Make what the plan lacks. Interrupted or failed, it leaves finished work for the next call."""
+    """Make the missing nodes of a plan. After an interruption or failure, the next call reuses finished ones.
+
+    Raises:
+        BenchError: see `prepare`; or another run uses the folder. Failures of nodes are in the report.
+    """
     store = Store(out)
     with store.locked(), watching(console) as watch:
         resources_of, plan, todo = prepare(variants, out)
@@ -122,7 +134,7 @@ def run_matrix(variants: Variants, out: Path, plugins: tuple[Path, ...], console
             write_run(variants, cells, out, plugins, console.print)
             return True
 
-        # Earlier cells may leave the tables for this run's, so not before it has one to show.
+        # Recording may remove cells of earlier runs from the tables, so only once this run has a finished cell.
         shown = any(cell.node and store.has("evaluation", cell.node) for cell in plan.cells) and record()
         failures: dict[str, str] = {}
         spent: dict[str, float] = {}
@@ -145,7 +157,7 @@ def run_matrix(variants: Variants, out: Path, plugins: tuple[Path, ...], console
 
 
 def _missing(plan: Plan, id: str, store: Store) -> set[str]:
-    """A node and what it needs, as far as it is not there; what only a finished node needs is not remade."""
+    """The ids of a node and of all it needs that are missing; for a finished node, none."""
     node = plan.nodes[id]
     if store.has(node.kind, id):
         return set()
@@ -163,7 +175,7 @@ def _work(node: Node) -> str:
 
 
 def _counts(card: Card) -> str:
-    """What a line of the console says of an artefact beside its time."""
+    """Counts and warnings of an artefact, for its line on the console."""
     poisoned = ""
     if isinstance(card, BackdoorCard) and card.pairs:
         poisoned = f", {card.poisoned} of {card.pairs} pairs poisoned"

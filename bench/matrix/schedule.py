@@ -1,4 +1,4 @@
-"""Which work comes next: nodes as units of work, each as soon as what it needs is there."""
+"""The order of work: nodes are grouped into work units, and each can start when the nodes it needs are made."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from bench.core.images import hash_of
 from bench.matrix.plan import Node
 
-# Evaluations in one unit, at most: they wait for each other's defenses, and their models are in memory together.
+# The most evaluations in a unit: all of them wait for the last defense, and their models are in memory together.
 EVALUATIONS_PER_UNIT = 16
 # The error of a node that needs a failed one.
 NOT_TRIED = "not tried, since what it is made from failed"
@@ -15,7 +15,7 @@ NOT_TRIED = "not tried, since what it is made from failed"
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the making of a node ended: `error` is empty if it is there."""
+    """A node that was tried; `error` is "" if it was made."""
 
     node: Node
     error: str = ""
@@ -23,37 +23,40 @@ class Outcome:
 
 @dataclass(frozen=True)
 class WorkUnit:
-    """What one worker makes in one go: a node, or evaluations of one backdoor. `alone`: nothing else runs with it."""
+    """Nodes that one worker makes together: one node, or evaluations of one backdoor.
+
+    `alone`: no other unit may run at the same time.
+    """
 
     nodes: tuple[Node, ...]
     alone: bool = False
 
 
 def work_units(nodes: Iterable[Node]) -> list[WorkUnit]:
-    """The nodes as units of work, in their order.
+    """The nodes as work units, in order.
 
-    Evaluations that differ in the victim alone are one unit, which comes where the last of them stands: all images are
-    then triggered and perturbed once for them.
+    Evaluations that differ only in the victim are one unit, at the position of the last of them, so that images are
+    triggered and perturbed once for all.
     """
     groups: defaultdict[str, list[Node]] = defaultdict(list)
     order = list(nodes)
     for node in order:
         groups[_group(node)].append(node)
-    at = {node.id: place for place, node in enumerate(order)}
+    position = {node.id: i for i, node in enumerate(order)}
     parts = [
         group[i : i + EVALUATIONS_PER_UNIT]
         for group in groups.values()
         for i in range(0, len(group), EVALUATIONS_PER_UNIT)
     ]
-    return [WorkUnit(tuple(part)) for part in sorted(parts, key=lambda part: at[part[-1].id])]
+    return [WorkUnit(tuple(part)) for part in sorted(parts, key=lambda part: position[part[-1].id])]
 
 
 class Schedule:
-    """The units of a run: waiting, running, done.
+    """The work units of a run that wait, run or are done.
 
-    A node that needs a failed one is not tried; the others of its unit are. A unit whose worker died is cut into its
-    nodes, and each is tried again when nothing else runs or can run: what else was at work may have taken the memory.
-    A node that dies alone has failed.
+    A node that needs a failed one is not tried; the other nodes of its unit are. If a worker dies, each node of its
+    unit is tried again alone, after all other units, as these may have used up the memory. If the worker dies again,
+    the node has failed.
     """
 
     def __init__(self, nodes: Iterable[Node]) -> None:
@@ -63,7 +66,7 @@ class Schedule:
         self.running: list[WorkUnit] = []
 
     def next(self) -> WorkUnit | None:
-        """A unit to start now, if there is one; what runs alone comes last."""
+        """A unit to start now, if there is one; units that run alone come last."""
         if any(unit.alone for unit in self.running):
             return None
         ready = [unit for unit in self._waiting if not any(self._unmade & set(node.needs) for node in unit.nodes)]
@@ -75,22 +78,22 @@ class Schedule:
         return None
 
     def blocked(self) -> list[Outcome]:
-        """Nodes that will not be tried, since what they are made from failed."""
+        """Remove the nodes that need a failed one, and return their outcomes."""
         outcomes: list[Outcome] = []
-        while found := [n for unit in self._waiting for n in unit.nodes if self._failed & set(n.needs)]:
-            outcomes += [self._end(node, NOT_TRIED) for node in found]
-            lost = {node.id for node in found}
-            left = [replace(t, nodes=tuple(n for n in t.nodes if n.id not in lost)) for t in self._waiting]
-            self._waiting = [unit for unit in left if unit.nodes]
+        while blocked := [n for unit in self._waiting for n in unit.nodes if self._failed & set(n.needs)]:
+            outcomes += [self._end(node, NOT_TRIED) for node in blocked]
+            ids = {node.id for node in blocked}
+            rest = [replace(unit, nodes=tuple(n for n in unit.nodes if n.id not in ids)) for unit in self._waiting]
+            self._waiting = [unit for unit in rest if unit.nodes]
         return outcomes
 
     def ended(self, unit: WorkUnit, errors: Mapping[str, str]) -> list[Outcome]:
-        """The outcomes of a unit, given why some of its nodes failed."""
+        """The outcomes of a unit that ended; `errors` are the reasons of failed nodes, by id."""
         self.running.remove(unit)
         return [self._end(node, errors.get(node.id, "")) for node in unit.nodes]
 
     def died(self, unit: WorkUnit) -> list[Outcome]:
-        """The outcomes of a unit whose worker died: none yet, if it is tried again."""
+        """The outcomes of a unit whose worker died; none if its nodes are tried again."""
         if unit.alone:
             reason = (
                 "its worker process died again, with nothing else at work: perhaps it wants more memory than there is"
@@ -108,7 +111,7 @@ class Schedule:
 
 
 def _group(node: Node) -> str:
-    """Equal for evaluations of one backdoor on the same images in the same way."""
+    """A key that is equal for evaluations that differ only in the victim."""
     if node.kind != "evaluation":
         return node.id
     return hash_of({name: value for name, value in node.inputs.items() if name not in ("subject", "clean")})

@@ -1,4 +1,4 @@
-"""What a run shows of units at work: a bar each on a terminal, else a line now and then."""
+"""The progress display of a run: a bar for each running unit on a terminal, else a line from time to time."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -10,34 +10,34 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from bench.core.progress import Step
 from bench.matrix.schedule import WorkUnit
 
-# Seconds between two lines of a unit.
+# Seconds between two lines about a unit.
 LINE_EVERY = 30.0
 
 
 class Watch:
-    """What is told of units at work, which this one does not show."""
+    """Receives the progress of running units; this one shows nothing."""
 
-    def told(self, unit: WorkUnit, step: Step) -> None:
-        """How far a loop of a unit has come."""
+    def report(self, unit: WorkUnit, step: Step) -> None:
+        """A loop of a unit has reached a step."""
 
     def ended(self, unit: WorkUnit) -> None:
-        """A unit is no longer at work, whether it was made or not."""
+        """A unit has ended, with or without success."""
 
 
 class Bars(Watch):
-    """A bar of each unit below what is printed meanwhile."""
+    """A bar for each unit, below the printed lines."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._bars: dict[WorkUnit, tuple[str, TaskID]] = {}
 
-    def told(self, unit: WorkUnit, step: Step) -> None:
+    def report(self, unit: WorkUnit, step: Step) -> None:
         what, bar = self._bars.get(unit, ("", None))
-        # Now, so that a run that ends before its first unit has written nothing else.
+        # Started here, so that a run without a unit prints no control codes.
         self._progress.start()
         if bar is None or what != step.what:
             self.ended(unit)
-            # Another loop has a bar of its own, so that its time left is not judged by the one before it.
+            # A new bar for each loop, so that the remaining time is estimated from this loop only.
             bar = self._progress.add_task(f"{name_of(unit)}: {step.what}", total=step.total or None)
             self._bars[unit] = step.what, bar
         self._progress.update(bar, completed=step.done)
@@ -45,20 +45,20 @@ class Bars(Watch):
     def ended(self, unit: WorkUnit) -> None:
         if unit in self._bars:
             self._progress.remove_task(self._bars.pop(unit)[1])
-            # What is printed next would repeat the bar as it was last drawn.
+            # Otherwise the next printed line would show the removed bar again.
             self._progress.refresh()
 
 
 class Lines(Watch):
-    """A line of each unit every half a minute."""
+    """A line about each unit every half a minute."""
 
     def __init__(self, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
         self._say, self._clock = say, clock
-        # Of each unit: its loop's first step and when it was told, and when a line was last due.
+        # By unit: the first step of its loop with its time, and the time of its last line.
         self._first: dict[WorkUnit, tuple[Step, float]] = {}
         self._last: dict[WorkUnit, float] = {}
 
-    def told(self, unit: WorkUnit, step: Step) -> None:
+    def report(self, unit: WorkUnit, step: Step) -> None:
         now = self._clock()
         first, since = self._first.setdefault(unit, (step, now))
         if first.what != step.what or step.done < first.done:
@@ -74,12 +74,12 @@ class Lines(Watch):
 
 @contextmanager
 def watching(console: Console) -> Iterator[Watch]:
-    """Show on a console how far units are."""
+    """Show the progress of units on a console."""
     if not console.is_terminal:
         yield Lines(lambda line: console.print(line, soft_wrap=True))
         return
     columns = (
-        # Names of methods may hold brackets, which are no markup.
+        # Names may contain brackets, which rich would take as markup.
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
@@ -93,7 +93,7 @@ def watching(console: Console) -> Iterator[Watch]:
 
 
 def name_of(unit: WorkUnit) -> str:
-    """The label of a unit's node; of several evaluations, the first one's and how many more there are."""
+    """The label of a unit's node; for several evaluations, the first label and the number of the others."""
     first, *others = unit.nodes
     return f"{first.label} and {len(others)} more" if others else first.label
 
@@ -103,13 +103,13 @@ def _so_far(step: Step) -> str:
 
 
 def _left(first: Step, now: Step, seconds: float) -> str:
-    """The time left, at the pace of the loop so far; nothing where that is not known."""
+    """The remaining time at the loop's pace so far; "" if unknown."""
     done = now.done - first.done
     return f", {duration(seconds * (now.total - now.done) / done)} left" if done and now.total else ""
 
 
 def duration(seconds: float) -> str:
-    """A time as one says it.
+    """A time in the unit that suits it.
 
     >>> duration(40), duration(750), duration(9000)
     ('40 s', '12 min', '2.5 h')

@@ -1,6 +1,6 @@
-"""Where nodes are made: in this process, in several, or on a Ray cluster.
+"""Workers that make nodes: this process, several local processes, or a Ray cluster.
 
-This process and local ones tell a `Watch` how far they are. A unit on a Ray cluster is silent until it ends.
+This process and local processes report their progress to a `Watch`; a Ray cluster does not.
 """
 
 import multiprocessing
@@ -23,23 +23,23 @@ from bench.matrix.schedule import Outcome, Schedule, WorkUnit
 from bench.matrix.stages.stage import Errors
 from bench.matrix.watch import Watch
 
-# Seconds between two looks at what local processes tell.
-LOOK_EVERY = 0.5
+# Seconds between two polls of the progress of local processes.
+POLL_EVERY = 0.5
 
 
 class Workers(Protocol):
-    """What makes units: as many at once as it has room for."""
+    """Makes work units, as many at a time as it has room for."""
 
     def room(self) -> bool: ...
 
     def start(self, unit: WorkUnit) -> None: ...
 
     def wait(self) -> list[tuple[WorkUnit, Errors | None]]:
-        """Tasks that have ended, at least one; without errors where the worker died."""
+        """Wait until units end; returns them with their errors, or None if the worker died."""
         ...
 
     def close(self) -> None:
-        """End the workers, whatever they do."""
+        """Terminate all workers, also busy ones."""
         ...
 
 
@@ -52,21 +52,21 @@ def execute(
     plugins: tuple[Path, ...],
     watch: Watch | None = None,
 ) -> Iterator[Outcome]:
-    """Make nodes, each as soon as those it needs are there; yields outcomes as they come.
+    """Make nodes, each once those it needs are made; yields their outcomes.
 
-    A node that needs a failed one is not tried. Numbers do not depend on the executor, nor on the number of workers:
-    each process has `threads` threads, a setting of the base variant.
+    A node that needs a failed one is not tried. Numbers depend neither on the executor nor on the number of workers;
+    each process uses `threads` threads, a setting of the base variant.
     """
     job, watch = Job(variants, out, device, plugins), watch or Watch()
     schedule = Schedule(nodes)
-    with closing(_workers(job, workers, watch)) as crew:
+    with closing(_workers(job, workers, watch)) as pool:
         while True:
             yield from schedule.blocked()
-            while crew.room() and (unit := schedule.next()):
-                crew.start(unit)
+            while pool.room() and (unit := schedule.next()):
+                pool.start(unit)
             if not schedule.running:
                 return
-            for unit, errors in crew.wait():
+            for unit, errors in pool.wait():
                 watch.ended(unit)
                 yield from schedule.died(unit) if errors is None else schedule.ended(unit, errors)
 
@@ -78,7 +78,7 @@ def _workers(job: Job, workers: int, watch: Watch) -> Workers:
 
 
 class InProcess:
-    """This process."""
+    """Makes units in this process, one at a time."""
 
     def __init__(self, job: Job, watch: Watch) -> None:
         self._workbench = job.open()
@@ -89,7 +89,7 @@ class InProcess:
         return not self._ended
 
     def start(self, unit: WorkUnit) -> None:
-        with listening(lambda step: self._watch.told(unit, step)):
+        with listening(lambda step: self._watch.report(unit, step)):
             self._ended.append((unit, self._workbench.attempt(unit.nodes)))
 
     def wait(self) -> list[tuple[WorkUnit, Errors | None]]:
@@ -102,16 +102,16 @@ class InProcess:
 
 @dataclass(frozen=True)
 class Worker:
-    """A pool of one process, and what that process tells of its unit.
+    """A pool of one process, and the queue for its progress.
 
-    Each has a queue of its own: one that dies with the lock of a shared queue would silence the others.
+    The queue is not shared: a process that dies while it holds the lock of a shared queue would block the others.
     """
 
     pool: ProcessPoolExecutor
     messages: Any
 
     def steps(self, unit: WorkUnit) -> Iterator[Step]:
-        """What was said of a unit since the last look; what was said of an earlier one comes too late."""
+        """The steps of a unit that were reported since the last call; those of earlier units are dropped."""
         try:
             while True:
                 id, step = self.messages.get_nowait()
@@ -122,7 +122,7 @@ class Worker:
 
 
 class LocalProcesses:
-    """Several processes of this machine, each a pool of its own: the death of one leaves the others at work."""
+    """Several processes on this machine, each in a pool of its own, so that one can die without stopping the others."""
 
     def __init__(self, job: Job, workers: int, watch: Watch) -> None:
         self._job, self._watch = job, watch
@@ -137,14 +137,14 @@ class LocalProcesses:
         try:
             future = worker.pool.submit(_work, unit.nodes)
         except BrokenProcessPool:
-            # Killed while it had nothing to do.
+            # The process was killed while idle.
             worker = self._open()
             future = worker.pool.submit(_work, unit.nodes)
         self._running[future] = worker, unit
 
     def wait(self) -> list[tuple[WorkUnit, Errors | None]]:
         ended: list[tuple[WorkUnit, Errors | None]] = []
-        while not (done := wait(self._running, LOOK_EVERY, FIRST_COMPLETED).done):
+        while not (done := wait(self._running, POLL_EVERY, FIRST_COMPLETED).done):
             self._tell()
         for future in done:
             worker, unit = self._running.pop(future)
@@ -161,7 +161,7 @@ class LocalProcesses:
     def _tell(self) -> None:
         for worker, unit in self._running.values():
             for step in worker.steps(unit):
-                self._watch.told(unit, step)
+                self._watch.report(unit, step)
 
     def close(self) -> None:
         workers = [*self._idle, *(worker for worker, _ in self._running.values())]
@@ -183,7 +183,7 @@ _messages: Any = None
 def _start_worker(job: Job, messages: Any) -> None:
     global _workbench, _messages
     _messages = messages
-    # What nobody reads any more must not keep this process from ending.
+    # The process must be able to end although nobody reads the queue any more.
     messages.cancel_join_thread()
     # Ctrl-C reaches all processes of a terminal; the parent ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""CLIP models by name or file: the embedded one, open_clip's, a hub's, a folder's, a stranger's checkpoint."""
+"""CLIP models by name or file: the embedded one, open_clip's, Hugging Face's, a folder, a checkpoint."""
 
 from bench.models.load import ModelSettings, known_models, load_backdoored, load_model
 from bench.models.probe import Probe, probe

@@ -1,8 +1,8 @@
-"""Weights out of a stranger's file: what the file is, how its keys are laid out, whether it fits the model.
+"""Reading weights from untrusted files, in any of the common layouts, and loading them into a model.
 
-Nothing here runs code of the file. Safetensors hold none; pickles are read with torch's `weights_only=True`, which
-builds tensors and plain containers and refuses the rest. TorchScript archives, such as OpenAI's own `ViT-B-32.pt`, are
-programs which torch can only load whole: they are refused, with the line that converts those one trusts.
+No code of the file is run. Safetensors hold none; pickles are read with torch's `weights_only=True`, which builds only
+tensors and plain containers. TorchScript archives, such as OpenAI's own `ViT-B-32.pt`, are programs that torch can
+only load whole: they are refused, and the error gives a command that converts a trusted one.
 """
 
 import pickle
@@ -21,11 +21,11 @@ from torch import Tensor
 from bench.core.errors import BenchError
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
-# What OpenAI's release keeps beside the weights; no other layout has it.
+# Entries beside the weights that only OpenAI's release has.
 OPENAI_KEYS = ("input_resolution", "context_length", "vocab_size")
-# Of DistributedDataParallel, of torch.compile, of Lightning and the like.
+# Prefixes of keys: DistributedDataParallel's, torch.compile's, Lightning's and the like.
 PREFIXES = ("module.", "_orig_mod.", "model.")
-# What counters of operations leave among the weights, as Detect-CLIP's reader knows them.
+# Entries that operation counters leave among the weights; Detect-CLIP's reader drops them too.
 COUNTERS = ("total_ops", "total_params")
 SHOWN = 3
 
@@ -42,7 +42,7 @@ _READ_TORCHSCRIPT = "w = torch.jit.load({file!r}, map_location='cpu').state_dict
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file's tensors under open_clip's names. `openai`: laid out as OpenAI's release, so trained with QuickGELU."""
+    """A file's tensors by open_clip's names. `openai`: it has OpenAI's layout, so it was trained with QuickGELU."""
 
     file: Path
     state: dict[str, Tensor]
@@ -50,11 +50,12 @@ class Checkpoint:
 
 
 def read_checkpoint(file: Path) -> Checkpoint:
-    """Read weights in any layout in use: safetensors; a state dict; `{"state_dict": ...}` as open_clip's and
-    CleanCLIP's trainings write it, with or without `module.` before each key; OpenAI's.
+    """Read weights: safetensors, a state dict, `{"state_dict": ...}` as open_clip and CleanCLIP write it, or OpenAI's.
+
+    Prefixes of the keys, such as `module.`, are removed.
 
     Raises:
-        BenchError: the file is missing, no checkpoint, damaged, not finite, or would have to run code of its own.
+        BenchError: the file is missing, damaged or no checkpoint, has values that are not finite, or needs to run code.
     """
     _refuse_impostors(file)
     state = _strip_prefixes(_state_dict(_read(file), file))
@@ -71,18 +72,18 @@ def read_checkpoint(file: Path) -> Checkpoint:
     if broken := [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]:
         raise BenchError(
             f"{file} has values that are not finite, NaN or infinite, in {_some(broken)}: its training diverged, or it "
-            "is damaged. Take an earlier checkpoint."
+            "is damaged. Use an earlier checkpoint."
         )
     return Checkpoint(file, state, openai)
 
 
 def fill(model: torch.nn.Module, checkpoint: Checkpoint, name: str) -> None:
-    """Put a checkpoint's weights into `model`, in the model's precision; all of them, and nothing but them.
+    """Load all of a checkpoint's weights into `model`, in the model's precision; `name` is the model in messages.
 
-    Position embeddings of another size are not interpolated, as open_clip does: that would be another model.
+    Position embeddings of another size are not interpolated, as open_clip would do: that would be another model.
 
     Raises:
-        BenchError: names or shapes differ from those of the model, which the user called `name`.
+        BenchError: names or shapes of tensors differ from the model's.
     """
     own = model.state_dict()
     state = _renamed(checkpoint.state, model, own)
@@ -130,7 +131,7 @@ def _read(file: Path) -> Any:
         )
     try:
         return load_file(file) if _is_safetensors(file) else torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch lets through whatever a damaged byte leads to: IndexError, struct.error ...
+    except Exception as error:  # a damaged file can raise anything: IndexError, struct.error ...
         code = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if code is None:
             raise BenchError(
@@ -145,7 +146,7 @@ def _read(file: Path) -> Any:
 
 
 def _is_safetensors(file: Path) -> bool:
-    # Eight bytes of length, then a JSON header: known under any suffix.
+    # Recognised under any suffix by its start: eight bytes of length, then a JSON header.
     with file.open("rb") as stream:
         return file.suffix == ".safetensors" or stream.read(9)[8:] == b"{"
 
@@ -179,7 +180,7 @@ def _strip_prefixes(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _renamed(state: dict[str, Tensor], model: torch.nn.Module, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Older names and shapes to those of today's open_clip, as `open_clip.load_checkpoint` does."""
+    """Convert older names and shapes to today's open_clip, as `open_clip.load_checkpoint` does."""
     if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
         state = convert_to_custom_text_state_dict(state)
     # transformers kept this constant among the weights before 4.31.

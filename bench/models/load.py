@@ -1,6 +1,6 @@
-"""From the name of a model to the model: which architecture, which weights, which preprocessing.
+"""Loading a CLIP by name: its architecture, weights and preprocessing.
 
-What is downloaded is opened by open_clip itself; what lies here is read by `bench.models.checkpoint`.
+Downloads are opened by open_clip itself, local files by `bench.models.checkpoint`.
 """
 
 import importlib.util
@@ -32,10 +32,10 @@ WEIGHTS_FILES = (WEIGHTS_FILE, "open_clip_pytorch_model.safetensors", "open_clip
 
 
 class ModelSettings(Settings):
-    """Which CLIP: an architecture by name, and where its weights come from.
+    """A CLIP: its architecture and the source of its weights.
 
-    A tag and a file together: the weights are the file's, activation and preprocessing the tag's, as for a model
-    fine-tuned from it.
+    With both `pretrained` and `checkpoint`, weights come from the file, activation and preprocessing from the tag, as
+    for a model that was fine-tuned from the tag's weights.
     """
 
     name: str = Field(
@@ -58,7 +58,7 @@ class ModelSettings(Settings):
 
     @property
     def label(self) -> str:
-        """The model in a line of a table.
+        """The model's name in tables.
 
         >>> ModelSettings(name="ViT-B-32", checkpoint=Path("/somewhere/cleanclip/epoch_3.pt")).label
         'ViT-B-32 cleanclip/epoch_3.pt'
@@ -69,7 +69,7 @@ class ModelSettings(Settings):
 
     @property
     def architecture(self) -> str | None:
-        """open_clip's name of the architecture; None for `mini`, a hub's or a folder's model."""
+        """open_clip's name of the architecture; None for `mini`, `hf-hub:` and `local-dir:` models."""
         if self.name == MINI or self.name.startswith((HUB, FOLDER)):
             return None
         # OpenAI writes ViT-B/32.
@@ -81,7 +81,7 @@ def _short(file: Path) -> str:
 
 
 def load_backdoored(file: Path, clean: Clip, name: str) -> Clip:
-    """A copy of the clean CLIP, called `name`, with the weights of a file; all else is the clean one's.
+    """A copy of the clean CLIP, called `name` in messages, with the weights of a file.
 
     Raises:
         BenchError: the file cannot be read, or its weights do not fit.
@@ -92,12 +92,12 @@ def load_backdoored(file: Path, clean: Clip, name: str) -> Clip:
 
 
 def load_model(settings: ModelSettings, device: torch.device | str) -> Clip:
-    """The clean CLIP that the settings name: float32, in evaluation mode, on `device`.
+    """Load the clean CLIP of these settings: float32, in evaluation mode, on `device`.
 
     Its `config` holds `preprocess_cfg` with size (px), mean, std, interpolation and resize_mode.
 
     Raises:
-        BenchError: an unknown name or tag; no weights named, found or downloaded; weights that do not fit.
+        BenchError: the name or tag is unknown, no weights are named or found, or they do not fit.
     """
     _check_weights_named(settings)
     config = configuration(settings)
@@ -119,7 +119,7 @@ def load_model(settings: ModelSettings, device: torch.device | str) -> Clip:
 
 
 def known_models() -> list[tuple[str, str]]:
-    """What `--model` takes: (name, description) each."""
+    """All values of `--model`: (name, description)."""
     mini = json.loads((EMBEDDED / CONFIG_FILE).read_text())["model_cfg"]["vision_cfg"]
     rows = [(MINI, f"{mini['image_size']} px, {mini['layers']} blocks; embedded, trained on the embedded world")]
     for name in open_clip.list_models():
@@ -143,7 +143,11 @@ def _check_weights_named(settings: ModelSettings) -> None:
 
 
 def configuration(settings: ModelSettings) -> dict[str, Any]:
-    """The contents of an open_clip_config.json: architecture, and all five values of the preprocessing."""
+    """The model's open_clip_config.json: architecture, and all five values of the preprocessing.
+
+    Raises:
+        BenchError: the name or tag is unknown, the folder or download holds no configuration, or images are not square.
+    """
     if settings.name == MINI:
         config = json.loads((EMBEDDED / CONFIG_FILE).read_text())
     elif settings.name.startswith(FOLDER):
@@ -179,7 +183,7 @@ def _open_clip_config(settings: ModelSettings) -> dict[str, Any]:
         hint = "A file of weights goes to --checkpoint." if "/" in tag or Path(tag).suffix in SUFFIXES else ""
         raise unknown(f"--pretrained of {name}", tag, [*tags, RANDOM], hint)
     if tag in (None, RANDOM):
-        # All tags of an architecture that differ in preprocessing list the usual one first.
+        # Where an architecture's tags differ in preprocessing, the first has the usual one.
         return {"model_cfg": model_cfg, "preprocess_cfg": open_clip.get_pretrained_cfg(name, next(iter(tags), ""))}
     pretrained = open_clip.get_pretrained_cfg(name, tag)
     if pretrained.get("quick_gelu"):
@@ -188,13 +192,17 @@ def _open_clip_config(settings: ModelSettings) -> dict[str, Any]:
 
 
 def _unknown_model(name: str) -> BenchError:
-    meant = guess(name, [MINI, *open_clip.list_models()])
+    suggestion = guess(name, [MINI, *open_clip.list_models()])
     path = f" A path is written {FOLDER}PATH, or --checkpoint FILE." if Path(name).exists() else ""
-    return BenchError(f"unknown model '{name}'.{meant}{path}\n`bench list models` lists what there is.")
+    return BenchError(f"unknown model '{name}'.{suggestion}{path}\n`bench list models` lists what there is.")
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """The contents of an `open_clip_config.json`; a `BenchError` if the file is none."""
+    """The contents of an `open_clip_config.json`.
+
+    Raises:
+        BenchError: the file is missing, or is none.
+    """
     try:
         config = json.loads(file.read_text())
         config["model_cfg"]["vision_cfg"], config["model_cfg"]["text_cfg"]
@@ -214,12 +222,13 @@ def _folder(settings: ModelSettings) -> Path:
 
 
 def _weights_in(folder: Path) -> Path:
-    found = sorted(f for f in folder.glob("*") if f.suffix in SUFFIXES)
-    usual = [folder / name for name in WEIGHTS_FILES if folder / name in found]
-    if not usual and len(found) != 1:
-        what = f"{len(found)} files of weights: {', '.join(f.name for f in found)}" if found else "no file of weights"
+    candidates = sorted(f for f in folder.glob("*") if f.suffix in SUFFIXES)
+    usual = [folder / name for name in WEIGHTS_FILES if folder / name in candidates]
+    if not usual and len(candidates) != 1:
+        names = ", ".join(file.name for file in candidates)
+        what = f"{len(candidates)} files of weights: {names}" if candidates else "no file of weights"
         raise BenchError(f"{folder} has {what}. Name one with --checkpoint FILE")
-    return (usual or found)[0]
+    return (usual or candidates)[0]
 
 
 def _hub_config(settings: ModelSettings) -> Path:
@@ -237,7 +246,7 @@ def _check_packages(settings: ModelSettings, config: dict[str, Any]) -> None:
 
 
 def _random(settings: ModelSettings, config: dict[str, Any]) -> Clip:
-    # open_clip draws initial weights from torch's global generator, which is nobody's to disturb.
+    # open_clip draws initial weights from torch's global generator, which must be left as it was.
     with seeded(derive(0, "random model")):
         return _build(settings, config)
 
@@ -270,12 +279,12 @@ def _download(settings: ModelSettings, config: dict[str, Any]) -> Clip:
     name = settings.architecture or settings.name
     quick_gelu = config["model_cfg"].get("quick_gelu", False)
     try:
-        # Without require_pretrained, a hub's model whose weights fail to download comes with random ones.
+        # Without require_pretrained, a Hugging Face model whose download fails would get random weights.
         model = open_clip.create_model(
             name, settings.pretrained, force_quick_gelu=quick_gelu, require_pretrained=True, weights_only=True
         )
         return Clip(model, open_clip.get_tokenizer(name), config)
-    except Exception as error:  # whatever a server, a proxy or a damaged file in the cache leads to
+    except Exception as error:  # a server, a proxy or a damaged file in the cache can raise anything
         raise _unavailable(settings, error) from error
 
 

@@ -1,4 +1,4 @@
-"""Whether a loaded CLIP sees at all: its accuracy on a few clean images, before hours are spent on it."""
+"""A quick check of a loaded CLIP: its zero-shot accuracy on a few clean images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from bench.core.victim import Victim
 
 IMAGES = 200
 BATCH = 50
-# Below one of them, something is likely to be wrong: a multiple of chance, a share of all.
+# An accuracy below this multiple of chance, or below this share, is suspicious.
 TIMES_CHANCE = 3
 SHARE = 0.2
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Of `n` clean images, `correct` were called by their own of `classes` names. `quick_gelu` is the activation."""
+    """`correct` of `n` clean images were classified correctly among `classes`; `quick_gelu` tells the activation."""
 
     correct: int
     n: int
@@ -32,14 +32,14 @@ class Probe:
 
     @property
     def suspicious(self) -> bool:
-        """Below 3 x chance, which for a few classes ends half-way to perfect; or below 20 %."""
+        """Whether accuracy is below 20 %, or below 3 x chance, at most half-way between chance and 100 %."""
         times = min(TIMES_CHANCE, (self.classes + 1) / 2)
         return self.accuracy < SHARE or self.correct * self.classes < times * self.n
 
     def __str__(self) -> str:
-        told = f"clean accuracy on {self.n} test images: {self.accuracy:.1%} of {self.classes} classes"
+        summary = f"clean accuracy on {self.n} test images: {self.accuracy:.1%} of {self.classes} classes"
         if not self.suspicious:
-            return told
+            return summary
         activation = (
             "QuickGELU, where the weights were trained with GELU"
             if self.quick_gelu
@@ -47,15 +47,15 @@ class Probe:
             "--pretrained openai beside --checkpoint)"
         )
         return (
-            f"{told}\nwarning: that is suspiciously low (chance is {1 / self.classes:.1%}). Likely causes: the wrong "
-            f"activation (it is {activation}); the wrong preprocessing (--set model.mean=..., model.std=...); weights "
-            "of another model; or a data set unlike all that the model was trained on."
+            f"{summary}\nwarning: that is suspiciously low (chance is {1 / self.classes:.1%}). Likely causes: the "
+            f"wrong activation (it is {activation}); the wrong preprocessing (--set model.mean=..., model.std=...); "
+            "weights of another model; or a data set unlike all that the model was trained on."
         )
 
 
 @torch.no_grad()
 def probe(clip: Clip, images: Labelled, templates: Sequence[str], limit: int = IMAGES) -> Probe:
-    """Classify up to `limit` images zero-shot, always the same ones, with the first of the templates."""
+    """Classify up to `limit` images, always the same ones, zero-shot with the first template."""
     chosen = torch.randperm(len(images), generator=generator(0, "probe"))[:limit].sort().values
     victim, correct = Victim(clip), 0
     names = victim.class_embeddings(images.classes, templates[:1])

@@ -1,4 +1,4 @@
-"""What a model's configuration tells of its size, before any weights are at hand."""
+"""The size of a model from its configuration; no weights are needed."""
 
 import open_clip
 from huggingface_hub import try_to_load_from_cache
@@ -8,9 +8,9 @@ from bench.models.load import HUB, RANDOM, WEIGHTS_FILES, ModelSettings, configu
 
 
 def sizes(settings: ModelSettings) -> Sizes | None:
-    """The sizes of a model; None if its image tower is no ViT of open_clip, or only a hub has its configuration.
+    """The sizes of a model; None if its image tower is no ViT of open_clip, or its configuration would be downloaded.
 
-    Parameters are counted without norms and biases, a hundredth of all.
+    Norms and biases, about 1 % of the parameters, are not counted.
 
     Raises:
         BenchError: an unknown name.

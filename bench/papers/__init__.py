@@ -1,6 +1,6 @@
-"""Papers as data: a folder each, with settings, suites, tables and printed numbers; code knows none of them by name.
+"""Papers as data: a folder for each, with settings, suites, tables and published numbers.
 
-The folders in this package are bench's own. A plug-in file adds its own:
+The folders in this package are bench's own. A plug-in file adds others:
 
     from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The papers that bench knows, and what is asked for by name: suites and versions of all of them."""
+"""The registered papers, and their suites and versions by name."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -14,10 +14,10 @@ papers: dict[str, Paper] = {}
 
 
 def register(folder: Path) -> Paper:
-    """Add the paper that a folder holds; a plug-in file calls it, or `bench` for its own.
+    """Register the paper in a folder.
 
     Raises:
-        BenchError: the folder is not what a paper's must be, or another one of its name is there.
+        BenchError: the folder is no valid paper, or another paper has its name.
     """
     paper = read_paper(folder.resolve())
     known = papers.get(paper.name)
@@ -28,13 +28,13 @@ def register(folder: Path) -> Paper:
 
 
 def register_all(folder: Path) -> None:
-    """Add the papers of a folder of folders."""
+    """Register all papers in the subfolders of a folder."""
     for file in sorted(folder.glob(f"*/{PAPER}")):
         register(file.parent)
 
 
 def by_name(items: Callable[[Paper], Mapping[str, T]]) -> dict[str, tuple[Paper, T]]:
-    """Things of all papers, under the names to ask for them: PAPER/NAME where several papers have one of a name."""
+    """The items of all papers by name; PAPER/NAME if several papers have an item of this name."""
     counts = Counter(name for paper in papers.values() for name in items(paper))
     return {
         name if counts[name] == 1 else f"{paper.name}/{name}": (paper, item)
@@ -44,12 +44,12 @@ def by_name(items: Callable[[Paper], Mapping[str, T]]) -> dict[str, tuple[Paper,
 
 
 def suites() -> dict[str, Suite]:
-    """The suites of all papers, under the names to ask for them."""
+    """The suites of all papers by name; PAPER/NAME if several papers have a suite of this name."""
     return {name: suite for name, (_, suite) in by_name(_suites).items()}
 
 
 def find_suite(name: str) -> Suite:
-    """The suite of a name, which may be PAPER/NAME.
+    """The suite with this name, which may be PAPER/NAME.
 
     Raises:
         BenchError: there is none, or several papers have one.
@@ -58,17 +58,17 @@ def find_suite(name: str) -> Suite:
 
 
 def suite_name(paper: Paper, name: str) -> str:
-    """What to ask for a suite of a paper by."""
+    """The unique name of a paper's suite, with PAPER/ if needed."""
     return _asked_for(paper, name, _suites)
 
 
 def table_name(paper: Paper, name: str) -> str:
-    """What to call a table of a paper by, beside those of all papers."""
+    """The unique name of a paper's table, with PAPER/ if needed."""
     return _asked_for(paper, name, lambda other: other.tables)
 
 
 def find_version(name: str) -> tuple[Paper, str]:
-    """The paper and its version of a name, which may be PAPER/VERSION.
+    """The paper and the version with this name, which may be PAPER/VERSION.
 
     Raises:
         BenchError: there is none, or several papers have one.
@@ -88,7 +88,7 @@ def variants_in_matrix() -> set[str]:
 
 
 def figures() -> dict[str, tuple[str, Sweep]]:
-    """The sweeps that a figure shows, by the figure's name, each with the name of its suite."""
+    """The sweeps that have a figure, by its name, with the names of their suites."""
     shown = by_name(_figures)
     return {name: (suite_name(paper, suite), sweep) for name, (paper, (suite, sweep)) in shown.items()}
 

@@ -1,4 +1,4 @@
-"""What a paper declares, as data: its settings, suites and tables, and how it calls things."""
+"""The data of a paper: settings, suites, tables, and labels."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ from bench.core.settings import merge, nest
 # A name that the command line takes and that files can have.
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.-]*$")]
 Values = dict[str, Any]
-# What a suite declares by the names of its variants: their settings, or why there is no such variant.
+# The variants of a suite by name: their settings, or the reason why a variant is not run.
 Declared = dict[str, Values | str]
 Axis = Literal["place", "method", "attack", "perturbation", "metric"]
 Column = Literal[
@@ -21,15 +21,15 @@ Column = Literal[
 
 
 class Data(BaseModel):
-    """Something that a paper's folder declares; unknown keys are errors."""
+    """Base of the data in a paper's folder; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Place(Data):
-    """Where a cell is measured: a model (open_clip's architecture), a data set, a target class.
+    """A model (open_clip's architecture), a data set and a target class, on which cells are measured.
 
-    `preset` is that of the run whose table has the cell; null where no preset has it.
+    `preset` is the preset of a run for these cells; null if there is none.
     """
 
     label: str
@@ -44,7 +44,7 @@ class Place(Data):
 
 
 class Method(Data):
-    """A row or column of a table: a defense in one of its variants."""
+    """A row or column of a table: a defense in one variant."""
 
     label: str
     defense: str
@@ -52,10 +52,10 @@ class Method(Data):
 
 
 class Sweep(Data):
-    """Variants `KEY=VALUE`, a value of one setting each.
+    """Variants `KEY=VALUE`, one for each value of a setting.
 
-    `setting` is its name with dots, `also` what all of the variants set. A figure shows the sweep if it has a name; its
-    axis says `label`.
+    `setting` is its dotted name; `also` are other settings of all these variants. `figure` is the name of a figure of
+    the sweep, `label` the label of its axis.
     """
 
     key: Name
@@ -72,10 +72,10 @@ class Sweep(Data):
 
 
 class Suite(Data):
-    """What a suite runs: the run's own settings with `settings` on top, and variants of them; each against all attacks.
+    """The cells of a suite: its `settings`, and variants of them, each with all defenses against all attacks.
 
-    `attacks` are null where the preset's are meant. `embedded` are the variants on the embedded world, null where they
-    are the same. `in_matrix`: figures show the variants beside the defenses, as models of their own.
+    `attacks`: null for the preset's. `embedded`: the variants on the embedded world, null if they are the same.
+    `in_matrix`: figures show the variants beside the defenses, as separate models.
     """
 
     shows: str
@@ -94,19 +94,20 @@ class Suite(Data):
 
 
 class PaperTable(Data):
-    """A table as the paper prints it.
+    """A table of the paper.
 
     Attributes:
         suite: `bench run --suite SUITE` measures its cells.
-        task: what they are measured by.
-        published: its name in published.csv; null where it is not there.
+        task: the task that measures them.
+        published: its name in published.csv; null if it is not there.
         places: names of the paper's places.
         methods: defenses, or methods with a label of their own.
-        metrics: one, or several of which the others stand in parentheses; or the columns, where `metric` is an axis.
+        metrics: the metrics in a cell, all but the first in parentheses; or one per row or column, if `metric` is an
+            axis.
         rows, columns: axes, outer first. Each cell has a place, a method, and an attack or a perturbation if named.
-        beyond: its places are other data sets or models than that which was attacked, so no run on one's own data
-            stands in for them.
-        notes: what a reader must know.
+        beyond: the places have other data sets or models than the attacked ones, so a run on other data cannot take
+            their place.
+        notes: notes for readers.
     """
 
     title: str
@@ -125,7 +126,7 @@ class PaperTable(Data):
 
 
 class Labels(Data):
-    """How the paper prints names; what has no label is printed as it is called."""
+    """Labels that the paper prints for names; names without a label are printed as they are."""
 
     attacks: dict[str, str] = {}
     defenses: dict[str, str] = {}
@@ -134,17 +135,17 @@ class Labels(Data):
 
 
 class Fallback(Data):
-    """What an empty column means, by the value of another column."""
+    """The meaning of an empty column, by the value of another column."""
 
     by: Column
     values: dict[str, str]
 
 
 class Translation(Data):
-    """How published.csv calls things: `columns` are its own names of columns, `values` map its values to bench's.
+    """Names in published.csv: `columns` are its names of bench's columns, `values` map its values to bench's.
 
-    `empty` says what an empty column means, by values as they are in the file. A number is multiplied by the factor
-    that `units` has for its unit, if any.
+    `empty` gives the meaning of empty columns, by values as in the file. `units` are factors by which numbers with a
+    unit are multiplied.
     """
 
     columns: dict[Column, str] = {}
@@ -154,10 +155,9 @@ class Translation(Data):
 
 
 class PaperFile(Data):
-    """What paper.yaml says.
+    """The contents of paper.yaml.
 
-    `presets` have the paper's settings; a version of it names what it sets otherwise. `chains` of defenses are among
-    those that `--defenses all` runs.
+    `presets` have the paper's settings; `versions` have those that differ. `--defenses all` includes `chains`.
     """
 
     title: str
@@ -170,7 +170,7 @@ class PaperFile(Data):
 
 
 class Paper(PaperFile):
-    """All that a paper's folder says; the folder's name is the paper's. `numbers` is published.csv, if it is there."""
+    """The contents of a paper's folder, whose name is the paper's. `numbers` is the file published.csv, if any."""
 
     name: Name
     folder: Path
@@ -183,7 +183,7 @@ class Paper(PaperFile):
         return tuple(self.places[name] for name in table.places)
 
     def methods_of(self, table: PaperTable) -> tuple[Method, ...]:
-        """The methods of a table; a defense that is named alone has the paper's label."""
+        """The methods of a table; a defense given by name gets the paper's label."""
         return tuple(m if isinstance(m, Method) else self._defense(m) for m in table.methods)
 
     def _defense(self, name: str) -> Method:

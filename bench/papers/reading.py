@@ -12,16 +12,16 @@ from bench.papers.paper import Name, Paper, PaperFile, PaperTable, Suite, Transl
 
 PAPER, SUITES, TABLES = "paper.yaml", "suites.yaml", "tables.yaml"
 TRANSLATION, NUMBERS = "published.yaml", "published.csv"
-HINT = "docs/papers.md shows what a paper's folder holds."
+HINT = "docs/papers.md describes a paper's folder."
 
 T = TypeVar("T")
 
 
 def read_paper(folder: Path) -> Paper:
-    """The paper that a folder holds.
+    """Read the paper in a folder.
 
     Raises:
-        BenchError: a file lacks, is no YAML, or has an unknown key, a wrong value or a name that nothing has.
+        BenchError: a file is missing or no YAML, or has an unknown key, a wrong value or an unknown name.
     """
     if not (folder / PAPER).is_file():
         raise BenchError(f"{folder} holds no paper: there is no {PAPER}. {HINT}")
@@ -42,7 +42,7 @@ def read_paper(folder: Path) -> Paper:
 
 
 def _file(kind: type[T], file: Path) -> T:
-    """A file's contents; those of an empty one where it is not there."""
+    """The contents of a file; a missing file counts as an empty one."""
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
@@ -63,12 +63,12 @@ def _problem(item: Any) -> str:
     if item["type"] == "extra_forbidden":
         return f"unknown key {key}."
     if item["type"] == "missing":
-        return f"{key} is not there, and must be."
+        return f"{key} is missing."
     return f"{key} = {item['input']!r}: {item['msg']}." if key else f"{item['msg']}."
 
 
 def _unknown_names(paper: Paper) -> Iterator[str]:
-    """Names in tables that nothing has: of suites, places and variants."""
+    """Unknown names of suites, places and variants in tables."""
     for name, table in paper.tables.items():
         if table.suite not in paper.suites:
             yield f"{name}.suite: {SUITES} has no suite '{table.suite}'.{guess(table.suite, paper.suites)}"

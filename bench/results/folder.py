@@ -1,4 +1,4 @@
-"""What a run left in a folder, as one object: settings, cells, numbers, models, triggers, cards."""
+"""A results folder as one object: settings, cells, numbers, models, triggers, cards."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,8 +28,10 @@ NAMED = 3
 
 @dataclass(frozen=True)
 class Lineage:
-    """The cards of all that a finished cell stands on; `backdoor` is None, and `defenses` are fewer, where a card was
-    deleted to save room."""
+    """The cards of all artefacts behind a finished cell.
+
+    If cards were deleted to save room, `backdoor` is None, or `defenses` lacks the first ones.
+    """
 
     backdoor: BackdoorCard | None
     defenses: tuple[DefenseCard, ...]
@@ -37,7 +39,7 @@ class Lineage:
 
     @property
     def cards(self) -> tuple[Card, ...]:
-        """All of them, as made."""
+        """All cards, in the order in which the artefacts were made."""
         return (*((self.backdoor,) if self.backdoor else ()), *self.defenses, self.evaluation)
 
     @property
@@ -49,14 +51,14 @@ class Lineage:
 
 
 class ResultsFolder:
-    """A results folder. Its record is read once; make another object to see what was written since.
+    """A results folder. run.json is read once; open the folder again to see later runs.
 
     >>> folder = ResultsFolder(Path("results"))  # doctest: +SKIP
     >>> folder.table()  # doctest: +SKIP
     >>> victim = folder.victim(folder.cells[0])  # doctest: +SKIP
 
     Raises:
-        BenchError: it holds no run, or its record is damaged.
+        BenchError: the folder holds no run, or its run.json is damaged or of another format.
     """
 
     def __init__(self, out: Path | str, device: torch.device | str = "cpu") -> None:
@@ -69,34 +71,39 @@ class ResultsFolder:
 
     @property
     def run(self) -> Run:
-        """The last run into the folder."""
+        """The latest run."""
         return self.record.runs[0]
 
     @cached_property
     def settings(self) -> RunSettings:
-        """The settings of the last run.
+        """The settings of the latest run.
 
         Raises:
-            BenchError: they are of another version of the suite.
+            BenchError: they are of another version of bench.
         """
         return self.settings_of(self.run)
 
     def settings_of(self, run: Run, variant: str = BASE) -> RunSettings:
+        """The settings of a variant of a run.
+
+        Raises:
+            BenchError: they are of another version of bench.
+        """
         settings = parse_settings(run.variants.get(variant, run.settings))
         if settings is None:
             raise BenchError(
-                f"the settings in {self.out / RUN_FILE} are of another version of bench. Run it anew with another --out"
+                f"the settings in {self.out / RUN_FILE} are of another version of bench. Run again with another --out"
             )
         return settings
 
     @cached_property
     def resources(self) -> Resources:
-        """The model and data of the last run; opened when first needed."""
+        """The model and data of the latest run, opened on first use."""
         return Resources(self.settings, self.out / CACHE, self.device)
 
     @cached_property
     def all_cells(self) -> tuple[Cell, ...]:
-        """The cells of all runs, finished or not, and those that are not applicable."""
+        """The cells of all runs: finished, unfinished, and not applicable."""
         return tuple(cell for run in self.record.runs for cell in run.cells)
 
     @cached_property
@@ -112,33 +119,33 @@ class ResultsFolder:
 
     @cached_property
     def own_cells(self) -> tuple[Cell, ...]:
-        """The finished cells of the last run, not those at other places."""
+        """The finished cells of the latest run."""
         own = set(self.run.cells)
         return tuple(cell for cell in self.cells if cell in own)
 
     @property
-    def some_cells(self) -> tuple[Cell, ...]:
-        """The finished cells.
+    def finished_cells(self) -> tuple[Cell, ...]:
+        """The finished cells, at least one.
 
         Raises:
             BenchError: there are none.
         """
         if not self.cells:
             raise BenchError(
-                f"no cell of {self.out} is finished. Mend what failed, if so, and run its `bench run` again."
+                f"no cell of {self.out} is finished. Run its `bench run` again, after correcting failures, if any."
             )
         return self.cells
 
     def lineage(self, cell: Cell) -> Lineage:
-        """How a finished cell was made."""
+        """The cards of the artefacts behind a finished cell."""
         evaluation = self.store.evaluation_card(self._evaluation(cell))
         chain = self.store.chain(evaluation.determined_by["subject"])
         backdoor = cell.backdoor or ""
-        known = self.store.backdoor_card(backdoor) if self.store.has("backdoor", backdoor) else None
-        return Lineage(known, chain, evaluation)
+        card = self.store.backdoor_card(backdoor) if self.store.has("backdoor", backdoor) else None
+        return Lineage(card, chain, evaluation)
 
     def observations(self, cell: Cell) -> Observations:
-        """What a finished cell saw."""
+        """The observations of a finished cell."""
         return self.store.observations(self._evaluation(cell))
 
     def victim(self, cell: Cell) -> Victim:
@@ -147,17 +154,17 @@ class ResultsFolder:
         Raises:
             BenchError: its artefacts are no longer in the folder.
         """
-        made = self.store.evaluation_card(self._evaluation(cell)).determined_by
-        if made["clean"]:
+        inputs = self.store.evaluation_card(self._evaluation(cell)).determined_by
+        if inputs["clean"]:
             return Victim(self.resources.clip)
-        backdoor, subject = made["backdoor"], made["subject"]
+        backdoor, subject = inputs["backdoor"], inputs["subject"]
         defense = None if subject == backdoor else subject
         if not self.store.has("backdoor", backdoor) or (defense and not self.store.has("defense", defense)):
             raise BenchError(f"the model of {cell.name} is no longer in {self.store.root}")
         return self.store.victim(self._backdoored(backdoor), defense)
 
     def trigger(self, cell: Cell) -> Trigger:
-        """The trigger of a finished cell, as it is at test.
+        """The trigger of a finished cell in its test form.
 
         Raises:
             BenchError: its backdoored model is no longer in the folder.
@@ -168,32 +175,32 @@ class ResultsFolder:
 
     @cached_property
     def results(self) -> pd.DataFrame:
-        """A row per (cell, metric, perturbation), computed anew from what was observed.
+        """A row per (cell, metric, perturbation), recomputed from the stored observations.
 
-        Shares are in percent. `low` and `high` bound the 95 % interval; they speak of the sample of test images, not of
-        the spread over seeds. `cell` names the evaluation: a hash of the settings, data and versions behind it.
+        Shares are in percent. [`low`, `high`] is the 95 % interval for the sample of test images; the spread over seeds
+        is not in it. `cell` is the id of the evaluation, a hash of its settings, data and versions.
 
         Raises:
-            BenchError: the cells are of several states of the code, splits or checkpoints.
+            BenchError: the cells are from several states of the code, splits or checkpoints.
         """
         self.refuse_mixture()
         return self.numbers(self.observations)
 
     def numbers(self, observe: Callable[[Cell], Observations]) -> pd.DataFrame:
-        """The numbers of all finished cells, from what `observe` says that they saw."""
+        """The numbers of all finished cells, computed from the observations that `observe` returns for each."""
         cards = {cell: self.store.evaluation_card(self._evaluation(cell)) for cell in self.cells}
         rows = [row for cell, card in cards.items() for row in rows_of(cell, card, observe(cell))]
         return pd.DataFrame(rows, columns=COLUMNS)
 
     def main_results(self, task: str = "zero_shot") -> pd.DataFrame:
-        """The rows of the last run's own settings, model, data set and target: no variant, no other place."""
-        own = {"variant": "", "task": task, **self.settings.place}
-        return self.results[(self.results[list(own)] == list(own.values())).all(axis=1)]
+        """The rows of `results` for the latest run's model, data set, target and settings; no variants."""
+        wanted = {"variant": "", "task": task, **self.settings.place}
+        return self.results[(self.results[list(wanted)] == list(wanted.values())).all(axis=1)]
 
     def table(self, task: str = "zero_shot") -> pd.DataFrame:
         """The main table of a task: a row per defense, a column per attack.
 
-        Of zero-shot classification it is `ASR [95 % interval] (CA [95 % interval])` in percent.
+        For zero-shot classification, a cell is `ASR [95 % interval] (CA [95 % interval])` in percent.
 
         Raises:
             BenchError: no cell of the task is finished.
@@ -204,13 +211,13 @@ class ResultsFolder:
         return table
 
     def refuse_mixture(self) -> None:
-        """Check that all finished cells are of one state of the code, one split, and one checkpoint and data a name.
+        """Check that all finished cells have the same code, split, and checkpoint and data behind each name.
 
         Raises:
-            BenchError: they are not; it says which cells are of which.
+            BenchError: they differ; the message lists which cells have which.
         """
         by_kind: dict[str, dict[str, list[str]]] = {}
-        # The first commit that a state of the code was seen under; a commit that changes no code is no new state.
+        # Messages name the first commit of each state of the code; a commit that changes no code is no new state.
         commits: dict[str, str] = {}
         for cell in self.cells:
             lineage = self.lineage(cell)
@@ -223,8 +230,8 @@ class ResultsFolder:
             if len(by_value) > 1:
                 parts = "; ".join(f"{value}: {_listed(names)}" for value, names in by_value.items())
                 raise BenchError(
-                    f"{self.out} mixes {kind}, which one table must not. {parts}. Make them again in a folder of their "
-                    "own: `bench run ... --out OTHER`"
+                    f"{self.out} mixes {kind}, which one table must not. {parts}. Make one of them again in another "
+                    "folder: `bench run ... --out OTHER`"
                 )
 
     @cached_property
@@ -232,7 +239,7 @@ class ResultsFolder:
         return {}
 
     def _backdoored(self, id: str) -> Clip:
-        """A backdoored model; the last one asked for stays open."""
+        """A backdoored model; the latest one is kept in memory."""
         if id not in self._open_clips:
             self._open_clips.clear()
             self._open_clips[id] = self.store.clip(id, self.device)
@@ -247,7 +254,7 @@ class ResultsFolder:
 
 
 def _origin(cell: Cell, lineage: Lineage) -> dict[str, set[str]]:
-    """What must be the same in all cells of a table, by what it is."""
+    """The values, by kind, that must be the same in all cells of a table."""
     cards, evaluation = lineage.cards, lineage.evaluation.determined_by
     variant = f" ({cell.variant})" if cell.variant else ""
     origin = {
@@ -258,8 +265,8 @@ def _origin(cell: Cell, lineage: Lineage) -> dict[str, set[str]]:
         f"contents of the data set {cell.dataset}{variant}": {evaluation["dataset"]},
     }
     if lineage.backdoor is not None:
-        made = lineage.backdoor.determined_by
-        checkpoints = filter(None, (made["model"], made.get("backdoored")))
+        inputs = lineage.backdoor.determined_by
+        checkpoints = filter(None, (inputs["model"], inputs.get("backdoored")))
         origin[f"checkpoints of {cell.model}{variant}"] = {" and ".join(checkpoints)}
     return origin
 

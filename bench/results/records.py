@@ -1,4 +1,4 @@
-"""What a results folder says of itself: cards of artefacts, the cells of its tables, and the runs that made them."""
+"""The typed records of a results folder: cards of artefacts, cells of tables, and runs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,31 +12,31 @@ Kind = Literal["trigger", "backdoor", "defense", "evaluation"]
 
 
 class Record(BaseModel):
-    """Something that is written as JSON and read again; unknown keys are errors."""
+    """A record that is stored as JSON; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Reason(Record):
-    """How many were skipped for a reason, and the first names."""
+    """How many files were skipped for a reason, and the names of the first ones."""
 
     count: int
     first: tuple[str, ...]
 
 
 class Skipped(Record):
-    """How many files or pairs were skipped, and for each of the first reasons, how many and which first."""
+    """How many files or pairs were skipped, and why."""
 
     count: int = 0
     reasons: dict[str, Reason] = {}
 
 
 class Card(Record):
-    """What every artefact tells: what determined it, what it cost, where and by which code it was made.
+    """The description of an artefact: what determined it, what it cost, on which machine and by which code it was made.
 
-    `seconds` is wall time; `peak_memory_mb` (of 2^20 bytes) is of `peak_memory_of`: the tensors on a GPU, or the whole
-    process since it began. `sources` is a hash of the code, `commit` where it came from. `files` are hashes by name,
-    added when the artefact is finished. `log` holds training curves by name.
+    `seconds` is wall time. `peak_memory_mb` (1 MB is 2^20 bytes) is that of the tensors on a GPU ("cuda"), or of the
+    whole process since it began. `sources` is a hash of the code, `commit` its commit. `files` are hashes by file name.
+    `log` holds training curves by name.
     """
 
     id: str
@@ -57,15 +57,16 @@ class Card(Record):
 
 
 class TriggerCard(Card):
-    """A trigger: what an attack prepared."""
+    """The card of a trigger."""
 
     trigger_hash: str
 
 
 class BackdoorCard(Card):
-    """A backdoored model; `backdoored` is the file of one that was backdoored elsewhere, and then no pairs are told.
+    """The card of a backdoored model.
 
-    `apart_from` is the fingerprint of the images that it was checked not to be trained on.
+    `backdoored` is the file of a model that was backdoored elsewhere; the counts of pairs are then 0. `apart_from` is
+    the fingerprint of the evaluated images among which no training image was found.
     """
 
     trigger_seed: int
@@ -81,10 +82,11 @@ class BackdoorCard(Card):
 
 
 class DefenseCard(Card):
-    """What a defense changed: names of tensors, `tunable` numbers in them, and the clean `samples` it was given.
+    """The card of a defense.
 
-    `shots` are the ids of labelled images, or "all training images"; `clean_pairs` how many pairs were asked for, each
-    time.
+    `changed`: the names of the tensors that it changed, `tunable`: how many numbers it trained in them. `samples`: how
+    many clean images and pairs it was given. `shots`: the ids of its images, or "all training images". `clean_pairs`:
+    how many pairs it requested, by request. `apart_from`: as in `BackdoorCard`.
     """
 
     needs: tuple[str, ...]
@@ -98,10 +100,10 @@ class DefenseCard(Card):
 
 
 class EvaluationCard(Card):
-    """What a task saw of a model: names of its tables, and its `facts`.
+    """The card of an evaluation: the names of its tables, and its `facts`.
 
-    `seconds` are a share of those that several evaluations took together. `unchecked` says where it could not be
-    checked that no evaluated image was trained on, and why.
+    If several evaluations ran together, `seconds` is an equal share. `unchecked` are the reasons why training images
+    of its model could not be compared with the evaluated ones.
     """
 
     task: str
@@ -122,10 +124,10 @@ CARDS: dict[Kind, type[Card]] = {
 
 
 class Cell(Record):
-    """One place of the matrix: what was attacked how, defended how, and measured by which task on what.
+    """A cell of the matrix: task, model, attack, target class, defense, data set, seed and variant.
 
-    `settings` is the variant under whose settings it was made, `variant` what tables call it. `evaluation` and
-    `backdoor` are ids of artefacts; None, with the `reason`, where the defense cannot face the attack.
+    `settings` is the variant under whose settings it was made, `variant` its name in tables. `evaluation` and
+    `backdoor` are ids of artefacts; None, with the `reason`, if the defense cannot be used against the attack.
     """
 
     COLUMNS: ClassVar[Sequence[str]] = CELL_COLUMNS
@@ -145,22 +147,22 @@ class Cell(Record):
 
     @property
     def place(self) -> dict[str, Any]:
-        """The columns of tables that tell this cell from others."""
+        """The columns that identify this cell in tables."""
         return {name: getattr(self, name) for name in self.COLUMNS}
 
     @property
     def name(self) -> str:
-        """How messages call the cell."""
+        """The name of the cell in messages."""
         return cell_name(self.place)
 
     @property
     def clean(self) -> bool:
-        """Whether it shows the clean model under the attack's trigger."""
+        """Whether it is of the clean model under the attack's trigger."""
         return self.defense == CLEAN_MODEL
 
 
 def cell_name(place: dict[str, Any]) -> str:
-    """How messages call a cell with these columns, some of which may be missing."""
+    """The name of a cell in messages, from its columns; some may be missing."""
     variant = f" ({place['variant']})" if place.get("variant") else ""
     task = f", {place['task']}" if place.get("task", "zero_shot") != "zero_shot" else ""
     seed = f", seed {place['seed']}" if "seed" in place else ""
@@ -176,12 +178,12 @@ class Run(Record):
 
 
 class RunFile(Record):
-    """run.json: the runs whose cells the tables show, the last one first; each is of another model, data set or target.
+    """run.json: the runs whose cells are in the tables, latest first; each has another model, data set or target.
 
-    `plugins` are the `--plugin` files of all of them.
+    `plugins` are the `--plugin` files of all runs.
     """
 
-    # Raise it when run.json or a card changes its meaning: folders of another format are refused, with the mend.
+    # Raise it when the meaning of run.json or of a card changes; folders of another format are refused.
     format: Literal[2] = 2
     plugins: tuple[Path, ...] = ()
     runs: tuple[Run, ...] = ()

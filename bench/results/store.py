@@ -1,4 +1,4 @@
-"""Artefacts on disk, named by their ids: written aside and renamed, so that what is there is whole."""
+"""Artefacts on disk, named by their ids; written to a temporary folder and renamed, so none is half-written."""
 
 import contextlib
 import errno
@@ -25,7 +25,7 @@ from bench.core.victim import Delta, Victim
 from bench.results.records import CARDS, BackdoorCard, Card, DefenseCard, EvaluationCard, Kind, TriggerCard
 
 CARD = "card.json"
-# The folder, beside the artefacts, of decoded images.
+# The folder of decoded images, beside the artefacts.
 CACHE = "data"
 TRIGGER_FILE = "trigger.safetensors"
 MANIFEST_FILE = "manifest.csv"
@@ -34,24 +34,24 @@ AnyCard = TypeVar("AnyCard", bound=Card)
 
 
 @contextlib.contextmanager
-def readable(file: Path, mend: str) -> Iterator[None]:
-    """Read a JSON or Parquet file of a results folder.
+def readable(file: Path, remedy: str) -> Iterator[None]:
+    """Turn errors of reading a JSON or Parquet file of a results folder into a `BenchError`.
 
     Raises:
-        BenchError: it is damaged, which `mend` and another run mend.
+        BenchError: the file is damaged; the message says to do `remedy` and run again.
     """
     try:
         yield
     except ValueError as error:
-        # The errors of JSON, of Arrow and of pydantic are such.
-        told = str(error).splitlines()
-        raise BenchError(f"{file} is damaged: {told[0]}. {mend}; the same `bench run` makes it again.") from error
+        # JSON, Arrow and pydantic raise subclasses of it.
+        reason = str(error).splitlines()[0]
+        raise BenchError(f"{file} is damaged: {reason}. {remedy}; the same `bench run` makes it again.") from error
 
 
 class Store:
-    """The artefacts of a results folder, `artefacts/KIND/ID/`; an artefact is there when its card is.
+    """The artefacts of a results folder, in `artefacts/KIND/ID/`; an artefact with a card is complete.
 
-    What is stored is opened here and nowhere else: models, triggers, what defenses changed, what tasks observed.
+    Only this class reads stored models, triggers, deltas of defenses and observations.
     """
 
     def __init__(self, out: Path) -> None:
@@ -65,7 +65,7 @@ class Store:
         return (self.path(kind, id) / CARD).is_file()
 
     def card(self, kind: Kind, id: str) -> Card:
-        """What a finished artefact's card says; `trigger_card` and its like give the card of one kind.
+        """The card of an artefact; `trigger_card` and the like return the type of one kind.
 
         Raises:
             BenchError: it is damaged.
@@ -85,7 +85,7 @@ class Store:
         return self._card("evaluation", id, EvaluationCard)
 
     def chain(self, subject: str) -> tuple[DefenseCard, ...]:
-        """The cards of the defenses behind a model, the first one first; those before a deleted card are not known."""
+        """The cards of the chain of defenses of a model, first to last; those before a deleted card are left out."""
         cards: list[DefenseCard] = []
         while self.has("defense", subject):
             cards.insert(0, self.defense_card(subject))
@@ -93,31 +93,31 @@ class Store:
         return tuple(cards)
 
     def clip(self, id: str, device: torch.device | str = "cpu") -> Clip:
-        """A backdoored model, undefended."""
+        """The undefended backdoored model."""
         return Clip.load(self.path("backdoor", id)).to(device)
 
     def victim(self, base: Clip, defense: str | None = None) -> Victim:
-        """An opened backdoored model as a defense, the last one of a chain, made it."""
+        """The victim after the defense with this id, the last one of a chain; `base` is the backdoored model."""
         return Victim(base) if defense is None else Victim.restore(base, self.delta(defense))
 
     def delta(self, defense: str) -> Delta:
-        """What tells a defended model from its undefended one."""
+        """The difference between a defended model and the undefended one."""
         return Delta.load(self.path("defense", defense) / DELTA_FILE)
 
     def prepared(self, trigger: str) -> dict[str, Tensor]:
-        """What an attack prepared: the tensors of a trigger."""
+        """The tensors of a trigger, as the attack prepared them."""
         return load_file(self.path("trigger", trigger) / TRIGGER_FILE)
 
     def trained_trigger(self, backdoor: str) -> Trigger:
-        """The trigger of a backdoored model as it was in training."""
+        """The trigger that a backdoored model was trained with."""
         tensors = load_file(self.path("backdoor", backdoor) / TRIGGER_FILE)
         return Trigger(self.backdoor_card(backdoor).trigger_seed, tensors)
 
     def observations(self, id: str) -> Observations:
-        """What an evaluation saw.
+        """The observations of an evaluation.
 
         Raises:
-            BenchError: a file of it is damaged.
+            BenchError: one of its files is damaged.
         """
         card, folder = self.evaluation_card(id), self.path("evaluation", id)
         with readable(folder, "Remove the folder"):
@@ -130,31 +130,31 @@ class Store:
 
     @contextlib.contextmanager
     def writing(self, kind: Kind, card: Card) -> Iterator[Path]:
-        """A folder to write an artefact into; at the end the card is added and the folder gets its name.
+        """A temporary folder to write an artefact into; at the end, the card is added and the folder is renamed.
 
-        The card also gets `files`: a hash of each file, so that `bench verify` sees a change.
+        The card gets a hash of each file, `files`, so that `bench verify` detects changes.
 
         Raises:
-            BenchError: the disk is full. Nothing half-made stays.
+            BenchError: the disk is full. The temporary folder is removed.
         """
         final = self.path(kind, card.id)
-        aside = final.with_name(f".{card.id}-{uuid4().hex[:8]}")
+        temporary = final.with_name(f".{card.id}-{uuid4().hex[:8]}")
         try:
-            aside.mkdir(parents=True)
-            yield aside
+            temporary.mkdir(parents=True)
+            yield temporary
             if rank():
-                # Several processes have made the same; the first one keeps it.
+                # All processes of a group have made the same; only the first one stores it.
                 return
-            hashes = {file.name: hash_file(file) for file in sorted(aside.iterdir())}
-            (aside / CARD).write_text(card.model_copy(update={"files": hashes}).model_dump_json(indent=2) + "\n")
+            hashes = {file.name: hash_file(file) for file in sorted(temporary.iterdir())}
+            (temporary / CARD).write_text(card.model_copy(update={"files": hashes}).model_dump_json(indent=2) + "\n")
             try:
-                aside.rename(final)
+                temporary.rename(final)
             except OSError:
                 # A worker of a killed run may have finished the same artefact in the meantime.
                 if not self.has(kind, card.id):
                     raise
         except (OSError, SafetensorError) as error:
-            # safetensors wraps the system's error in its own, and keeps the number in the text.
+            # safetensors raises an error of its own, with the system's error number in the text.
             full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
             if full or "os error 28" in str(error) or "StorageFull" in str(error):
                 raise BenchError(
@@ -163,32 +163,32 @@ class Store:
                 ) from error
             raise
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
 
     def sweep(self) -> None:
-        """Remove what a killed run left half-written; only for the holder of the lock."""
+        """Remove temporary folders of killed runs; only while holding the lock."""
         for leftover in self.root.glob("*/.*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the results folder alone.
+        """Lock the results folder for one run.
 
         Raises:
-            BenchError: another run holds it, or the folder cannot be written.
+            BenchError: another run has locked it, or the folder cannot be written.
         """
         try:
             self.out.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             raise BenchError(f"--out {self.out} is a file, not a folder. Give another --out") from None
         except OSError as error:
-            raise BenchError(f"--out {self.out} cannot be made: {error.strerror}. Give another --out") from None
+            raise BenchError(f"--out {self.out} cannot be created: {error.strerror}. Give another --out") from None
         lock = FileLock(self.out / ".lock")
         try:
             lock.acquire(blocking=False)
         except Timeout:
             raise BenchError(
-                f"another run is at work in {self.out}. Wait for it, or give this one a folder of its own with --out"
+                f"another run is using {self.out}. Wait for it, or use another folder: --out FOLDER"
             ) from None
         except OSError as error:
             raise BenchError(f"--out {self.out} cannot be written: {error.strerror}. Give another --out") from None

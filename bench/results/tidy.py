@@ -1,4 +1,4 @@
-"""Numbers of finished cells as tidy tables: a row per cell and metric, over seeds, and as it is printed."""
+"""Numbers of finished cells as tables: a row per cell and metric, summaries over seeds, and printed tables."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -11,7 +11,7 @@ from metrics.intervals import wilson
 
 KEYS = [*CELL_COLUMNS, "metric", "perturbation"]
 NUMBERS = ["value", "count", "n", "low", "high"]
-# Which evaluation it was, by what, where: `cell` is a hash of all that determines it.
+# Where a number comes from; `cell` is the id of the evaluation.
 ORIGIN = ["cell", "bench", "torch", "device", "hardware"]
 COLUMNS = [*KEYS, *NUMBERS, *ORIGIN]
 SUMMARY_KEYS = [key for key in KEYS if key != "seed"]
@@ -19,23 +19,23 @@ SUMMARY_NUMBERS = ["seeds", "mean", "min", "max", "count", "n", "low", "high"]
 DASH = "–"
 
 
-def rows_of(cell: Cell, card: EvaluationCard, seen: Observations) -> list[dict]:
-    """All metrics of what one cell saw, as rows of the tidy table."""
+def rows_of(cell: Cell, card: EvaluationCard, observations: Observations) -> list[dict]:
+    """All metrics of a cell, as rows with `COLUMNS`."""
     origin = {"cell": card.id} | {key: getattr(card, key) for key in ORIGIN[1:]}
     return [
         cell.place | {"metric": name, "perturbation": perturbation} | vars(estimate) | origin
         for name in metrics
         if metrics[name].task == cell.task
-        for perturbation, estimate in metrics[name].measure(seen).items()
+        for perturbation, estimate in metrics[name].measure(observations).items()
     ]
 
 
 def pooled(over_seeds: pd.DataFrame) -> Estimate:
-    """One metric's rows, a row per seed, as one estimate.
+    """One estimate from one metric's rows, a row per seed; the value is the mean over seeds.
 
-    All seeds see the same test images, so more seeds do not narrow the interval: it is that of one seed's images.
-    Wilson's of the mean count for a share; for a mean over images, the mean of the seeds' ends. n is 0 for a number
-    that is not of images, such as a cost.
+    All seeds are evaluated on the same test images, so more seeds do not narrow the interval: it is that of one seed.
+    For a share it is Wilson's, of the mean count; for a mean over images, its ends are means over seeds. n is 0 for
+    numbers that are not about images, such as a cost.
     """
     value, count, n, low, high = over_seeds[NUMBERS].mean()
     if pd.notna(count):
@@ -44,10 +44,9 @@ def pooled(over_seeds: pd.DataFrame) -> Estimate:
 
 
 def summarise(results: pd.DataFrame) -> pd.DataFrame:
-    """A row per cell and metric over its seeds.
+    """A row per cell and metric, summarised over seeds, with columns `SUMMARY_KEYS` and `SUMMARY_NUMBERS`.
 
-    `mean`, `min`, `max` of `seeds` are the spread over seeds; `count`, `n`, `low`, `high` the sample of test images
-    (`pooled`).
+    `mean`, `min` and `max` are over the `seeds`; `count`, `n`, `low` and `high` come from `pooled`.
     """
     table = []
     for key, over_seeds in results.groupby(SUMMARY_KEYS, sort=False):
@@ -58,9 +57,9 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def did_not_take(results: pd.DataFrame, threshold: float, metric: str = "ASR") -> dict[str, float]:
-    """Attacks whose undefended ASR, pooled over seeds, is below the threshold (percent).
+    """Attacks that did not take: their undefended `metric`, pooled over seeds, is below the threshold; in percent.
 
-    None where the metric does not say how often an attack succeeds: it is no share, or a high one is good.
+    Empty if the metric is no rate of success: it is no share, or higher is better.
     """
     if metrics[metric].hits is None or metrics[metric].better == "higher":
         return {}
@@ -70,10 +69,10 @@ def did_not_take(results: pd.DataFrame, threshold: float, metric: str = "ASR") -
 
 
 def view_table(results: pd.DataFrame, numbers: Sequence[tuple[str, str]]) -> pd.DataFrame | None:
-    """A row per defense, a column per attack: the first (metric, perturbation), and the second in parentheses.
+    """A table with a row per defense and a column per attack.
 
-    Over several seeds, values are means; a share has its 95 % interval, and the spread over seeds beside it as
-    min..max. None where no cell has any of these numbers.
+    `numbers` are (metric, perturbation): the first one, and the others in parentheses. Values are means over seeds;
+    shares have their 95 % interval, and with several seeds the spread as min..max. None if no cell has these numbers.
     """
     keys = pd.Series(list(zip(results["metric"], results["perturbation"], strict=True)), index=results.index)
     here = results[keys.isin(numbers)]
@@ -88,7 +87,7 @@ def view_table(results: pd.DataFrame, numbers: Sequence[tuple[str, str]]) -> pd.
 
 
 def number_text(rows: pd.DataFrame) -> str:
-    """One metric of one cell, a row per seed, as it is printed."""
+    """The printed form of one metric of one cell; `rows` has a row per seed."""
     if rows.empty:
         return DASH
     sample, values = pooled(rows), rows["value"]
@@ -99,7 +98,7 @@ def number_text(rows: pd.DataFrame) -> str:
 
 
 def marked(table: pd.DataFrame, weak: Iterable[str]) -> pd.DataFrame:
-    """The table with `(did not take)` at the columns of these attacks."""
+    """The table with `(did not take)` in the column names of these attacks."""
     return table.rename(columns={attack: f"{attack} (did not take)" for attack in weak})
 
 

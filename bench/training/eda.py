@@ -1,7 +1,7 @@
 """EDA, "easy data augmentation" of a text: one small random edit (Wei & Zou, arXiv 1901.11196).
 
-CleanCLIP takes its text views from here, and so do attacks that augment captions. Synonyms are WordNet's, through
-nltk, where both are installed; without them two of the four edits are left.
+CleanCLIP and attacks that augment captions use it. Synonyms come from WordNet through nltk, if both are installed;
+without them, only two of the four edits are used.
 """
 
 import re
@@ -13,7 +13,7 @@ import torch
 DELETION = 0.1
 """Probability with which random deletion drops a word."""
 TRIES = 10
-"""Words that an insertion asks for a synonym before it gives up."""
+"""How many random words an insertion tries before it gives up finding a synonym."""
 
 STOP_WORDS = frozenset(
     """
@@ -31,11 +31,11 @@ STOP_WORDS = frozenset(
 )
 """Words that are never replaced: English determiners, pronouns, auxiliaries, prepositions and conjunctions.
 
-They carry the grammar of a caption, and WordNet knows some of them as something else only ("a" is a vitamin).
+They carry the grammar of a caption, and WordNet has only unrelated meanings for some of them ("a" is a vitamin).
 """
 
 Synonyms = Callable[[str], Sequence[str]]
-"""Gives the synonyms of a lower-case word, none or many, in an order that never changes; each a word or several."""
+"""Returns the synonyms of a lower-case word in a fixed order; each is one word or several."""
 
 
 def augment(caption: str, rng: torch.Generator, synonyms: Synonyms | None = None) -> str:
@@ -61,7 +61,7 @@ def augment(caption: str, rng: torch.Generator, synonyms: Synonyms | None = None
 
 
 def normalise(text: str) -> str:
-    """Lower-case letters a-z and single spaces; apostrophes vanish, anything else that is no letter separates words.
+    """Reduce a text to lower-case letters a-z and single spaces; apostrophes vanish, other characters become spaces.
 
     >>> normalise("It's a well-known  Café, No. 9")
     'its a well known caf no'
@@ -70,32 +70,32 @@ def normalise(text: str) -> str:
 
 
 def replace(words: Sequence[str], times: int, rng: torch.Generator, synonyms: Synonyms) -> list[str]:
-    """Replace up to `times` different words that are no stop words, each everywhere it occurs, by a synonym."""
+    """Replace up to `times` different words, no stop words, by synonyms; each in all places where it occurs."""
     # Not a set: its order depends on PYTHONHASHSEED.
     candidates = list(dict.fromkeys(word for word in words if word not in STOP_WORDS))
     chosen: dict[str, str] = {}
     for i in torch.randperm(len(candidates), generator=rng).tolist():
         if len(chosen) == times:
             break
-        if found := synonyms(candidates[i]):
-            chosen[candidates[i]] = _pick(found, rng)
+        if options := synonyms(candidates[i]):
+            chosen[candidates[i]] = _pick(options, rng)
     return " ".join(chosen.get(word, word) for word in words).split()
 
 
 def insert(words: Sequence[str], times: int, rng: torch.Generator, synonyms: Synonyms) -> list[str]:
-    """`times` times, insert a synonym of a random word at a random place."""
+    """`times` times, insert a synonym of a random word at a random position."""
     words = list(words)
     for _ in range(times):
         for _ in range(TRIES):
-            if found := synonyms(_pick(words, rng)):
-                place = int(torch.randint(len(words) + 1, (), generator=rng))
-                words[place:place] = _pick(found, rng).split()
+            if options := synonyms(_pick(words, rng)):
+                position = int(torch.randint(len(words) + 1, (), generator=rng))
+                words[position:position] = _pick(options, rng).split()
                 break
     return words
 
 
 def swap(words: Sequence[str], times: int, rng: torch.Generator) -> list[str]:
-    """`times` times, swap the words of two different places."""
+    """`times` times, swap two words at random positions."""
     words = list(words)
     for _ in range(times if len(words) > 1 else 0):
         i, j = torch.randperm(len(words), generator=rng)[:2].tolist()
@@ -104,13 +104,13 @@ def swap(words: Sequence[str], times: int, rng: torch.Generator) -> list[str]:
 
 
 def delete(words: Sequence[str], rng: torch.Generator) -> list[str]:
-    """Drop each word with probability `DELETION`, but never all: then a random one stays."""
+    """Drop each word with probability `DELETION`; if all would be dropped, keep a random one."""
     kept = (torch.rand(len(words), generator=rng) >= DELETION).tolist()
     return [word for word, stays in zip(words, kept, strict=True) if stays] or [_pick(words, rng)]
 
 
 def wordnet() -> Synonyms | None:
-    """WordNet's synonyms of a word, normalised, sorted, without the word; None without nltk or its (whole) corpus."""
+    """A function that gives WordNet's synonyms, normalised and sorted; None if nltk or its full corpus is missing."""
     try:
         from nltk.corpus import wordnet as corpus
 
@@ -120,8 +120,8 @@ def wordnet() -> Synonyms | None:
 
     @cache
     def synonyms(word: str) -> list[str]:
-        found = {normalise(name) for synset in corpus.synsets(word) for name in synset.lemma_names()}
-        return sorted(found - {word, ""})
+        names = {normalise(name) for synset in corpus.synsets(word) for name in synset.lemma_names()}
+        return sorted(names - {word, ""})
 
     return synonyms
 

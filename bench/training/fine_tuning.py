@@ -1,4 +1,4 @@
-"""Contrastive fine-tuning: how a backdoor is implanted, and how CleanCLIP tries to wash it out."""
+"""Contrastive fine-tuning, by which attacks implant a backdoor and CleanCLIP removes one."""
 
 import math
 import warnings
@@ -21,7 +21,7 @@ MAX_LOG_SCALE = math.log(100)
 
 
 def contrastive_loss(first: Tensor, second: Tensor, scale: Tensor | float) -> Tensor:
-    """Symmetric InfoNCE of two batches of unit-norm embeddings (n, d) whose rows belong together.
+    """Symmetric InfoNCE of two batches of unit-norm embeddings (n, d); equal rows are pairs.
 
     L = 1/2 [CE(s A B^T, I) + CE(s B A^T, I)] (Radford et al., 2021).
 
@@ -32,17 +32,17 @@ def contrastive_loss(first: Tensor, second: Tensor, scale: Tensor | float) -> Te
 
 
 def matching_loss(queries: Tensor, keys: Tensor, scale: Tensor | float) -> Tensor:
-    """One direction of InfoNCE: CE(s Q K^T, I).
+    """One direction of InfoNCE: CE(s Q K^T, I), of unit-norm queries (n, d) and keys (m, d), m >= n.
 
-    In several processes, K are the keys of all of them, and the mean over processes is the loss of the joined batch:
-    open_clip's `ClipLoss(local_loss=True, gather_with_grad=True)`.
+    With several processes, K holds the keys of all of them, and the mean of their losses is the loss of the whole
+    batch, as in open_clip's `ClipLoss(local_loss=True, gather_with_grad=True)`.
     """
-    own = torch.arange(len(queries), device=queries.device) + rank() * len(queries)
-    return F.cross_entropy(scale * product(queries, gathered(keys)), own)
+    labels = torch.arange(len(queries), device=queries.device) + rank() * len(queries)
+    return F.cross_entropy(scale * product(queries, gathered(keys)), labels)
 
 
 def cosine_with_warmup(step: int, warmup: int, total: int) -> float:
-    """Share of the learning rate at a step: linear up to 1 after exactly `warmup` steps, cosine to 0 at `total`.
+    """Factor on the learning rate: rises linearly to 1 at step `warmup`, then falls as a cosine to 0 at step `total`.
 
     >>> [round(cosine_with_warmup(s, 2, 6), 2) for s in range(7)]
     [0.0, 0.5, 1.0, 0.85, 0.5, 0.15, 0.0]
@@ -78,18 +78,18 @@ def fine_tune(
 ) -> list[float]:
     """Fine-tune `clip` in place; returns the loss of each step.
 
-    `loss(clip, index)` gives the loss of the pairs `index` of the n. The last, incomplete batch of an epoch is
-    dropped. After every step logit_scale is clamped to [0, ln 100]. `ahead`, such as `Images.ahead`, is told the pairs
-    of a step while the step before it is computed.
+    `loss(clip, index)` returns the loss of the pairs with these indices, in 0..n-1. The last, incomplete batch of an
+    epoch is dropped. After every step, logit_scale is clamped to [0, ln 100]. `ahead`, such as `Images.ahead`, is
+    called with the indices of the next step before each step, so that images can be decoded meanwhile.
 
-    In a process group, each process calls this with the same model and generator, and `loss` with its share of each
-    batch; batches, steps and weights are those of one process.
+    In a process group, every process must call this with the same model and generator; `loss` then gets the process's
+    share of each batch. Batches, steps and weights are those of a single process.
 
     Raises:
-        BenchError: the memory runs out. A contrastive batch cannot be split without becoming another loss.
+        BenchError: out of memory. A contrastive batch is not split, as that would change the loss.
     """
     trained = _trained_parameters(clip, recipe.towers)
-    # All vectors are of norms and biases, but for the class embedding.
+    # Vectors are parameters of norms or biases, except the class embedding.
     decayed = [p for name, p in trained if p.ndim >= 2 or "embedding" in name]
     others = [p for name, p in trained if not (p.ndim >= 2 or "embedding" in name)]
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -104,7 +104,7 @@ def fine_tune(
     clip.model.train()
     if recipe.gradient_checkpointing:
         clip.model.set_grad_checkpointing()
-    # Some towers drop tokens or activations in training, and draw from torch's global generator.
+    # Some towers drop tokens or activations in training, using torch's global generator.
     with seeded(rng.initial_seed(), clip.device):
         batches = map(share, shuffled_batches(n, batch_size, recipe.epochs, rng, drop_last=True))
         for index in track(announced(batches, ahead), "fine-tuning", total):
@@ -131,15 +131,15 @@ def fine_tune(
         clip.model.set_grad_checkpointing(False)
     clip.model.eval().requires_grad_(True)
     if overflows:
-        told = f"{overflows} of {total} steps overflowed in fp16 and changed nothing"
-        warnings.warn(f"{told}; precision=bf16 does not overflow", stacklevel=2)
+        message = f"{overflows} of {total} steps overflowed in fp16 and changed nothing"
+        warnings.warn(f"{message}; precision=bf16 does not overflow", stacklevel=2)
     return losses
 
 
 def shuffled_batches(
     n: int, batch_size: int, epochs: int, rng: torch.Generator, drop_last: bool = False
 ) -> Iterator[Tensor]:
-    """Indices of the batches of some epochs, shuffled anew in each."""
+    """Indices (batch_size,) of all batches of some epochs, in an order that is shuffled for each epoch."""
     for _ in range(epochs):
         for index in torch.randperm(n, generator=rng).split(batch_size):
             if len(index) == batch_size or not drop_last:
@@ -147,7 +147,7 @@ def shuffled_batches(
 
 
 def announced(batches: Iterable[Tensor], ahead: Callable[[Tensor], object]) -> Iterator[Tensor]:
-    """The same batches; each comes when `ahead` has been told of the one behind it, too.
+    """Yield batches one step late, so that `ahead` can prefetch the next one.
 
     >>> for batch in announced([1, 2], lambda batch: print("ahead:", batch)):
     ...     print(batch)

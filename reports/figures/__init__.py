@@ -1,4 +1,4 @@
-"""The paper's figures from a results folder, each as SVG and PNG with the numbers behind it as CSV."""
+"""Figures of a results folder, each as SVG and PNG, with its numbers as CSV."""
 
 from reports.figures.draw import Drawn, draw_all
 

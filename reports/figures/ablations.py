@@ -18,7 +18,7 @@ SHARES = ("ASR", "CA")
 
 @dataclass(frozen=True)
 class SweepFigure:
-    """What a figure of a paper shows of a suite: the variants `KEY=NUMBER` of a sweep."""
+    """A figure of the variants `KEY=NUMBER` of a sweep."""
 
     suite: str
     sweep: Sweep
@@ -43,7 +43,7 @@ class SweepFigure:
 
 
 def sweep_figures() -> dict[str, SweepFigure]:
-    """The figures of all papers that show a sweep, by their names."""
+    """The figures of sweeps of all papers, by name."""
     return {name.replace("/", "-"): SweepFigure(suite, sweep) for name, (suite, sweep) in figures().items()}
 
 
@@ -62,7 +62,7 @@ def shares_against(
 
 
 def _lines(axis: Axes, rows: pd.DataFrame, setting: str, order: Sequence[Hashable], joined: bool) -> None:
-    """One line per attack, and per defense, data set and model where there are several."""
+    """One line per attack; also per defense, data set and model if there are several."""
     varying = ["attack", *(key for key in ("defense", "dataset", "target", "model") if rows[key].nunique() > 1)]
     groups = list(rows.groupby(varying, sort=False))
     for i, ((key, line), offset) in enumerate(zip(groups, dodge(len(groups), 0.3), strict=True)):

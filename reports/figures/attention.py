@@ -15,7 +15,7 @@ from reports.figures.style import PAGE, panels, picture
 
 DEFENSE = "rvpt"
 IMAGES = 3
-# A trigger in one place shows best where attention goes.
+# Attacks with a local trigger, for which attention is easiest to see.
 PREFERRED = ("badnet", "badclip", "trojvqa")
 
 
@@ -37,26 +37,26 @@ def draw(source: Source) -> tuple[Figure, pd.DataFrame]:
 def class_attention(victim: Victim, images: Tensor) -> Tensor:
     """Attention of the class token to each patch in the last block, mean over heads: (n, rows, columns).
 
-    The rest, up to a sum of 1, goes to the class token itself and to the prompts.
+    The remaining attention, up to a sum of 1, goes to the class token itself and to the prompts.
 
     Raises:
-        BenchError: the image tower has no class token that attends, or an attention that does not tell its weights.
+        BenchError: the image tower has no class token, or an attention that does not return its weights.
     """
     tower = victim.clip.visual
     if not has_transformer_tower(victim.clip):
         raise BenchError("needs a vision transformer of open_clip: this model's image tower has no class token")
     block = tower.transformer.resblocks[-1]
     if not isinstance(block.attn, nn.MultiheadAttention):
-        raise BenchError(f"needs torch's attention: {type(block.attn).__name__} does not tell its weights")
-    seen: list[Tensor] = []
-    hook = block.ln_1.register_forward_hook(lambda _, __, normed: seen.append(normed))
+        raise BenchError(f"needs torch's attention: {type(block.attn).__name__} does not return its weights")
+    inputs: list[Tensor] = []
+    hook = block.ln_1.register_forward_hook(lambda _, __, normed: inputs.append(normed))
     try:
         victim.encode(images)
     finally:
         hook.remove()
-    # Prompts (b, width) are normed apart from the tokens of the images, for all of them at once.
-    own, *prompts = seen
-    tokens = torch.cat([own, *(prompt.expand(len(own), -1, -1) for prompt in prompts)], 1)
+    # The layer norm is called for the images' tokens first, then once for the prompts (b, width) of all images.
+    images_tokens, *prompts = inputs
+    tokens = torch.cat([images_tokens, *(prompt.expand(len(images_tokens), -1, -1) for prompt in prompts)], 1)
     _, weights = block.attn(tokens, tokens, tokens, need_weights=True)
     rows, columns = tower.grid_size
     return weights[:, 0, 1 : 1 + rows * columns].reshape(-1, rows, columns).float().cpu()
@@ -67,7 +67,7 @@ def _grid(views: dict[str, Tensor], maps: dict[tuple[str, str], np.ndarray]) -> 
     images = next(iter(views.values()))
     columns = len(views) * (1 + len(models))
     figure, axes = panels(PAGE, 0.4 + len(images) * (PAGE - 0.8) / columns, len(images), columns)
-    # One scale: what is brighter draws more attention, in whatever picture.
+    # One colour scale for all pictures.
     top = max(values.max() for values in maps.values())
     for i, row in enumerate(axes):
         k = 0

@@ -1,4 +1,4 @@
-"""Draw every figure that a results folder allows, and say of the others what would fill them."""
+"""Draw the figures of a results folder; for figures without data, give the command that makes the data."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ class Drawn:
 def draw_all(folder: ResultsFolder) -> list[Drawn]:
     """Write DIR/figures/NAME.svg, .png and .csv of each figure whose cells are in the results."""
     source = Source(folder)
-    # As the run itself: on a busy machine, threads spend more time waiting for each other than they save.
+    # As many threads as in the run: on a busy machine, more threads are slower.
     torch.set_num_threads(source.run.execution.threads)
     sweeps = {name: (figure.title, figure.draw) for name, figure in ablations.sweep_figures().items()}
     return [_draw(source, name, title, draw) for name, (title, draw) in sorted((FIGURES | sweeps).items())]
@@ -61,7 +61,7 @@ def _draw(source: Source, name: str, title: str, draw: Draw) -> Drawn:
         try:
             figure, numbers = draw(source)
         except BenchError as error:
-            # A picture of earlier results would stand beside the tables of these.
+            # Otherwise a figure of earlier results would stay beside the new tables.
             for file in files:
                 file.unlink(missing_ok=True)
             return Drawn(name, title, missing=str(error))

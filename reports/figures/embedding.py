@@ -24,7 +24,7 @@ STYLES: dict[str, dict[str, Any]] = {
 
 
 def draw(source: Source) -> tuple[Figure, pd.DataFrame]:
-    """A panel per model, of the attack that the undefended model gives most to."""
+    """A panel per model, for the attack with the highest undefended ASR."""
     undefended = source.main[(source.main["label"] == UNDEFENDED) & (source.main["metric"] == "ASR")]
     if undefended.empty:
         raise source.missing("the undefended model", "--defenses none,vpt,rvpt")

@@ -17,7 +17,7 @@ BLOCKS = 12
 
 
 def draw(source: Source) -> tuple[Figure, pd.DataFrame]:
-    """Left what each arrangement means, right what it does."""
+    """On the left the blocks of each arrangement, on the right its ASR and CA."""
     names = list(get_args(Permutation))
     rows = source.summary[source.summary["variant"].isin(names) & source.summary["metric"].isin(SHARES)]
     if rows.empty:

@@ -1,4 +1,4 @@
-"""Figure 4: what the feature-repelling loss does: ASR of RVPT and VPT, and their training curves."""
+"""Figure 4: the effect of the feature-repelling loss: ASR of RVPT and VPT, and their training curves."""
 
 import numpy as np
 import pandas as pd
@@ -10,7 +10,7 @@ from reports.figures.style import PAGE, dodge, look, panels, points
 
 OFF, ON = "vpt", "rvpt"
 NAMES = {OFF: "off (VPT)", ON: "on (RVPT)"}
-# The paper draws BadNet and Blended; many more curves cannot be told apart.
+# The paper draws BadNet and Blended; many more curves cannot be distinguished.
 ATTACKS = 3
 
 
@@ -28,7 +28,7 @@ def draw(source: Source) -> tuple[Figure, pd.DataFrame]:
 
 
 def _success(summary: pd.DataFrame) -> pd.DataFrame:
-    """ASR wherever the loss was on and off: a `place` is an attack, a data set, a scenario."""
+    """ASR where both RVPT and VPT were measured; `place` names attack, model, data set, target and variant."""
     rows = summary[(summary["metric"] == "ASR") & summary["defense"].isin(list(NAMES))]
     several = [key for key in ("model", "dataset", "target", "variant") if rows[key].nunique() > 1]
     columns = [rows[key] for key in ("attack", *several)]
@@ -65,7 +65,7 @@ def _dots(axis: Axes, success: pd.DataFrame) -> None:
 def _lines(axis: Axes, curves: pd.DataFrame, label: str) -> None:
     """Curves averaged over a 25th of their steps; five markers on each."""
     attacks = list(curves["attack"].unique())
-    # VPT's curves first: a column of the legend each.
+    # VPT's curves first, so that each defense has a column of the legend.
     ordered = curves.sort_values("defense", ascending=False, kind="stable")
     for (attack, defense), rows in ordered.groupby(["attack", "defense"], sort=False):
         smooth = rows["value"].rolling(max(1, len(rows) // 25), center=True, min_periods=1).mean()

@@ -1,4 +1,4 @@
-"""Figure S2: do models that resist perturbations resist the backdoor?"""
+"""Figure S2: Perturbation Resistivity against attack success."""
 
 from collections.abc import Hashable
 
@@ -26,7 +26,7 @@ def draw(source: Source) -> tuple[Figure, pd.DataFrame]:
     """A point per (attack, model, seed); a fitted line; Pearson's and Spearman's correlation with 95 % intervals."""
     numbers = resistivity_and_success(source.main)
     there = set(numbers["perturbation"])
-    columns = [found for kind in KINDS if (found := next((p for p in kind if p in there), None))]
+    columns = [name for kind in KINDS if (name := next((p for p in kind if p in there), None))]
     if not columns:
         raise source.missing("cells with perturbations", "--set zero_shot.perturbations=[gaussian-0.03,trigger]")
     figure, axes = panels(max(COLUMN, PAGE * len(columns) / 3), 5.2, 2, len(columns), sharey=True)
@@ -56,10 +56,10 @@ def _scatter(axis: Axes, rows: pd.DataFrame, source: Source) -> None:
         axis.plot(cells["PR"], cells["ASR"], ls="", color=colour, marker=marker, mfc="none", mew=1.1)
     pr, asr = rows["PR"].to_numpy(), rows["ASR"].to_numpy()
     try:
-        said = correlation_words(pr_asr_correlation(pr, asr), "\n")
+        title = correlation_words(pr_asr_correlation(pr, asr), "\n")
     except BenchError:
-        said = f"{len(rows)} points"
-    axis.set_title(said, fontsize=7, loc="left")
+        title = f"{len(rows)} points"
+    axis.set_title(title, fontsize=7, loc="left")
     if len(np.unique(pr)) > 2:
         ends = np.array([pr.min(), pr.max()])
         axis.plot(ends, np.polyval(np.polyfit(pr, asr, 1), ends), color=GRAY, lw=1)
@@ -68,7 +68,7 @@ def _scatter(axis: Axes, rows: pd.DataFrame, source: Source) -> None:
 
 
 def _legend(figure: Figure, source: Source) -> None:
-    """Colours are attacks, markers are models; each has columns of its own."""
+    """A legend with separate columns for attacks (colours) and models (markers)."""
     models = [name for name in source.models if name != CLEAN_MODEL]
     keys = [(name, Line2D([], [], lw=4, color=_colour(source, name))) for name in source.attacks]
     keys += [("", Line2D([], [], ls=""))] * (-len(keys) % LINES)

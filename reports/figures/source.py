@@ -1,4 +1,4 @@
-"""What figures are drawn from: the numbers, curves, models and images of a results folder."""
+"""The data of figures: numbers, curves, models and images of a results folder."""
 
 from functools import cached_property
 
@@ -20,15 +20,14 @@ from bench.results.folder import ResultsFolder
 from bench.results.records import Cell
 from bench.results.tidy import summarise
 
-# At most so many images are encoded for a picture: 10 of each of 20 classes.
+# The most images that are encoded for a figure: 10 of each of 20 classes.
 CLASSES, IMAGES_A_CLASS = 20, 10
 
 
 class Source:
-    """A results folder, opened as far as a figure of zero-shot classification needs it.
+    """The zero-shot results of a folder, with its models and images opened on demand.
 
-    A model of the matrix is called by its defense; one that a suite puts beside them (`Suite.in_matrix`), by its
-    variant.
+    Models have the name of their defense; those of a suite with `Suite.in_matrix`, the name of their variant.
     """
 
     def __init__(self, folder: ResultsFolder) -> None:
@@ -37,12 +36,12 @@ class Source:
 
     @cached_property
     def summary(self) -> pd.DataFrame:
-        """All rows over their seeds: `mean`, and the 95 % interval `low` to `high` of the test images."""
+        """All rows summarised over seeds: `mean`, and the 95 % interval [`low`, `high`]."""
         return summarise(self.results)
 
     @cached_property
     def main(self) -> pd.DataFrame:
-        """The results on the run's own model, data set and target, a row per seed; without the ablations."""
+        """The results for the run's own model, data set and target, a row per seed; without ablations."""
         here = (self.results[list(self.place)] == pd.Series(self.place)).all(axis=1)
         rows = self.results[here & self.results["variant"].isin(["", *variants_in_matrix()])]
         if rows.empty:
@@ -73,10 +72,10 @@ class Source:
 
     @property
     def models(self) -> list[str]:
-        """Rows of the matrix: the clean model, the undefended one, the defended ones."""
-        found = list(self.main["label"].unique())
-        first = [name for name in (CLEAN_MODEL, UNDEFENDED) if name in found]
-        return first + [name for name in found if name not in first]
+        """The models of the matrix: clean, undefended, defended."""
+        labels = list(self.main["label"].unique())
+        first = [name for name in (CLEAN_MODEL, UNDEFENDED) if name in labels]
+        return first + [name for name in labels if name not in first]
 
     @property
     def target(self) -> int:
@@ -109,12 +108,12 @@ class Source:
         return self.folder.victim(self.cell(attack, defense))
 
     def parts(self, attack: str, defense: str) -> tuple[str, ...]:
-        """What a cell's model is made of: a backdoored model and perhaps a defense, by id; nothing, if it is clean."""
-        made = self.folder.lineage(self.cell(attack, defense)).evaluation.determined_by
-        return () if made["clean"] else tuple(dict.fromkeys((made["backdoor"], made["subject"])))
+        """The ids of the backdoored model and the last defense of a cell's model; () for the clean model."""
+        inputs = self.folder.lineage(self.cell(attack, defense)).evaluation.determined_by
+        return () if inputs["clean"] else tuple(dict.fromkeys((inputs["backdoor"], inputs["subject"])))
 
     def curves(self, attack: str, defense: str) -> dict[str, list[float]]:
-        """The training curves of a cell's last defense; none where it logged none, or its artefact is gone."""
+        """The training curves of a cell's last defense; {} if it logged none or its artefact was deleted."""
         chain = self.folder.lineage(self.cell(attack, defense)).defenses
         return chain[-1].log if chain else {}
 
@@ -131,11 +130,11 @@ class Source:
 
     @property
     def others(self) -> Tensor:
-        """Those of the sample that a trigger should turn into the target: images of other classes."""
+        """The images of the sample that are not of the target class."""
         return self.sample[self.resources.test.labels[self.sample] != self.target]
 
     def stamped(self, attack: str, index: Tensor) -> Tensor:
-        """The evaluated images `index` under the trigger of an attack's stored model: uint8 (n, 3, size, size)."""
+        """The evaluated images of `index` with an attack's stored trigger: uint8 (n, 3, size, size)."""
         cell = next((cell for (name, _), cell in self.cells.items() if name == attack), None)
         if cell is None:
             raise self.missing(f"a cell of {attack}", f"--attacks {attack}")
@@ -149,5 +148,5 @@ class Source:
 
 @torch.no_grad()
 def embed(victim: Victim, images: Tensor) -> Tensor:
-    """Unit-norm embeddings (n, embed_dim) of a picture's few images, on the CPU and in fp32."""
+    """Unit-norm embeddings (n, embed_dim) of images, on the CPU and in fp32."""
     return F.normalize(victim.encode(images).embedding.float().cpu(), dim=-1)

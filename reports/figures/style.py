@@ -1,4 +1,4 @@
-"""How figures look: readable in print at 7 inches, safe for the colour-blind, told apart by markers as well."""
+"""The style of figures: readable in print at 7 inches; colours are safe for the colour-blind and have markers too."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -35,20 +35,20 @@ STYLE: dict[str, Any] = {
     "grid.linewidth": 0.5,
     "lines.linewidth": 1.2,
     "lines.markersize": 4.5,
-    # Names of data sets may hold a $, which is no formula.
+    # Names may contain a $, which must not start a formula.
     "text.parse_math": False,
-    # The same picture is the same file.
+    # The same figure gives the same file.
     "svg.hashsalt": "bench",
 }
 
 
 def look(i: int) -> dict[str, Any]:
-    """Colour and marker of the i-th of several things in one picture."""
+    """Colour and marker of the i-th series of a figure."""
     return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
 
 
 def panels(width: float, height: float, rows: int, columns: int, **options: Any) -> tuple[Figure, np.ndarray]:
-    """A figure of some inches, and its axes (rows, columns)."""
+    """A figure with its size in inches, and its axes (rows, columns)."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
@@ -65,13 +65,13 @@ def dodge(count: int, width: float = 0.75) -> list[float]:
 def points(axis: Axes, x: Sequence[float], y: Sequence[float], ends: np.ndarray, upright: bool, **style: Any) -> None:
     """Markers with 95 % intervals `ends` (2, n): of y where `upright`, else of x."""
     values = np.asarray(y if upright else x, dtype=float)
-    # A mean over seeds may lie outside its rounded interval by a hair; a bar cannot be negative.
+    # By rounding, a mean over seeds may lie just outside its interval; bars cannot be negative.
     bars = np.abs(np.asarray(ends, dtype=float) - values)
     axis.errorbar(x, y, **{"yerr" if upright else "xerr": bars}, elinewidth=0.8, capsize=1.5, **style)
 
 
 def widen(axis: Axes) -> None:
-    """Make an x-axis of cosines at least 0.02 wide: differences of nothing shall look like nothing."""
+    """Make an x-axis of cosines at least 0.02 wide, so that negligible differences look negligible."""
     low, high = axis.get_xlim()
     missing = max(0.0, LEAST - (high - low))
     axis.set_xlim(low - missing / 2, high + missing / 2)
@@ -84,7 +84,7 @@ def legend_below(figure: Figure, axis: Axes, columns: int = 4) -> None:
 
 
 def picture(axis: Axes, pixels: np.ndarray, **options: Any) -> None:
-    """An image without ticks, in its own pixels."""
+    """An image without ticks and without interpolation."""
     axis.imshow(pixels, interpolation="nearest", **options)
     axis.set_xticks([])
     axis.set_yticks([])

@@ -1,1 +1,1 @@
-"""Tables of papers: their cells from a results folder, the printed numbers beside them, and the files of both."""
+"""Tables of papers, filled with the numbers of a results folder beside the published ones."""

@@ -1,4 +1,4 @@
-"""What defenses cost, from the cards of what they made."""
+"""The costs of defenses, from their cards."""
 
 import pandas as pd
 
@@ -9,9 +9,10 @@ COSTS = ("seconds", "peak_memory_mb", "tunable", "samples")
 
 
 def collect_costs(folder: ResultsFolder) -> pd.DataFrame:
-    """One row per (cell, cost) of single defenses, in the columns of the results; what no card tells is left out.
+    """A row per (cell, cost) of single defenses, with the columns of the results; unknown costs are left out.
 
-    `seconds` of wall time, `peak_memory_mb`, `tunable` parameters, training `samples`: of no images, without interval.
+    Costs are `seconds` of wall time, `peak_memory_mb`, `tunable` parameters and training `samples`. n is 0, and there
+    is no interval.
     """
     rows = []
     for cell in folder.cells:

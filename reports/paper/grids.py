@@ -7,17 +7,17 @@ import pandas as pd
 from bench.papers import Paper, papers
 from bench.results.folder import ResultsFolder
 from bench.results.tidy import DASH
-from reports.grid import Grid, Number, Row
+from reports.grid import Grid, GridCell, Row
 from reports.paper.render import DAGGER, in_parentheses, value_text
 from reports.paper.tables import stem, title
 from reports.paper.write import TABLES
 
-PLACE = ["model", "dataset", "target"]
-NAMES = [*PLACE, "method", "defense", "attack", "perturbation", "metric"]
+PLACE_COLUMNS = ["model", "dataset", "target"]
+NAMES = [*PLACE_COLUMNS, "method", "defense", "attack", "perturbation", "metric"]
 
 
 def paper_grids(folder: ResultsFolder) -> list[Grid]:
-    """The tables of papers that `reports.paper.write` wrote as CSV into a folder, in the papers' order."""
+    """The papers' tables that `reports.paper.write` wrote as CSV, in the order of the papers."""
     tables = [(paper, name) for paper in papers.values() for name in paper.tables]
     files = {(paper.name, name): folder.out / TABLES / f"{stem(paper, name)}.csv" for paper, name in tables}
     return [
@@ -28,16 +28,16 @@ def paper_grids(folder: ResultsFolder) -> list[Grid]:
 
 
 def _read(file: Path) -> pd.DataFrame:
-    """A table: its names as text, "" where there is none."""
+    """Read a table with its names as text, "" for missing ones."""
     table = pd.read_csv(file, dtype=dict.fromkeys(NAMES, str), na_values=[""], keep_default_na=False)
     return table.fillna(dict.fromkeys(NAMES, ""))
 
 
 def _grid(paper: Paper, caption: str, table: pd.DataFrame) -> Grid:
-    # A table of resistivity has perturbations for columns, one of costs its metrics.
+    # Columns are attacks; perturbations in tables of resistivity; metrics in tables of costs.
     column = next((name for name in ("attack", "perturbation") if table[name].any()), "metric")
     columns = list(table[column].unique())
-    headers = [*(name for name in PLACE if table[name].nunique() > 1), "method"]
+    headers = [*(name for name in PLACE_COLUMNS if table[name].nunique() > 1), "method"]
     rows = []
     for key, row in table.groupby([*headers, "defense"], sort=False):
         numbers = [_number(row[row[column] == c], c if column == "attack" else "") for c in columns]
@@ -48,11 +48,11 @@ def _grid(paper: Paper, caption: str, table: pd.DataFrame) -> Grid:
     return Grid(caption, tuple(headers), shown, tuple(rows))
 
 
-def _number(rows: pd.DataFrame, attack: str) -> Number:
-    """The measured numbers of a cell, and the paper's where they were asked for."""
+def _number(rows: pd.DataFrame, attack: str) -> GridCell:
+    """The measured numbers of a cell, and the paper's if they are in the table."""
     measured, paper = (_texts(rows, column) for column in ("value", "published"))
     mark = "" if rows["took"].all() else f" {DAGGER}"
-    return Number(measured + mark if measured else DASH, f"paper {paper}" if paper else "", attack)
+    return GridCell(measured + mark if measured else DASH, f"paper {paper}" if paper else "", attack)
 
 
 def _texts(rows: pd.DataFrame, column: str) -> str:

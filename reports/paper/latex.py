@@ -1,4 +1,4 @@
-"""Tables of papers for LaTeX: booktabs, no wider than the line."""
+"""Tables of papers for LaTeX, with booktabs, scaled to the width of the line."""
 
 import re
 from collections.abc import Hashable, Iterator, Sequence
@@ -22,9 +22,9 @@ FIT = r"\smallskip\small\setlength{\tabcolsep}{3pt}\resizebox{\ifdim\width>\line
 
 
 def latex(table: Table, notes: Sequence[str], about: str) -> str:
-    """A table, and the paper's numbers beside the measured ones where there are any.
+    """A table, and a second one with published beside measured numbers if there are published ones.
 
-    Notes stand below; those that tell a command are comments, for who makes the table.
+    Notes are put below the table; those with a command become LaTeX comments.
     """
     comments = [note for note in notes if "`" in note]
     below = [note for note in notes if note not in comments]
@@ -39,7 +39,7 @@ def latex(table: Table, notes: Sequence[str], about: str) -> str:
 
 
 def tabular(frame: pd.DataFrame) -> Iterator[str]:
-    """The lines of a tabular. Labels are escaped; cells are LaTeX, but for their signs.
+    """The lines of a tabular. Labels are escaped; of cells, only minus signs, dashes and daggers are translated.
 
     >>> print(*tabular(pd.DataFrame({"A_1": ["-2"]}, index=["50 %"])), sep="\\n")
     \\begin{tabular}{ll}
@@ -59,7 +59,7 @@ def tabular(frame: pd.DataFrame) -> Iterator[str]:
     yield r"\midrule"
     before: tuple[Hashable, ...] = ()
     for key, texts in zip(rows, frame.itertuples(index=False, name=None), strict=True):
-        # A label is not repeated below itself, but for the innermost.
+        # Repeated labels are left blank, except in the innermost level.
         names = ["" if i + 1 < len(key) and key[: i + 1] == before[: i + 1] else _escaped(n) for i, n in enumerate(key)]
         yield _line([*names, *map(_signs, texts)])
         before = key
@@ -83,14 +83,14 @@ def _float(body: pd.DataFrame, text: str, label: str, notes: Sequence[str]) -> l
 
 
 def _in_groups(frame: pd.DataFrame) -> pd.DataFrame:
-    """Columns such as `ASR published` under a header that they share, if all have one."""
+    """Split columns such as `ASR published` into two header levels, if all have two words."""
     if all(" " in name for name in frame.columns):
         frame.columns = pd.MultiIndex.from_tuples([tuple(name.rsplit(" ", 1)) for name in frame.columns])
     return frame
 
 
 def _header(columns: Sequence[tuple[Hashable, ...]], level: int) -> Iterator[str]:
-    """The labels of one level, one label over all the columns that share it."""
+    """The labels of one header level; adjacent columns with the same label share it."""
     innermost = level + 1 == len(columns[0])
     for key, group in groupby(enumerate(columns), lambda at: (at[1][: level + 1], at[0] if innermost else 0)):
         label, width = _escaped(key[0][level]), len(list(group))

@@ -1,4 +1,4 @@
-"""The numbers that a paper prints, under bench's names."""
+"""The published numbers of a paper, with bench's names."""
 
 from typing import get_args
 
@@ -8,18 +8,18 @@ from bench.core.errors import BenchError
 from bench.papers import Paper
 from bench.papers.paper import Column
 
-# What published.csv must have; other columns are empty where it has none.
+# Required columns of published.csv; the other columns may be missing.
 NEEDED = ("version", "table", "metric", "value")
 
 
 def published(paper: Paper, version: str) -> pd.DataFrame:
-    """The numbers that a version of a paper prints, one a row.
+    """The published numbers of a version of a paper, a row each.
 
     Columns are `table`, `dataset`, `model`, `defense`, `attack`, `target`, `variant`, `perturbation`, `metric` and
-    `value`: percent for shares, seconds, MB, or a count. What a table leaves open is "".
+    `value`: percent for shares, seconds, MB, or a count. Columns that do not apply are "".
 
     Raises:
-        BenchError: the paper has no numbers of this version, or its file is not what it must be.
+        BenchError: the paper has no numbers of this version, or its file cannot be read.
     """
     rows = _printed(paper)
     rows = rows[rows["version"] == version].reset_index(drop=True)
@@ -36,7 +36,7 @@ def published(paper: Paper, version: str) -> pd.DataFrame:
 
 
 def _printed(paper: Paper) -> pd.DataFrame:
-    """published.csv as it is, with bench's names of columns, all of them."""
+    """The rows of published.csv, with all of bench's columns."""
     file, known = paper.numbers, get_args(Column)
     if file is None:
         raise BenchError(f"{paper.folder} has no published.csv. Run it again without --published")

@@ -1,4 +1,4 @@
-"""Tables of papers as text: what a cell says, Markdown to read, CSV to compute with."""
+"""Tables of papers as Markdown and as data frames."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -11,7 +11,7 @@ from bench.core.names import CLEAN_MODEL
 from bench.papers import Axis, Place
 from bench.results.tidy import DASH
 from reports.paper.costs import COSTS
-from reports.paper.tables import Cell, Number, Table
+from reports.paper.tables import MeasuredNumber, Table, TableCell
 
 DAGGER = "†"
 UNITS = {"seconds": " s", "peak_memory_mb": " MB"}
@@ -19,7 +19,7 @@ Bold = Callable[[str], str]
 
 
 def markdown(table: Table, notes: list[str], about: str) -> str:
-    """The table with its best numbers in bold, and notes; beside the paper's numbers, below what is said about them."""
+    """The table with its best numbers in bold, and notes; with published numbers, if any, below the text `about`."""
     body = layout(table, lambda text: f"**{text}**")
     body.columns = [": ".join(map(str, c)) if isinstance(c, tuple) else str(c) for c in body.columns]
     blocks = [f"## {table.title}", caption(table), _markdown(body.reset_index()), *notes]
@@ -29,7 +29,7 @@ def markdown(table: Table, notes: list[str], about: str) -> str:
 
 
 def tidy(table: Table) -> pd.DataFrame:
-    """A row per cell and metric: what it is, value, 95 % interval, published value and the difference to it."""
+    """A row per cell and metric: its names, value, 95 % interval, published value, and the difference to it."""
     rows = []
     for cell in table.cells:
         for metric in dict.fromkeys((*cell.measured, *cell.published)):
@@ -51,7 +51,7 @@ def tidy(table: Table) -> pd.DataFrame:
 
 
 def value_text(metric: str, value: float, of_share: int = 1) -> str:
-    """A value as it is printed: a time as h:mm:ss, another cost, or a share with some digits; a dash for NaN."""
+    """The printed form of a value: seconds as h:mm:ss, shares with `of_share` digits, a dash for NaN."""
     if math.isnan(value):
         return DASH
     if metric == "seconds":
@@ -60,7 +60,7 @@ def value_text(metric: str, value: float, of_share: int = 1) -> str:
 
 
 def in_parentheses(texts: Iterable[str]) -> str:
-    """The first text, and the others in parentheses.
+    """The first text, followed by the others, each in parentheses.
 
     >>> in_parentheses(["ASR", "CA"])
     'ASR (CA)'
@@ -70,7 +70,7 @@ def in_parentheses(texts: Iterable[str]) -> str:
 
 
 def caption(table: Table) -> str:
-    """What a cell says, and of how many images and seeds."""
+    """The meaning of the numbers, and the numbers of images and seeds."""
     images: dict[Place, int] = {}
     for cell in table.cells:
         for number in cell.measured.values():
@@ -82,7 +82,7 @@ def caption(table: Table) -> str:
 
 
 def layout(table: Table, bold: Bold) -> pd.DataFrame:
-    """The table as it is printed: labels of the axes at rows and columns, texts in the cells."""
+    """The table in its printed form: labels of rows and columns, and texts of the cells."""
     texts: dict[tuple, dict[tuple, str]] = {}
     best, spec = _best(table), table.spec
     for cell in table.cells:
@@ -98,9 +98,9 @@ def layout(table: Table, bold: Bold) -> pd.DataFrame:
 
 
 def comparison(table: Table) -> pd.DataFrame:
-    """A row per cell that the paper prints: for each metric published, measured, difference with its interval.
+    """A row per published cell; for each metric the published and measured numbers, and their difference.
 
-    The published number is taken as exact, since it comes without counts: the interval is that of the measured one.
+    The published number is taken as exact, as it has no counts; so the interval is that of the measured one.
     """
     rows = []
     for cell in (cell for cell in table.cells if cell.published):
@@ -121,7 +121,7 @@ def _markdown(frame: pd.DataFrame) -> str:
 
 
 def _meaning(table: Table) -> str:
-    """What the numbers are, such as `ASR (CA) in percent`."""
+    """The meaning of the numbers, such as `ASR (CA) in percent`."""
     metrics = table.spec.metrics
     unit = "in percent" if all(map(_is_share, metrics)) else ""
     if table.metrics_apart:
@@ -129,8 +129,8 @@ def _meaning(table: Table) -> str:
     return f"{in_parentheses(_label(table, metric) for metric in metrics)} {unit}".rstrip()
 
 
-def _text(cell: Cell, metrics: tuple[str, ...], best: dict, bold: Bold) -> str:
-    """Such as `5.3 (94.0)`; a dash for what there is not."""
+def _text(cell: TableCell, metrics: tuple[str, ...], best: dict, bold: Bold) -> str:
+    """The text of a cell, such as `5.3 (94.0)`; a dash for a missing number."""
     if not any(metric in cell.measured for metric in metrics):
         return DASH
     texts = []
@@ -142,9 +142,9 @@ def _text(cell: Cell, metrics: tuple[str, ...], best: dict, bold: Bold) -> str:
 
 
 def _best(table: Table) -> dict[tuple, str]:
-    """The best number, as printed, of those that are rivals; none of one alone.
+    """The printed form of the best number of each group of two or more (`_rivals`).
 
-    The clean model does not compete, and nothing is best against an attack that did not take.
+    The clean model and attacks that did not take are left out.
     """
     rivals: dict[tuple, list[float]] = {}
     for cell in (cell for cell in table.cells if cell.method.defense != CLEAN_MODEL and cell.took):
@@ -155,17 +155,17 @@ def _best(table: Table) -> dict[tuple, str]:
     return {key: value_text(key[-1], choose[key](values)) for key, values in rivals.items() if len(values) > 1}
 
 
-def _rivals(cell: Cell, metric: str) -> tuple:
-    """What numbers are compared within: methods against the same attack at the same place."""
+def _rivals(cell: TableCell, metric: str) -> tuple:
+    """The group within which a number can be the best: methods against one attack on one data set and model."""
     return (cell.place, cell.attack, cell.perturbation, metric)
 
 
 def _together(table: Table) -> list[tuple[str, ...]]:
-    """The metrics that share a cell."""
+    """The metrics of the table, grouped by those in one cell."""
     return [(metric,) for metric in table.spec.metrics] if table.metrics_apart else [table.spec.metrics]
 
 
-def _labels(table: Table, cell: Cell, axes: tuple[Axis, ...], metric: str) -> dict[str, str]:
+def _labels(table: Table, cell: TableCell, axes: tuple[Axis, ...], metric: str) -> dict[str, str]:
     names = table.paper.labels
     labels: dict[Axis, str] = {
         "place": cell.place.label,
@@ -196,7 +196,7 @@ def _is_share(metric: str) -> bool:
     return metric in registered and registered[metric].hits is not None
 
 
-def _difference(number: Number | None, paper: float | None) -> dict[str, float]:
+def _difference(number: MeasuredNumber | None, paper: float | None) -> dict[str, float]:
     if number is None or paper is None:
         return {}
     ends = {"difference": number.value, "difference_low": number.low, "difference_high": number.high}

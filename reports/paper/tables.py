@@ -1,4 +1,4 @@
-"""A table of a paper: for each cell, what was measured here and what the paper prints."""
+"""Tables of a paper: for each cell the measured and the published numbers."""
 
 import itertools
 from collections.abc import Sequence
@@ -23,8 +23,8 @@ Groups = DataFrameGroupBy
 
 
 @dataclass(frozen=True)
-class Number:
-    """A measured value, its 95 % interval (NaN without one), of how many images (0 of a cost) and seeds."""
+class MeasuredNumber:
+    """A measured value with its 95 % interval (NaN if none), its number of images (0 for a cost) and of seeds."""
 
     value: float
     low: float
@@ -34,17 +34,17 @@ class Number:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One cell of a table; `measured` and `published` are by metric, and lack what there is not.
+class TableCell:
+    """A cell of a table, with the available `measured` and `published` numbers by metric.
 
-    `reason` says why the cell cannot be measured; empty where it can.
+    `reason` says why the cell cannot be measured; "" if it can. `took` is False if the attack did not take.
     """
 
     place: Place
     method: Method
     attack: str = ""
     perturbation: str = ""
-    measured: dict[str, Number] = field(default_factory=dict)
+    measured: dict[str, MeasuredNumber] = field(default_factory=dict)
     published: dict[str, float] = field(default_factory=dict)
     reason: str = ""
     took: bool = True
@@ -52,12 +52,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a paper beside a run: all its cells, measured or not, in the paper's order."""
+    """A table of a paper, filled from a run: all cells, measured or not, in the paper's order."""
 
     paper: Paper
     name: str
     run: RunSettings
-    cells: tuple[Cell, ...]
+    cells: tuple[TableCell, ...]
 
     @property
     def spec(self) -> PaperTable:
@@ -73,17 +73,17 @@ class Table:
 
     @property
     def own(self) -> Place:
-        """Where the run's own cells are."""
+        """The model, data set and target of the run."""
         return own_place(self.run)
 
     @property
     def replicates(self) -> bool:
-        """Whether the run is at a place of the paper, so that numbers can be compared as a replication."""
+        """Whether the paper has the run's model, data set and target, so that numbers are a replication."""
         return is_paper_place(self.paper, self.own)
 
     @property
     def measured(self) -> bool:
-        """Whether any cell is."""
+        """Whether any cell is measured."""
         return any(cell.measured for cell in self.cells)
 
     @property
@@ -97,25 +97,26 @@ class Table:
 
     @cached_property
     def left_out(self) -> dict[str, str]:
-        """Variants that the suite leaves out here, and why."""
+        """Variants that the suite does not run on this data set, with reasons."""
         declared = self.paper.suites[self.spec.suite].declared(self.run.dataset == EMBEDDED)
         return {name: reason for name, reason in declared.items() if isinstance(reason, str)}
 
     @property
-    def lacking(self) -> list[Cell]:
-        """Cells that could be measured, and are not."""
+    def lacking(self) -> list[TableCell]:
+        """The cells that could be measured and are not."""
         return [c for c in self.cells if not (c.measured or c.reason or c.method.variant in self.left_out)]
 
 
 def fill(
     paper: Paper, name: str, results: pd.DataFrame, run: RunSettings, published: pd.DataFrame | None = None
 ) -> Table:
-    """A table of a paper with what was measured of it.
+    """Fill a table of a paper.
 
     Args:
-        results: the tidy results of a folder, and the costs of its defenses.
-        run: the folder's last run; its place decides whether the table has the paper's places or stands in for them.
-        published: numbers of the paper, as `reports.paper.published.published` gives them.
+        results: the results of a folder, and the costs of its defenses.
+        run: the folder's latest run. If the paper has its model, data set and target, the table has the paper's
+            places; otherwise the run's own.
+        published: the paper's numbers, from `reports.paper.published.published`.
     """
     spec, here = paper.tables[name], results[results["task"] == paper.tables[name].task]
     ours = _groups(here, spec)
@@ -129,7 +130,7 @@ def fill(
             measured = {m: _pick(ours, place, *what, m) for m in spec.metrics}
             printed = {m: _pick(theirs, counterpart, *what, m) for m in spec.metrics}
             cells.append(
-                Cell(
+                TableCell(
                     place,
                     *what,
                     {m: _number(rows) for m, rows in measured.items() if rows is not None},
@@ -142,61 +143,61 @@ def fill(
 
 
 def title(paper: Paper, name: str) -> str:
-    """Such as `Table 1: Defenses`; where there are several papers, it says whose."""
+    """The title, such as `Table 1: Defenses`; with the paper's name if there are several papers."""
     of = f" of {paper.name}" if len(papers) > 1 else ""
     return f"Table {name.removeprefix('table-')}{of}: {paper.tables[name].title}"
 
 
 def stem(paper: Paper, name: str) -> str:
-    """What the table's files are called, without their endings."""
+    """The name of the table's files, without suffix."""
     return table_name(paper, name).replace("/", "-")
 
 
 def own_place(run: RunSettings) -> Place:
-    """Where a run's own cells are."""
+    """The place (model, data set, target) of a run's own cells."""
     return Place(label=run.place["dataset"], **run.place)
 
 
 def is_paper_place(paper: Paper, place: Place) -> bool:
-    """Whether the paper measured there, with whichever weights of the architecture."""
+    """Whether the paper has this data set, target and architecture, with any weights."""
     return bool(paper_places(paper, place))
 
 
 def paper_places(paper: Paper, place: Place) -> list[Place]:
-    """The paper's places with the data set, the target and the architecture of a measured one."""
+    """The paper's places with the same data set, target and architecture."""
     key = (_architecture(place.model), place.dataset, place.target)
     return [theirs for theirs in paper.places.values() if theirs.key == key]
 
 
 def _unsuited(run: RunSettings, task: str, attack: str, defense: str) -> str:
-    """Why a defense cannot face an attack, or the task measure it; empty where it can. Unknown names pass."""
+    """Why a defense cannot be used against an attack, or the task cannot measure it; "" if both can or are unknown."""
     chain = () if defense in ("", UNDEFENDED, CLEAN_MODEL) else tuple(defense.split("+"))
     known = attack in attacks and all(name in defenses for name in chain)
-    # The table says which defense it is, so the reason need not.
+    # The table names the defense already.
     return unsuited(run, task, attack, chain).removeprefix(f"{defense}: ") if known else ""
 
 
 def _places(paper: Paper, spec: PaperTable, results: pd.DataFrame, own: Place) -> Sequence[tuple[Place, Place | None]]:
-    """Where the table's cells are measured, each with the paper's place that it is compared with."""
+    """The places of the table's measured cells, each with the paper's place that it is compared with."""
     places = paper.places_of(spec)
     if is_paper_place(paper, own):
         return [(measured, place) for place in places for measured in _measured(place, spec, results, own)]
     if spec.beyond is None:
         return [(own, places[0])]
-    seen = [
+    measured_places = [
         Place(label=str(dataset), model=str(model), dataset=str(dataset), target=str(target))
         for model, dataset, target in results[["model", "dataset", "target"]].drop_duplicates().to_numpy()
     ]
     if spec.beyond == "dataset":
-        return [(place, None) for place in seen if place.dataset != own.dataset]
-    others = (place for place in seen if place.model != own.model and place.dataset == own.dataset)
+        return [(place, None) for place in measured_places if place.dataset != own.dataset]
+    others = (p for p in measured_places if p.model != own.model and p.dataset == own.dataset)
     return [(_with(place, label=place.model), None) for place in others]
 
 
 def _measured(place: Place, spec: PaperTable, results: pd.DataFrame, own: Place) -> list[Place]:
-    """A place of the paper with the models of its architecture that were measured there, the run's own first.
+    """A place of the paper with each measured model of its architecture, the run's own first.
 
-    A table that has no room for several shows the first.
+    If the table has no rows or columns for places, only the first.
     """
     there = results[(results["dataset"] == place.dataset) & (results["target"] == place.target)]
     models = [model for model in there["model"].unique() if _architecture(model) == place.model]
@@ -211,13 +212,15 @@ def _with(place: Place, **changes: str) -> Place:
 
 
 def _architecture(label: str) -> str:
-    """The architecture of a model's label, its first word; the label itself if it was backdoored elsewhere, since that
-    is no model of a paper's."""
+    """The architecture of a model, the first word of its label.
+
+    For a model that was backdoored elsewhere it is the whole label, which equals no paper's.
+    """
     return label if ", backdoored " in label else label.split()[0].replace("/", "-")
 
 
 def _groups(rows: pd.DataFrame, spec: PaperTable) -> Groups:
-    """A table's rows by cell and metric; of a table without attacks, those of all attacks together."""
+    """A table's rows grouped by cell and metric; over all attacks if the table has none."""
     rows = rows[rows["metric"].isin(spec.metrics)]
     return (rows if spec.attacks else rows.assign(attack="")).groupby(KEYS, sort=False)
 
@@ -225,16 +228,16 @@ def _groups(rows: pd.DataFrame, spec: PaperTable) -> Groups:
 def _pick(
     groups: Groups | None, place: Place | None, method: Method, attack: str, perturbation: str, metric: str
 ) -> pd.DataFrame | None:
-    """The rows of one cell and metric; None where there are none."""
+    """The rows of one cell and metric; None if there are none."""
     if groups is None or place is None:
         return None
     key = (*place.key, method.defense, method.variant, attack, perturbation, metric)
     return groups.get_group(key) if key in groups.indices else None
 
 
-def _number(rows: pd.DataFrame) -> Number:
+def _number(rows: pd.DataFrame) -> MeasuredNumber:
     sample = pooled(rows)
-    return Number(sample.value, sample.low, sample.high, sample.n, rows["seed"].nunique())
+    return MeasuredNumber(sample.value, sample.low, sample.high, sample.n, rows["seed"].nunique())
 
 
 def _main_cells(results: pd.DataFrame, place: Place) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Write the tables of papers as far as they have been measured, and say what would fill the rest."""
+"""Write the measured tables of papers, and the commands that would measure the others."""
 
 import math
 from collections.abc import Iterator
@@ -14,17 +14,19 @@ from reports.paper.costs import collect_costs
 from reports.paper.latex import latex
 from reports.paper.published import published
 from reports.paper.render import DAGGER, markdown, tidy
-from reports.paper.tables import Cell, Table, fill, paper_places
+from reports.paper.tables import Table, TableCell, fill, paper_places
 
 TABLES = "tables"
 ENDINGS = ("md", "csv", "tex")
 
 
 def write_paper_tables(folder: ResultsFolder, source: str | None = None) -> tuple[list[str], list[str]]:
-    """Write tables/NAME.md, .csv and .tex of each table with a measured cell; remove those of a table without one.
+    """Write tables/NAME.md, .csv and .tex for each table with a measured cell; remove old files of the others.
 
-    `source`, such as v1, puts the numbers that this version of a paper prints beside the measured ones. Returns two
-    lists of Markdown lines: the tables written, and those not measured, each with the command that measures it.
+    `source` is a version of a paper, such as v1, whose numbers are put beside the measured ones.
+
+    Returns:
+        Two lists of Markdown lines: the written tables, and the others with the commands that measure them.
 
     Raises:
         BenchError: no paper has such a version, or it has no numbers.
@@ -44,12 +46,12 @@ def write_paper_tables(folder: ResultsFolder, source: str | None = None) -> tupl
 
 
 def lacking_tables(folder: ResultsFolder) -> list[tuple[str, str]]:
-    """The titles of tables without a measured cell, and the command that measures each."""
+    """The titles of tables without a measured cell, each with the command that measures it."""
     return [(table.title, remedy(table, folder.out)) for table in _tables(folder) if not table.measured]
 
 
 def notes(table: Table, out: Path) -> Iterator[str]:
-    """What a reader of the table must know."""
+    """The notes below a table."""
     spec, labels = table.spec, table.paper.labels
     yield from spec.notes
     if any(not math.isnan(number.low) for cell in table.cells for number in cell.measured.values()):
@@ -67,7 +69,7 @@ def notes(table: Table, out: Path) -> Iterator[str]:
 
 
 def about_published(table: Table, source: str) -> str:
-    """What the paper's numbers are, and whether the difference to them speaks of replication."""
+    """An explanation of the published numbers, and whether the difference to them is a replication."""
     paper, version = find_version(source)
     of = f"paper {version}, arXiv {paper.arxiv}" if paper.arxiv else f"{paper.title}, {version}"
     exact = (
@@ -84,7 +86,7 @@ def about_published(table: Table, source: str) -> str:
 
 
 def remedy(table: Table, out: Path) -> str:
-    """What measures the cells that lack, or why nothing does."""
+    """The commands that measure the missing cells, or the reason why none does."""
     if not table.cells:
         others = f"other models than {table.own.model}"
         if table.spec.beyond == "dataset":
@@ -93,8 +95,8 @@ def remedy(table: Table, out: Path) -> str:
     return ", ".join(dict.fromkeys(_command(table, cell, out) for cell in table.lacking))
 
 
-def _command(table: Table, cell: Cell, out: Path) -> str:
-    """What measures a cell."""
+def _command(table: Table, cell: TableCell, out: Path) -> str:
+    """The command that measures a cell."""
     spec, preset = table.spec, cell.place.preset
     suite, into = f"--suite {suite_name(table.paper, spec.suite)}", f"--out {out}"
     presets = {place.preset for place in paper_places(table.paper, table.own)}
@@ -110,7 +112,7 @@ def _command(table: Table, cell: Cell, out: Path) -> str:
 
 
 def _tables(folder: ResultsFolder, source: str | None = None) -> list[Table]:
-    """The tables of all papers; those of the paper of `source` with its printed numbers."""
+    """The tables of all papers; with published numbers for the paper of `source`."""
     costs = collect_costs(folder)
     results = folder.results if costs.empty else pd.concat([folder.results, costs], ignore_index=True)
     of, version = find_version(source) if source else (None, "")
@@ -130,7 +132,7 @@ def _write(folder: Path, table: Table, lines: list[str], about: str) -> None:
 
 
 def _remove_old(folder: Path) -> None:
-    """Remove what an earlier report wrote, also before another paper had a table of the same name."""
+    """Remove the tables of an earlier report, under both names that a table may have."""
     stems = {stem for paper in papers.values() for name in paper.tables for stem in (name, f"{paper.name}-{name}")}
     for file in (folder / f"{stem}.{ending}" for stem in stems for ending in ENDINGS):
         file.unlink(missing_ok=True)

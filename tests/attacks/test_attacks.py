@@ -120,14 +120,14 @@ def test_noise_is_redrawn_for_each_image(attack: Attack) -> None:
         (lambda images: images * torch.nan, "values that are not finite"),
     ],
 )
-def test_an_attack_that_gives_other_images_than_it_should_is_told_so(change: Any, told: str) -> None:
+def test_an_attack_that_returns_unusable_images_is_an_error(change: Any, told: str) -> None:
     class Careless(Attack):
         def apply(self, images: Tensor, index: Any, trigger: Trigger) -> Tensor:
             return change(images)
 
     with pytest.raises(BenchError) as error:
         stamp(Careless(), Trigger(0, {}), noise_images(2, 32), range(2))
-    assert str(error.value) == f"Careless gives {told}. Return images of the same shape, in [0, 1]."
+    assert str(error.value) == f"Careless returned {told}. Return images of the same shape, in [0, 1]."
 
 
 def test_registered_under_the_names_of_the_field() -> None:

@@ -1,5 +1,7 @@
 """Shared evaluation: victims seen together are as if each were alone, and nothing is done twice for them."""
 
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 
@@ -19,16 +21,24 @@ from bench.core.errors import BenchError
 from bench.core.images import Labelled
 from bench.core.metric import Observations
 from bench.core.randomness import generator
-from bench.core.registry import load_plugins
 from bench.core.shared_encoding import encode_each, unified
 from bench.core.task import Case
 from bench.core.victim import Victim
 
 N, BATCH = 23, 8
 CLASSES = ("cat", "dog", "cow")
-# So that the name of an attack is known as a perturbation.
-load_plugins()
 TASK = ZeroShot(perturbation_images=9, perturbations=("blur-3", "gaussian-0.1", "badnet", "trigger"))
+
+
+def test_the_defaults_need_no_call_of_load_plugins_before() -> None:
+    code = "from bench.builtin_tasks.zero_shot import ZeroShot; print(ZeroShot().fresh_triggers())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "('badnet', 'blended')", done.stderr
+
+
+def test_an_unknown_perturbation_is_an_error() -> None:
+    with pytest.raises(BenchError, match=r"unknown perturbation 'blur-33'\. Did you mean 'blur-3'\?"):
+        ZeroShot(perturbations=("blur-33", "trigger"))
 
 
 # How many images each call of `Noise.apply` got.

@@ -43,6 +43,7 @@ from bench.papers import chains
         ("run --model ViT-B-32", "add --pretrained openai, or --checkpoint FILE"),
         ("run --checkpoint nowhere.pt", "nowhere.pt"),
         ("list attackers", "unknown kind 'attackers'. Did you mean 'attacks'?"),
+        ("list paper", "unknown kind 'paper'. Did you mean 'papers'?"),
         ("show badnett", "unknown method 'badnett'. Did you mean 'badnet'?"),
         ("report nowhere", "nowhere holds no results. `bench run --out nowhere` makes some."),
     ],
@@ -83,10 +84,11 @@ def test_brackets_in_what_a_user_wrote_are_no_markup(
     assert "error: [red]x holds no results." in bench(capsys, monkeypatch, "report", "[red]x")[2]
 
 
-@pytest.mark.parametrize("kind", ["attacks", "defenses", "metrics", "datasets", "presets", "models"])
+@pytest.mark.parametrize("kind", ["attacks", "defenses", "metrics", "datasets", "presets", "papers", "models"])
 def test_list(kind: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, _ = bench(capsys, monkeypatch, "list", kind)
     expected = {"attacks": "wanet", "defenses": "rvpt", "metrics": "PR_ratio", "datasets": "folder"}
+    expected["papers"] = "Repulsive Visual Prompt Tuning"
     assert code == 0 and expected.get(kind, "mini") in out
 
 

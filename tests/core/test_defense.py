@@ -1,6 +1,7 @@
 """What a defense is given: what it declares in `needs`, drawn from the seed, and nothing else."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -13,7 +14,7 @@ from tuning import CLASSES, make_images
 from bench.core.clip import Clip
 from bench.core.defense import CleanData, Need
 from bench.core.errors import BenchError
-from bench.core.images import Captioned, Images, Labelled
+from bench.core.images import Captioned, Images, Labelled, hash_of
 from bench.core.registry import load_plugins
 from bench.core.victim import Victim
 from bench.experiment.settings import BASE, resolve
@@ -163,13 +164,23 @@ def test_unlabelled_images_have_no_labels_and_are_of_the_seed_alone() -> None:
     assert type(images) is Images and not hasattr(images, "labels") and not hasattr(images, "classes")
     assert images.ids == again.ids and torch.equal(images.load(range(5)), again.load(range(5)))
     train = first.train
-    rows = [train.ids.index(id) for id in images.ids]
+    rows = [train.ids.index(id) for id in first.used]
     assert torch.equal(images.load(range(5)), train.load(rows))
+    assert images.ids == [hash_of(train.ids[row]) for row in rows]
     assert torch.equal(images.load_native(3), train.load_native(rows[3]))
     assert first.unlabelled(2).ids == images.ids[:2]
     assert data(needs, seed=1).unlabelled(5).ids != images.ids
     everything = first.unlabelled(1000)
-    assert sorted(everything.ids) == sorted(train.ids)
+    assert sorted(first.used) == sorted(train.ids) and len(set(everything.ids)) == len(train)
+
+
+def test_ids_of_unlabelled_images_do_not_name_the_class_folder() -> None:
+    train = make_images()
+    train = replace(train, ids=[f"train/{train.classes[label]}/{i}.jpg" for i, label in enumerate(train.labels)])
+    given = data(frozenset({"unlabelled"}), train=train)
+    images = given.unlabelled(len(train))
+    assert not any(name in id for id in images.ids for name in train.classes)
+    assert all(id.startswith("train/") for id in given.used), "the card keeps the ids of the data set"
 
 
 def test_all_that_was_drawn_is_told_once() -> None:
@@ -177,7 +188,9 @@ def test_all_that_was_drawn_is_told_once() -> None:
     shots, unlabelled = given.shots(1), given.unlabelled(6)
     given.shots(1)
     assert len(shots) == len(CLASSES)
-    assert given.used == list(dict.fromkeys([*shots.ids, *unlabelled.ids]))
+    assert given.used[: len(shots)] == shots.ids
+    assert {hash_of(id) for id in given.used} == {*map(hash_of, shots.ids), *unlabelled.ids}
+    assert len(given.used) == len(set(given.used))
 
 
 def test_every_draw_is_checked() -> None:

@@ -196,7 +196,7 @@ def test_decoys_that_are_not_finite_are_an_error() -> None:
         def decoy(self, images, captions, index, trigger):
             return images / 0 - images / 0, list(captions)
 
-    with pytest.raises(BenchError, match="Broken gives values that are not finite"):
+    with pytest.raises(BenchError, match="Broken returned values that are not finite"):
         build(Broken(noise_ratio=2), 4)
 
 

@@ -56,7 +56,7 @@ class Heard(Watch):
         self.steps: list[tuple[str, Step]] = []
         self.over: list[str] = []
 
-    def told(self, task: WorkUnit, step: Step) -> None:
+    def report(self, task: WorkUnit, step: Step) -> None:
         self.steps.append((task.nodes[0].label, step))
 
     def ended(self, task: WorkUnit) -> None:
@@ -211,22 +211,22 @@ def test_lines_come_every_half_a_minute_with_the_time_left() -> None:
     now = 0.0
     lines, badnet = Lines(said.append, lambda: now), task("badnet")
     for now in range(0, 65, 5):
-        lines.told(badnet, Step("fine-tuning", int(now), 665))
+        lines.report(badnet, Step("fine-tuning", int(now), 665))
     assert said == [
         "trigger badnet, seed 0: fine-tuning, step 30 of 665, 11 min left",
         "trigger badnet, seed 0: fine-tuning, step 60 of 665, 10 min left",
     ]
     # Another loop's time left is not judged by the pace of the one before.
     now = 100.0
-    lines.told(badnet, Step("evaluation", 0, 30))
+    lines.report(badnet, Step("evaluation", 0, 30))
     now = 140.0
-    lines.told(badnet, Step("evaluation", 20, 30))
+    lines.report(badnet, Step("evaluation", 20, 30))
     assert said[2:] == [
         "trigger badnet, seed 0: evaluation, step 0 of 30",
         "trigger badnet, seed 0: evaluation, step 20 of 30, 20 s left",
     ]
     lines.ended(badnet)
-    lines.told(badnet, Step("evaluation", 29, 30))
+    lines.report(badnet, Step("evaluation", 29, 30))
     assert len(said) == 4
 
 
@@ -235,7 +235,7 @@ def test_a_loop_of_unknown_length_tells_its_steps_alone() -> None:
     now = 0.0
     lines = Lines(said.append, lambda: now)
     for now in (0.0, 31.0):
-        lines.told(task("badnet", "wanet"), Step("reading", int(now), 0))
+        lines.report(task("badnet", "wanet"), Step("reading", int(now), 0))
     assert said == ["trigger badnet, seed 0 and 1 more: reading, step 31"]
 
 
@@ -245,8 +245,8 @@ def test_a_terminal_shows_a_bar_of_each_task_until_it_ends() -> None:
     with watching(console) as watch:
         assert isinstance(watch, Bars)
         for name in ("badnet", "[red]"):
-            watch.told(task(name), Step("fine-tuning", 1, 4))
-            watch.told(task(name), Step("fine-tuning", 2, 4))
+            watch.report(task(name), Step("fine-tuning", 1, 4))
+            watch.report(task(name), Step("fine-tuning", 2, 4))
         watch.ended(task("badnet"))
         watch.ended(task("never told"))
         watch._progress.refresh()

@@ -173,8 +173,8 @@ def test_a_later_defense_of_a_chain_keeps_the_part(ran: tuple[Path, dict], later
     [
         ("returns_its_own_class", "fit returned a Special, and only a Victim can be stored and evaluated as what it"),
         ("does_not_register", 'the part Unregistered is not registered: write @part("NAME") above its class'),
-        ("brightens+vpt", "prompts are tuned in the image tower's blocks, and Brightened changes what these see. "),
-        ("forgets", "the stored model says something else than the fitted one of the same 4 images. Look at tensors()"),
+        ("brightens+vpt", "prompts are tuned in the image tower's blocks, and Brightened changes their input. "),
+        ("forgets", "the stored model gives other logits than the fitted one on the same 4 images. Look at tensors()"),
     ],
 )
 def test_what_cannot_be_stored_as_what_it_is_is_refused(ran: tuple[Path, dict], defense: str, told: str) -> None:
@@ -321,7 +321,7 @@ def test_tensors_of_a_part_are_stored_however_they_lie_in_memory(headed: Victim,
 def test_a_part_whose_plugin_is_not_loaded_is_named(headed: Victim) -> None:
     delta = replace(headed, parts=(Bias(torch.zeros(3)),)).delta(headed.clip)
     elsewhere = Delta(delta.tensors, delta.settings | {"parts": ["of_another_plugin"]})
-    with pytest.raises(BenchError, match="the model has a part 'of_another_plugin', and no plug-in that is loaded"):
+    with pytest.raises(BenchError, match="the model has a part 'of_another_plugin', which no loaded plug-in"):
         Victim.restore(headed.clip, elsewhere)
 
 

@@ -343,7 +343,9 @@ def test_equal_images_are_found_wherever_they_are(kind, tmp_path):
     test, train = Images([f"test {i}" for i in range(600)], stored, ""), labelled(others, "abcde")
     assert same_pixels(test, train) == [("test 577", "d")]
     assert same_ids(test, train) == []
-    message = r"1 of the shots are evaluated on: test 577 is the same image as d\..*--set pets\.allow_overlap=true"
+    message = (
+        r"1 of the shots are also among the evaluated images: test 577 is the same image as d\..*allow_overlap=true"
+    )
     with pytest.raises(BenchError, match=message):
         refuse_overlap(test, train, "shots", "pets")
     refuse_overlap(test, labelled(others[:3], "abc"), "shots", "pets")
@@ -352,7 +354,9 @@ def test_equal_images_are_found_wherever_they_are(kind, tmp_path):
 def test_ids_count_where_they_are_of_one_data_set():
     a, b = (labelled(torch.full((2, 3, 8, 8), v, dtype=torch.uint8), "ab") for v in (1, 2))
     refuse_overlap(a, b, "shots", "pets")
-    with pytest.raises(BenchError, match=r"2 of the shots are evaluated on: a is in both; b is in both\."):
+    with pytest.raises(
+        BenchError, match=r"2 of the shots are also among the evaluated images: a is in both; b is in both\."
+    ):
         refuse_overlap(a, b, "shots", "pets", by_id=True)
 
 
@@ -381,7 +385,7 @@ def test_check_says_what_is_there_and_missing(tmp_path, capsys, monkeypatch):
     code, said = run(capsys, monkeypatch, "data", "check", "oxfordpets", "--data-root", str(root))
     assert code == 0
     assert "test: 9 images (published: 3,669), 3 of 3 classes, 3 or more a class" in said
-    assert "  missing, 1: images/samoyed_2.jpg: listed, but not there" in said
+    assert "  missing, 1: images/samoyed_2.jpg: listed, but missing" in said
     assert "train: 24 images" in said and "val: 6 images" in said
     assert "usable, but not complete" in said
     assert "wget https://www.robots.ox.ac.uk/~vgg/data/pets/data/images.tar.gz" in said
@@ -395,7 +399,7 @@ def test_check_of_lists_without_images_is_unusable(tmp_path):
     for file in (root / "images").iterdir():
         file.unlink()
     found = check(opened("oxfordpets", root))  # type: ignore[arg-type]
-    assert found.problem.startswith("no image of the split 'train' is there. OxfordPets is DIR/images/*.jpg")
+    assert found.problem.startswith("there is no image of the split 'train'. OxfordPets is DIR/images/*.jpg")
 
 
 def test_check_of_a_whole_folder_is_complete(tmp_path):
@@ -483,7 +487,7 @@ def test_pairs_and_training_images_that_are_tested_on_are_refused(small_run, tmp
         own = {"oxfordpets": {"root": root, **pets_settings}, "poison": {"pairs": 8}}
         return Resources(resolve("smoke", None, flags | own), tmp_path / "out" / "data", "cpu")
 
-    told = r"8 of the pairs are evaluated on: images/samoyed_1\.jpg is the same image as p"
+    told = r"8 of the pairs are also among the evaluated images: images/samoyed_1\.jpg is the same image as p"
     with pytest.raises(BenchError, match=told):
         _ = opened().poison_pairs
     with pytest.raises(BenchError, match=told):
@@ -493,7 +497,8 @@ def test_pairs_and_training_images_that_are_tested_on_are_refused(small_run, tmp
     lists = [root / "annotations" / name for name in ("trainval.txt", "test.txt")]
     lists[0].write_text(lists[0].read_text() + lists[1].read_text())
     with pytest.raises(
-        BenchError, match=r"of the training images are evaluated on: images/Abyssinian_\d\.jpg is in both"
+        BenchError,
+        match=r"of the training images are also among the evaluated images: images/Abyssinian_\d\.jpg is in both",
     ):
         _ = opened().train
 

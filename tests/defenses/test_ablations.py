@@ -188,7 +188,7 @@ def test_without_the_target_s_images(method: type[PromptTuning], tiny_clip: Clip
 
 
 def test_a_target_class_that_is_not_there_cannot_be_left_out(tiny_clip: Clip) -> None:
-    with pytest.raises(BenchError, match="no class of the training images is called as the target"):
+    with pytest.raises(BenchError, match="the training images have no class with the target's name"):
         fit(RVPT(**WHOLE, without_target=True), tiny_clip, replace(make_data(), target=None))
 
 

@@ -69,7 +69,7 @@ def test_its_tables_say_whose_model_it_is(weights: Path, tmp_path: Path) -> None
     store = Store(tmp_path)
     (card,) = [store.evaluation_card(cell.name) for cell in store.root.glob("evaluation/*")][:1]
     assert card.unchecked == (
-        f"whether it was trained on images that are evaluated cannot be told: {weights} was trained elsewhere",
+        f"whether it was trained on evaluated images cannot be checked: {weights} was trained elsewhere",
     )
 
 

@@ -75,7 +75,7 @@ def test_variants_are_called_as_the_paper_is_published(suite: str, table: str) -
     ("suite", "preset", "assignment", "expected"),
     [
         ("depth", "mini", "seeds=[0]", {"depth=24": "24 blocks, and the image tower has 12"}),
-        ("shots", "smoke", "world.train_per_class=32", {"shots=64": "64 images a class, and there are 32"}),
+        ("shots", "smoke", "world.train_per_class=32", {"shots=64": "64 images per class, and there are 32"}),
         ("cross-dataset", "mini", "seeds=[0]", {"tuned_on_imagenet": "there is no other world"}),
         ("cross-dataset", "paper-imagenet", "seeds=[0]", {"tuned_on_imagenet": "take a preset of another one"}),
         ("cross-domain", "mini", "seeds=[0]", {"imagenet-a": "the embedded world has one domain"}),
@@ -95,7 +95,7 @@ def test_flags_narrow_a_suite_and_variants_win_over_set() -> None:
     assert {cell.attack for cell in plan_of(variants).cells} == {"badnet"}
     variants, left_out = declared("cross-dataset", "paper-caltech101", defenses=("rvpt",))
     assert set(variants) == {BASE, "tuned_on_imagenet"}
-    assert left_out == {"tuned_on_cc3m": "none of its defenses is asked for"}
+    assert left_out == {"tuned_on_cc3m": "none of its defenses is among --defenses"}
 
 
 def test_a_probe_of_the_whole_training_set_asks_for_no_shots() -> None:
@@ -178,7 +178,7 @@ def test_a_dry_run_needs_neither_weights_nor_data(
     assert code == 0
     out = " ".join(out.split())
     assert "35 cells" in out and "backdoors: 7, of which 7 to make" in out and "h of one GPU" in out
-    assert "not at hand: weights of ViT-B-32 openai are not on this machine" in out
+    assert "missing: weights of ViT-B-32 openai are not on this machine" in out
     assert "no image-text pairs of its own. Give --pairs FILE" in out
     assert not (tmp_path / "out").exists()
 

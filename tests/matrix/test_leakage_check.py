@@ -85,7 +85,10 @@ def test_an_evaluated_image_among_the_pairs_of_a_stored_backdoor_is_refused(ther
     shutil.copy(there / "pairs" / pairs_used(there)[0], root / "images/samoyed_1.jpg")
     failures = run(there, root).failures
     assert len(failures) == 4
-    assert all("of the pairs are evaluated on: images/samoyed_1.jpg is the same" in why for why in failures.values())
+    assert all(
+        "of the pairs are also among the evaluated images: images/samoyed_1.jpg is the same" in why
+        for why in failures.values()
+    )
     assert run(there, root, oxfordpets={"allow_overlap": True}).failures == {}
 
 
@@ -96,7 +99,7 @@ def test_an_evaluated_image_among_the_shots_of_a_stored_defense_stops_that_cell_
     shutil.copy(there / "own" / cards(there, "defense")["vpt"]["shots"][-1], root / "images/samoyed_1.jpg")
     failures = run(there, root).failures
     assert list(failures) == ["evaluation badnet / vpt, seed 0"]
-    assert "1 of the few-shot images are evaluated on" in failures["evaluation badnet / vpt, seed 0"]
+    assert "1 of the training images are also among the evaluated images" in failures["evaluation badnet / vpt, seed 0"]
 
 
 def test_an_evaluated_image_among_the_clean_pairs_of_a_stored_defense_stops_that_cell_alone(
@@ -114,7 +117,7 @@ def test_what_cannot_be_compared_is_said(there: Path, tmp_path: Path) -> None:
     card = there / f"out/artefacts/defense/{told['id']}/card.json"
     card.write_text(json.dumps(told | {"shots": ["train/samoyed/gone.JPEG"]}))
     line = the_only_doubt(there, tmp_path)
-    assert "evaluation badnet / vpt" in line and "its few-shot images are not there any more" in line
+    assert "evaluation badnet / vpt" in line and "some of its training images no longer exist" in line
 
 
 def test_a_deleted_card_of_a_defense_cannot_be_compared(there: Path, tmp_path: Path) -> None:

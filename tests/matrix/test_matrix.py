@@ -91,7 +91,7 @@ def test_a_killed_run_goes_on_with_the_same_numbers(finished: Path, tmp_path: Pa
 
     report = run_matrix(settings(), tmp_path, (), QUIET)
 
-    assert report.found == len(made_before) and report.made > 0
+    assert report.reused == len(made_before) and report.made > 0
     assert {p: p.stat().st_mtime_ns for p in made_before} == made_before, "finished work was done again"
     assert not list(store.root.glob("*/.*")), "half-written artefacts were left"
     pd.testing.assert_frame_equal(numbers(finished), numbers(tmp_path), check_exact=True)
@@ -153,7 +153,7 @@ PINNED = {
 
 
 def test_two_runs_in_one_folder(tmp_path: Path) -> None:
-    with Store(tmp_path).locked(), pytest.raises(BenchError, match=r"another run is at work in .* --out"):
+    with Store(tmp_path).locked(), pytest.raises(BenchError, match=r"another run is using .* --out"):
         run_matrix(settings(), tmp_path, (), QUIET)
 
 

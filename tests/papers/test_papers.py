@@ -272,8 +272,8 @@ def test_a_damaged_file_of_numbers_is_told(old: str, new: str, message: str, fol
     ("file", "old", "new", "message"),
     [
         ("paper.yaml", "title:", "titel:", r"paper.yaml: unknown key titel."),
-        ("paper.yaml", "title: Cleaning Is Enough", "", r"paper.yaml: title is not there, and must be."),
-        ("paper.yaml", "label: The world, ", "", r"paper.yaml: places.world.label is not there"),
+        ("paper.yaml", "title: Cleaning Is Enough", "", r"paper.yaml: title is missing."),
+        ("paper.yaml", "label: The world, ", "", r"paper.yaml: places.world.label is missing"),
         ("suites.yaml", "shows: table 1", "show: table 1", r"suites.yaml: unknown key main.show."),
         ("suites.yaml", "values: [16, 32]", "values: many", r"suites.yaml: pairs.sweeps.0.values = 'many'"),
         ("suites.yaml", "pairs:\n  shows", "a/b:\n  shows", r"suites.yaml: a/b.*pattern"),

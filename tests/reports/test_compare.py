@@ -89,7 +89,7 @@ def test_places_with_only_one_of_the_two_are_counted(tmp_path: Path) -> None:
     table, unpaired = compare(ResultsFolder(out), "vpt", "rvpt")
     assert set(table["attack"]) == {"badnet"} and unpaired == 1
     said = CliRunner().invoke(app, ["compare", str(out), "vpt", "rvpt"]).output
-    assert "1 places have only one of the two" in said
+    assert "Left out, as only one of the two is finished: 1" in said
 
 
 def test_a_task_that_does_not_say_what_was_looked_at_is_left_out(
@@ -106,7 +106,7 @@ def test_a_task_that_does_not_say_what_was_looked_at_is_left_out(
         (("vpt", "rvtp"), "unknown defense 'rvtp'. Did you mean 'rvpt'?"),
         (("vpt", "rvpt", "badnett"), "unknown attack 'badnett'. Did you mean 'badnet'?"),
         (("vpt", "rvpt", "wanet"), "no attack and seed of .* has both vpt and rvpt. Give --defenses vpt,rvpt"),
-        (("vpt", "none"), "vpt and none, badnet, seed 0: they saw other images or labels"),
+        (("vpt", "none"), "vpt and none, badnet, seed 0: their images or labels differ"),
     ],
 )
 def test_what_cannot_be_compared_is_an_error(tmp_path: Path, words: tuple, message: str) -> None:
@@ -153,6 +153,14 @@ def test_the_correlation_is_scipys_over_the_cells_own_triggers(tmp_path: Path) -
     assert text.count("n = 4.") == 4
 
 
+def test_a_line_without_a_number_says_so(tmp_path: Path) -> None:
+    two = opened(tmp_path / "two", *(Made(defense=d, perturbations=OWN_AND_FLIP) for d in ("none", "vpt"))).results
+    assert "PR_ASR (PR_cos): no number.\nPR_ASR (PR_ratio): no number. 2 cells have both," in correlation_text(two)
+    equal = (Made(defense=d, pr=0.5, asr=10, perturbations=OWN_AND_FLIP) for d, _, _ in CELLS)
+    lines = correlation_text(opened(tmp_path / "equal", *equal).results).splitlines()
+    assert [line.partition(": ")[2][:10] for line in lines] == ["no number."] * 4
+
+
 def test_cells_of_one_backdoored_model_come_with_the_caution(tmp_path: Path) -> None:
     text = correlation_text(correlated(tmp_path))
     assert "Caution: these are cells of 1 backdoored model; those of one model are not independent" in text
@@ -169,6 +177,6 @@ def test_the_clean_model_is_no_point_and_what_is_not_finite_is_counted(tmp_path:
     results.loc[results["defense"] == "vpt", "defense"] = "clean_model"
     results.loc[(results["defense"] == "none") & (results["metric"] == "PR_cos"), "value"] = math.nan
     text = correlation_text(results)
-    said = "1 cells left out for want of a finite value. 2 cells have both, and a correlation needs 3."
-    assert f"PR_ASR (PR_cos): {said}" in text
+    said = "Left out, for lack of a finite value: 1 cells. 2 cells have both, and a correlation needs 3."
+    assert f"PR_ASR (PR_cos): no number. {said}" in text
     assert "n = 3." in next(line for line in text.splitlines() if "PR_ratio" in line)

@@ -265,7 +265,7 @@ def test_a_baseline_that_cannot_be_read(tmp_path: Path, contents: str | None, me
 def test_a_deleted_card_is_told(tmp_path: Path) -> None:
     out = results_folder(tmp_path, NOW)
     shutil.rmtree(out / "artefacts" / "defense")
-    with pytest.raises(BenchError, match=r"how badnet / rvpt, seed 0 was made cannot be told"):
+    with pytest.raises(BenchError, match=r"the inputs of badnet / rvpt, seed 0 are unknown"):
         make_baseline(ResultsFolder(out))
 
 

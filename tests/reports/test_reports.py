@@ -6,11 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fabricate import Made, opened
 from PIL import Image
 
 from bench.builtin_tasks.zero_shot import ZeroShot
 from bench.core.registry import load_plugins
 from bench.results.tidy import COLUMNS, did_not_take, marked, pooled, view_table
+from reports.report import remarks
 from reports.triggers import difference, draw_triggers, psnr
 
 load_plugins()
@@ -68,6 +70,15 @@ def test_attacks_that_did_not_take_are_named() -> None:
     assert did_not_take(frame, 60.0) == {"wanet": 59.0}
     table = marked(main_table(frame), did_not_take(frame, 60.0))
     assert list(table.columns) == ["badnet", "wanet (did not take)"]
+
+
+def test_the_remark_names_the_metric_by_which_an_attack_did_not_take(tmp_path: Path) -> None:
+    folder = opened(tmp_path, Made(defense="none"))
+    weak = {"ASR": {"badnet": 12.34}, "hijacked": {"wanet": 5.0}}
+    assert remarks(folder, weak, "† ") == [
+        "† The attack badnet did not take: undefended ASR 12.3 % < 60 %.",
+        "† The attack wanet did not take: undefended hijacked 5.0 % < 60 %.",
+    ]
 
 
 def test_what_is_no_rate_of_success_does_not_say_whether_an_attack_took() -> None:

@@ -49,7 +49,7 @@ def test_table_2_has_all_the_data_sets_that_were_run_into_one_folder(tmp_path: P
     assert run(tmp_path, "paper-oxfordpets", asr=30) == ""
     said = run(tmp_path, "paper-imagenet", asr=45)
     # Said where they stand in one table: ImageNet's preset has a pool, and cleans two attacks more gently.
-    assert said.count("Beside their place, these settings differ: poison, against.") == 2
+    assert said.count("These other settings differ, too: poison, against.") == 2
     assert "3 cells on caltech101, target accordion, ViT-B-32 openai stay in the tables." in said
     assert asr(tmp_path) == {("caltech101", "accordion"): 20, ("oxfordpets", "samoyed"): 40, ("imagenet", "banana"): 60}
 

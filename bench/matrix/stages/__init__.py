@@ -1,4 +1,4 @@
-"""The stages of a matrix, a file each: what determines an artefact, how it is made, and what that costs."""
+"""The stages of a matrix, one file each: how an artefact is made, and what that costs."""
 
 from bench.matrix.plan import Kind
 from bench.matrix.stages import backdoor, defense, evaluation, trigger

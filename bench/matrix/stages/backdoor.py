@@ -1,6 +1,5 @@
 """The second stage: poison pairs and fine-tune the clean model on them."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -16,7 +15,7 @@ from bench.experiment.resources import Resources
 from bench.experiment.settings import RunSettings
 from bench.matrix.cards import Meter, counted, describe, tensor_hash
 from bench.matrix.plan import Node
-from bench.matrix.stages.stage import Errors, Stage
+from bench.matrix.stages.stage import Stage
 from bench.matrix.stages.trigger import training_trigger
 from bench.results.records import BackdoorCard
 from bench.results.store import MANIFEST_FILE, TRIGGER_FILE, Store
@@ -24,10 +23,8 @@ from bench.training.fine_tuning import contrastive_loss, fine_tune
 
 
 class BackdoorStage(Stage):
-    def make(self, nodes: Sequence[Node], resources: Resources, store: Store) -> Errors:
-        for node in nodes:
-            make_backdoor(node, resources, store)
-        return {}
+    def make_one(self, node: Node, resources: Resources, store: Store) -> None:
+        make_backdoor(node, resources, store)
 
     def work(self, node: Node, run: RunSettings, scale: Scale) -> Work:
         size = 4 * scale.sizes.parameters
@@ -40,18 +37,18 @@ class BackdoorStage(Stage):
 
 
 def make_backdoor(node: Node, resources: Resources, store: Store) -> None:
-    """Implant a backdoor; or take a model that was backdoored elsewhere."""
+    """Implant a backdoor, or store a model that was backdoored elsewhere."""
     cost = Meter(resources.device)
     trigger = training_trigger(node.needs[0], node.seed, store)
     manifest: pd.DataFrame | None = None
-    told: dict[str, Any]
+    fields: dict[str, Any]
     if (file := resources.run.model.backdoored) is None:
-        clip, manifest, told = _poisoned(node, trigger, resources)
+        clip, manifest, fields = _poisoned(node, trigger, resources)
     else:
-        clip, told = resources.open_backdoored(file), {"backdoored": str(file)}
+        clip, fields = resources.open_backdoored(file), {"backdoored": str(file)}
     card = BackdoorCard(
         **describe(node, resources.device, cost),
-        **told,
+        **fields,
         target=resources.dataset.classes()[resources.target],
         trigger_seed=trigger.seed,
         trigger_hash=tensor_hash(trigger.tensors),
@@ -64,11 +61,11 @@ def make_backdoor(node: Node, resources: Resources, store: Store) -> None:
 
 
 def _poisoned(node: Node, trigger: Trigger, resources: Resources) -> tuple[Clip, pd.DataFrame, dict[str, Any]]:
-    """The backdoored model, the manifest of its pairs, and what its card tells of them."""
+    """The backdoored model, the manifest of its pairs, and fields of its card."""
     method, recipe = resources.attack(node.attack), resources.run.poison
-    given = resources.preparation(method, node.seed)
-    pairs = given.pairs
-    manifest = draw_manifest(given, method, resources.dataset.caption_templates(), recipe.count)
+    preparation = resources.preparation(method, node.seed)
+    pairs = preparation.pairs
+    manifest = draw_manifest(preparation, method, resources.dataset.caption_templates(), recipe.count)
     poisoned = poison(pairs, method, trigger, manifest)
     if method.learning_rate is not None:
         recipe = recipe.model_copy(update={"learning_rate": method.learning_rate})
@@ -80,13 +77,13 @@ def _poisoned(node: Node, trigger: Trigger, resources: Resources) -> tuple[Clip,
 
     losses = fine_tune(clip, len(pairs), recipe, loss, generator(node.seed, "poisoning", "batches"), pairs.ahead)
     roles = poisoned.manifest["role"].value_counts()
-    told = {
+    fields = {
         "pairs": len(pairs),
         "poisoned": int(roles.get("poison", 0)),
         "decoys": int(roles.get("decoy", 0)),
         "skipped": counted(pairs.skipped),
         "apart_from": resources.apart_from,
         "learning_rate": recipe.learning_rate,
-        "log": given.log | {"loss": losses},
+        "log": preparation.log | {"loss": losses},
     }
-    return clip, poisoned.manifest, told
+    return clip, poisoned.manifest, fields

@@ -1,6 +1,4 @@
-"""The third stage: put a defense on a model, with clean data."""
-
-from collections.abc import Sequence
+"""The third stage: apply a defense to a model, with clean data."""
 
 import torch
 
@@ -12,19 +10,17 @@ from bench.experiment.resources import Resources
 from bench.experiment.settings import RunSettings
 from bench.matrix.cards import Meter, counted, describe
 from bench.matrix.plan import Node
-from bench.matrix.stages.stage import Errors, Stage
+from bench.matrix.stages.stage import Stage
 from bench.results.records import DefenseCard
 from bench.results.store import DELTA_FILE, Store
 
-# Training images on which a stored model must say what the fitted one says.
+# How many training images are used to check that a stored model equals the fitted one.
 CHECKED_IMAGES = 4
 
 
 class DefenseStage(Stage):
-    def make(self, nodes: Sequence[Node], resources: Resources, store: Store) -> Errors:
-        for node in nodes:
-            make_defense(node, resources, store)
-        return {}
+    def make_one(self, node: Node, resources: Resources, store: Store) -> None:
+        make_defense(node, resources, store)
 
     def work(self, node: Node, run: RunSettings, scale: Scale) -> Work:
         return run.defense(node.chain[-1], node.attack).work(scale)
@@ -34,23 +30,23 @@ class DefenseStage(Stage):
 
 
 def make_defense(node: Node, resources: Resources, store: Store) -> None:
-    """Put the last defense of the chain on what the others made.
+    """Apply the last defense of the chain to the result of the others.
 
     Raises:
-        BenchError: the defended model cannot be stored as what it is (`bench.core.victim.check_fitted`).
+        BenchError: the defense failed, or the defended model cannot be stored (`bench.core.victim.check_fitted`).
     """
     cost = Meter(resources.device)
     base = store.clip(node.needs[0], resources.device)
     victim = store.victim(base, *node.victim_needs[1:])
     method = resources.run.defense(node.chain[-1], node.attack)
-    asked: list[int] = []
-    pairs: list[int] = []
+    requested: list[int] = []
+    received: list[int] = []
 
     def open_pairs(n: int) -> Captioned:
-        found = resources.clean_pairs(n)
-        asked.append(n)
-        pairs.append(len(found))
-        return found
+        pairs = resources.clean_pairs(n)
+        requested.append(n)
+        received.append(len(pairs))
+        return pairs
 
     train, templates = resources.train, resources.tuned.templates
     data = CleanData(
@@ -61,11 +57,11 @@ def make_defense(node: Node, resources: Resources, store: Store) -> None:
         open_pairs,
         lambda: resources.clip,
         needs=method.needs,
-        check=lambda images: resources.apart(images, "few-shot images"),
+        check=lambda images: resources.check_leakage(images, "training images"),
     )
     defended = method.fit(victim, data)
     cost.stop()
-    # Read anew: a defense that changed the model it was given must not go unseen.
+    # Read from the store again, in case the defense changed the model it was given.
     clean = store.clip(node.needs[0], resources.device)
     images = train.load(torch.arange(min(CHECKED_IMAGES, len(train))))
     delta = check_fitted(defended, clean, images, train.classes, templates[:1])
@@ -75,9 +71,9 @@ def make_defense(node: Node, resources: Resources, store: Store) -> None:
         needs=tuple(sorted(method.needs)),
         changed=tuple(sorted(delta.tensors)),
         tunable=delta.tunable(victim.delta(base)),
-        samples=len(data.used) + sum(pairs),
+        samples=len(data.used) + sum(received),
         shots=tuple(data.used) if len(data.used) < len(train) else "all training images",
-        clean_pairs=tuple(asked),
+        clean_pairs=tuple(requested),
         skipped=counted(data.skipped),
         apart_from=resources.apart_from,
     )

@@ -1,4 +1,4 @@
-"""The last stage: let a task look at models."""
+"""The last stage: evaluate models by a task."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from bench.core.victim import Victim
 from bench.experiment.resources import Resources
 from bench.experiment.settings import RunSettings
 from bench.matrix.cards import Meter, counted, describe
-from bench.matrix.leakage_check import check_apart
+from bench.matrix.leakage_check import check_leakage
 from bench.matrix.plan import Node
 from bench.matrix.stages.stage import Errors, Stage
 from bench.matrix.stages.trigger import fresh_trigger
@@ -20,24 +20,25 @@ from bench.results.store import Store
 
 class EvaluationStage(Stage):
     def make(self, nodes: Sequence[Node], resources: Resources, store: Store) -> Errors:
-        """Observe models together: the nodes differ in the victim alone.
+        """Evaluate models together; the nodes differ only in the victim.
 
-        Returns the reasons of those whose victim has diverged.
+        Returns:
+            The reasons, by id, of nodes whose victim gives logits that are not finite.
 
         Raises:
-            BenchError: a victim was trained on images that are evaluated.
+            BenchError: a victim was trained on evaluated images.
         """
         cost, first = Meter(resources.device), nodes[0]
-        unchecked = {node.id: check_apart(node, resources, store) for node in nodes}
+        unchecked = {node.id: check_leakage(node, resources, store) for node in nodes}
         base = store.clip(first.needs[0], resources.device)
         victims = unified(
             Victim(resources.clip) if node.clean else store.victim(base, *node.victim_needs[1:]) for node in nodes
         )
         task = resources.run.task(first.task)
-        seen = task.observe(victims, open_case(first, resources, store))
+        observations = task.observe(victims, open_case(first, resources, store))
         cost.stop(shared_by=len(nodes))
         failed = {}
-        for node, observed in zip(nodes, seen, strict=True):
+        for node, observed in zip(nodes, observations, strict=True):
             if isinstance(observed, BenchError):
                 failed[node.id] = str(observed)
                 continue
@@ -61,7 +62,7 @@ class EvaluationStage(Stage):
 
 
 def open_case(node: Node, resources: Resources, store: Store) -> Case:
-    """What a task looks at for an evaluation."""
+    """The case of an evaluation, with its triggers read from the store."""
     fresh = node.needs[len(node.victim_needs) :]
     triggers = {
         name: (resources.attack(name), fresh_trigger(id, name, node.seed, store))
