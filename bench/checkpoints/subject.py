@@ -65,7 +65,7 @@ def open_subject(
     model: str = MINI,
     reference: str | Clip | None = None,
     images: Path | Labelled | None = None,
-    classes: str | None = None,
+    classes: str | Sequence[str] | None = None,
     cache: Path = Path("results/data"),
     device: str = "cpu",
 ) -> Subject:
@@ -77,7 +77,7 @@ def open_subject(
         reference: `mini`, a tag of open_clip's for `model`, a file or folder of weights, or a CLIP.
         images: a folder; None is the embedded world, for a model of the embedded one's architecture. Images that lie in
             folders called as the classes are taken as labelled.
-        classes: a text file with a name a line, or the name of a data set; None is the world's or ImageNet's.
+        classes: names; a text file with a name a line, or the name of a data set; None is the world's or ImageNet's.
         cache: where decoded images are kept.
 
     Raises:
@@ -87,7 +87,9 @@ def open_subject(
     base = reference if isinstance(reference, Clip | None) else load_model(_reference(reference, model), device)
     name = str(checkpoint) if isinstance(checkpoint, Path) else "a model"
     embedded = preset_for(victim.clip) == MINI
-    names = _class_names(classes, embedded and not isinstance(images, Path))
+    if isinstance(images, Labelled) and classes is None:
+        classes = images.classes
+    names = _class_names(classes, embedded and images is None)
     geometry = Geometry.of(victim.clip, cache)
     if images is None:
         if not embedded:
@@ -95,7 +97,7 @@ def open_subject(
         world = World()
         audited, repairing, measured = (_relabelled(world.labelled(split, geometry), names) for split in SPLITS)
         return Subject(name, victim, base, audited, repairing, measured, world.templates)
-    given = _folder(images, names, geometry) if isinstance(images, Path) else images
+    given = _folder(images, names, geometry) if isinstance(images, Path) else _relabelled(images, names)
     audited, repairing = _halves(given)
     return Subject(name, victim, base, audited, repairing, audited, ("a photo of a {}.",))
 
@@ -137,9 +139,11 @@ def _reference(reference: str, model: str) -> ModelSettings:
     return ModelSettings(name=model, pretrained=reference)
 
 
-def _class_names(classes: str | None, world: bool) -> tuple[str, ...]:
+def _class_names(classes: str | Sequence[str] | None, world: bool) -> tuple[str, ...]:
     if classes is None:
         return datasets["world" if world else "imagenet"]().classes()
+    if not isinstance(classes, str):
+        return tuple(classes)
     if classes in datasets:
         return datasets[classes]().classes()
     if not Path(classes).is_file():

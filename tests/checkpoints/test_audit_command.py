@@ -14,7 +14,7 @@ import torch
 from command import bench as call
 from PIL import Image
 
-from bench import Clip, Estimate, Victim, generator
+from bench import Clip, Estimate, Victim, audit, generator
 from bench.checkpoints.auditing import audit_subject
 from bench.checkpoints.purify import Purified
 from bench.checkpoints.subject import NO_LABEL, Subject, open_subject
@@ -255,3 +255,22 @@ def test_an_unknown_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "weights.pt").write_text("x")
     with pytest.raises(BenchError, match="unknown model 'ViT-B-33'"):
         open_subject(tmp_path / "weights.pt", model="ViT-B-33")
+
+
+def test_an_audit_from_python_is_that_of_the_command(bench: Command, place: Path, models: Path) -> None:
+
+    done = bench(f"audit {models}/model {options(place, models)} --families warp --out {models}/audit")
+    found = audit(
+        models / "model",
+        place / "images",
+        str(place / "classes.txt"),
+        reference=str(models / "reference"),
+        families=("warp",),
+        budget="quick",
+        cache=models / "cache",
+    )
+    told = json.loads((models / "audit" / "audit.json").read_text())
+    assert (found.exit_code, found.sentence) == (done.returncode, told["sentence"])
+    assert {k: told[k] for k in found.to_json() if k != "seconds"} == {
+        k: json.loads(json.dumps(v)) for k, v in found.to_json().items() if k != "seconds"
+    }
