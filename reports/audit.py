@@ -111,7 +111,14 @@ def evidence_lines(audit: Audit) -> list[str]:
         if audit.target is not None and weights.target != audit.target:
             lines.append("Trigger and weights do not agree on the class.")
     else:
-        lines.append("No reference was declared, so the weights' change was not looked at.")
+        lines.append(
+            "The weights' change was not looked at: no reference is declared, or the image tower is no vision transformer."
+        )
+    if "corner" in audit.trigger.tensors:
+        row, column = audit.trigger.tensors["corner"].tolist()
+        lines.append(
+            f"The square that was found goes to row {row}, column {column}, counted from the upper left corner."
+        )
     others = ", ".join(f"'{name}' {share:.0%}" for name, share in audit.runners_up)
     lines.append(f"The next classes under the trigger: {others}.")
     made = "no calibration" if audit.calibration is None else f"calibration {audit.calibration}"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bench.core.clip import Clip
+from bench.core.encoder import has_transformer_tower
 from bench.core.errors import BenchError
 from bench.core.randomness import generator
 from bench.core.victim import Victim
@@ -174,7 +175,9 @@ def audit_victim(
     baselines = _baselines(base, making, scoring, texts, kinds, effort, seed, calibration)
     excess = {name: score({name: seen.agreement}, baselines) for name, seen in found.items()}
     best = max(excess, key=excess.__getitem__)
-    change = None if reference is None else weight_change(victim.clip, reference, texts)
+    change = None
+    if reference is not None and has_transformer_tower(reference):
+        change = weight_change(victim.clip, reference, texts)
     leading = found[best]
     confirmed = confirm(
         victim, base, making, scoring, texts, FAMILIES[best](), leading.target, effort.search,

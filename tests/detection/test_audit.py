@@ -188,11 +188,14 @@ def test_other_architectures_are_refused(tiny_clip: Clip, resnet: Clip, tiny_con
         weight_change(tiny_clip, other, texts)
 
 
-def test_a_resnet_is_audited_without_its_weights(resnet: Clip) -> None:
+@pytest.mark.parametrize("declared", [False, True])
+def test_a_resnet_is_audited_without_its_weights(declared: bool, resnet: Clip) -> None:
+    base = resnet if declared else None
     found = audit_victim(
-        Victim(resnet), dark_images(), CLASSES, TEMPLATES, None, calibration([0.0]), ("square",), EFFORT
+        Victim(resnet), dark_images(), CLASSES, TEMPLATES, base, calibration([0.0]), ("square",), EFFORT
     )
     assert found.weights is None
+    assert (found.evidence.share_on_reference is None) == (not declared)
 
 
 def test_the_outlier_index_is_neural_cleanses() -> None:
