@@ -111,9 +111,7 @@ def evidence_lines(audit: Audit) -> list[str]:
         if audit.target is not None and weights.target != audit.target:
             lines.append("Trigger and weights do not agree on the class.")
     else:
-        lines.append(
-            "The weights' change was not looked at: no reference is declared, or the image tower is no vision transformer."
-        )
+        lines.append("The weights' change was not looked at: no reference is declared, or the image tower is no ViT.")
     if "corner" in audit.trigger.tensors:
         row, column = audit.trigger.tensors["corner"].tolist()
         lines.append(
