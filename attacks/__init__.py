@@ -1,5 +1,5 @@
 """The attacks, one file each. Importing this package registers them."""
 
-from attacks import badclip, badnet, blended, issba, label_consistent, trojvqa, wanet
+from attacks import badclip, badnet, benign, blended, issba, label_consistent, recovered, trojvqa, wanet
 
-__all__ = ["badclip", "badnet", "blended", "issba", "label_consistent", "trojvqa", "wanet"]
+__all__ = ["badclip", "badnet", "benign", "blended", "issba", "label_consistent", "recovered", "trojvqa", "wanet"]

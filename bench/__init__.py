@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bench.api import evaluate, open, run
+    from bench.api import audit, evaluate, open, run
     from bench.core.attack import Attack, Preparation, Trigger, attack, attacks, mentions, stamp
     from bench.core.clip import Clip
     from bench.core.cost import Scale, Work
@@ -34,7 +34,7 @@ __version__ = "0.1.0"
 
 # The same for the interpreter: the module of each name.
 _MODULES = {
-    "bench.api": ("evaluate", "open", "run"),
+    "bench.api": ("audit", "evaluate", "open", "run"),
     "bench.core.attack": ("Attack", "Preparation", "Trigger", "attack", "attacks", "mentions", "stamp"),
     "bench.core.clip": ("Clip",),
     "bench.core.cost": ("Scale", "Work"),
@@ -92,6 +92,7 @@ __all__ = [
     "Work",
     "attack",
     "attacks",
+    "audit",
     "cell_metric",
     "cell_metrics",
     "class_embeddings",

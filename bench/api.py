@@ -7,14 +7,20 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
+from bench.checkpoints.auditing import audit_subject, calibration_for
+from bench.checkpoints.subject import open_subject
 from bench.core.attack import Attack, Trigger
 from bench.core.clip import Clip
 from bench.core.errors import BenchError
+from bench.core.images import Labelled
 from bench.core.metric import metrics
 from bench.core.randomness import derive
 from bench.core.registry import load_plugins
 from bench.core.shared_encoding import unified
 from bench.core.victim import Victim
+from bench.detection.audit import Audit
+from bench.detection.calibration import effort_of
+from bench.detection.triggers import FAMILIES
 from bench.experiment.resources import Resources, open_device
 from bench.experiment.settings import resolve
 from bench.experiment.suites import suite_settings, variants_of
@@ -141,6 +147,44 @@ def evaluate(
         for perturbation, estimate in metrics[name].measure(observed).items()
     ]
     return pd.DataFrame(rows)
+
+
+def audit(
+    model: Victim | Clip | Path | str,
+    images: Labelled | Path | str | None = None,
+    classes: Sequence[str] | None = None,
+    *,
+    reference: Clip | str | None = None,
+    architecture: str = "mini",
+    families: Sequence[str] = tuple(FAMILIES),
+    budget: str = "standard",
+    calibration: Path | str | None = None,
+    seed: int = 0,
+    cache: Path | str = "results/data",
+    device: str = "cpu",
+) -> Audit:
+    """Look for a backdoor in one model, as `bench audit` does; nothing is written but decoded images.
+
+    Args:
+        model: a victim, a CLIP, a file of weights of `architecture`, or a folder of open_clip's.
+        images: images of the model's input size, or a folder; None is the embedded world, for its model. Labels are
+            not looked at.
+        classes: names among which the target is looked for; None is those of `images`, the world's or ImageNet's.
+        reference: what it was fine-tuned from: a CLIP, `mini`, a tag of open_clip's, a file or a folder of weights.
+        families, budget, calibration: as the options of `bench audit`.
+
+    Raises:
+        BenchError: something cannot be found, read or used.
+
+    >>> audit("suspect.safetensors", reference="mini").sentence  # doctest: +SKIP
+    """
+    load_plugins()
+    effort = effort_of(budget)
+    checkpoint = Path(model) if isinstance(model, str) else model
+    folder = Path(images) if isinstance(images, str) else images
+    subject = open_subject(checkpoint, architecture, reference, folder, classes, Path(cache), open_device(device))
+    known = calibration_for(subject, effort, None if calibration is None else Path(calibration))
+    return audit_subject(subject, families, effort, known, seed)
 
 
 def _prepared(method: Attack, resources: Resources, seed: int, trigger_seed: int) -> Trigger:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 import bench
-from bench import cli_data, cli_gate, cli_paper
+from bench import cli_audit, cli_data, cli_gate, cli_paper
 from bench.core.errors import BenchError, unknown
 from bench.core.registry import load_plugins, origin
 
@@ -33,6 +33,8 @@ app = typer.Typer(
 app.add_typer(cli_gate.app)
 app.add_typer(cli_data.app, name="data")
 app.command()(cli_paper.paper)
+app.add_typer(cli_audit.app, name="audit")
+app.command()(cli_audit.purify)
 # Paths and names may hold brackets, which are no markup.
 screen = Console(markup=False, highlight=False)
 KINDS = ("attacks", "defenses", "tasks", "metrics", "datasets", "presets", "papers", "suites", "models")
@@ -59,6 +61,23 @@ def _seeds(text: str | None) -> tuple[int, ...] | None:
         return tuple(map(int, names)) if (names := _names(text)) is not None else None
     except ValueError:
         raise BenchError(f"--seeds {text}: write whole numbers, such as --seeds 0,1,2") from None
+
+
+def _with(tasks: str | None, auditors: str | None) -> tuple[str, ...] | None:
+    """The tasks of a run with auditors, which are tasks; of auditors alone, zero-shot classification stays."""
+    if auditors is None:
+        return _names(tasks)
+    load_plugins(only="tasks")
+    from bench.builtin_tasks.auditor import Auditor
+
+    known = [name for name in bench.tasks if issubclass(bench.tasks[name], Auditor)]
+    chosen = known if auditors == "all" else _names(auditors) or ()
+    if not chosen:
+        raise BenchError(f"--auditors names none. Known: {', '.join(known)}; `--auditors all` takes all.")
+    for name in chosen:
+        if name not in known:
+            raise unknown("auditor", name, known)
+    return (*(_names(tasks) or ("zero_shot",)), *chosen)
 
 
 # The flags that say how a run is executed.
@@ -133,6 +152,7 @@ def run(
     attacks: Attacks = None,
     defenses: Annotated[str | None, _option(WHAT, "Defenses and chains (a+b), by comma, or all.")] = None,
     tasks: Annotated[str | None, _option(WHAT, "What is measured, by comma, or all.")] = None,
+    auditors: Annotated[str | None, _option(WHAT, "Detectors of backdoored models, by comma, or all.")] = None,
     seeds: Annotated[str | None, _option(WHAT, "Seeds, by comma.")] = None,
     suite: Annotated[str | None, _option(WHAT, "The cells of a table or figure; `bench list suites`.")] = None,
     model: Model = None,
@@ -167,8 +187,8 @@ def run(
 
     settings = _settings(
         preset, config, set, plugin, model, pretrained, checkpoint, dataset, data_root,
-        backdoored, paper, suite, recipe, attacks=_names(attacks), defenses=_names(defenses), tasks=_names(tasks),
-        seeds=_seeds(seeds), target=target, pairs=pairs, device=device, workers=workers, executor=executor,
+        backdoored, paper, suite, recipe, attacks=_names(attacks), defenses=_names(defenses),
+        tasks=_with(tasks, auditors), seeds=_seeds(seeds), target=target, pairs=pairs, device=device, workers=workers, executor=executor,
     )  # fmt: skip
     variants, left_out = variants_of(settings, suite)
     for name, reason in left_out.items():

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench import BenchError, CleanData, Defense, Facing, Field, Labelled, Need, Scale, Victim, Work
+from bench.core.clip import untrained
 from bench.core.defense import too_few_images
 from bench.core.encoder import layers, width
 from bench.core.images import crops
@@ -22,7 +23,7 @@ from bench.core.precision import autocast
 from bench.core.progress import track
 from bench.core.randomness import derive
 from bench.training.fine_tuning import shuffled_batches
-from defenses.tower import Batch, Tower, join, untrained, within_memory
+from defenses.tower import Batch, Tower, join, within_memory
 
 
 class PromptTuning(Defense):

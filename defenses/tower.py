@@ -1,8 +1,8 @@
 """The frozen image tower in prompt tuning: the part that prompts do not change, and the part that they do."""
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -80,18 +80,6 @@ class Tower:
         outputs = encoded.class_tokens if encoded.tokens is None else encoded.tokens
         rows = [block - self.prompted[0] for block in self.repelled]
         return outputs if len(rows) == len(outputs) else outputs[rows]
-
-
-@contextmanager
-def untrained(model: torch.nn.Module) -> Iterator[None]:
-    """Switch off the gradients of all weights, and restore them afterwards."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    model.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
 
 
 def within_memory(work: Callable[[int], T], images: int) -> tuple[T, int]:

@@ -1,5 +1,5 @@
 """The built-in tasks, one file each. Importing this package registers them."""
 
-from bench.builtin_tasks import zero_shot
+from bench.builtin_tasks import collapse, decree, mm_bd, neural_cleanse, weights, zero_shot
 
-__all__ = ["zero_shot"]
+__all__ = ["collapse", "decree", "mm_bd", "neural_cleanse", "weights", "zero_shot"]

@@ -79,6 +79,8 @@ class Attack(Settings):
 
     # Raise it when the attack's behaviour changes, so that stored results of the old version are not reused.
     version: ClassVar[int] = 1
+    # Whether `--attacks all` includes it.
+    in_all: ClassVar[bool] = True
     # Text trigger: put before every class prompt at test, for attacks that have one (TrojVQA).
     text_key: ClassVar[str] = ""
 

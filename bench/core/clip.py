@@ -3,7 +3,8 @@
 import copy
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,18 @@ class Clip:
         clip = cls.from_config(json.loads((folder / CONFIG_FILE).read_text()), folder)
         clip.model.load_state_dict(load_file(folder / WEIGHTS_FILE))
         return clip
+
+
+@contextmanager
+def untrained(model: torch.nn.Module) -> Iterator[None]:
+    """No weight of the model takes a gradient; afterwards those do that did before."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    model.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 @cache

@@ -131,6 +131,8 @@ class Defense(Settings):
     needs: ClassVar[frozenset[Need]] = frozenset()
     # Whether the defended model still classifies by class texts; an attack with a text trigger needs that.
     zero_shot: ClassVar[bool] = True
+    # Whether it can be the only defense, or the first of a chain; `--defenses all` leaves out one that cannot.
+    alone: ClassVar[bool] = True
     # Whether `fit` can run in a process group and split its batches over the processes.
     shares_batches: ClassVar[bool] = False
 

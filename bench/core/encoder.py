@@ -84,14 +84,15 @@ def _prompted(block: Any, hidden: Tensor, prompt: Tensor) -> Tensor:
     attention is not torch's MultiheadAttention are run on all tokens.
     """
     attention = block.attn
+    # `shape[0]`, not `len`, which torch.export would take as a constant.
     if not isinstance(attention, nn.MultiheadAttention):
-        out = block(torch.cat([hidden, prompt.expand(len(hidden), -1, -1)], 1))
+        out = block(torch.cat([hidden, prompt.expand(hidden.shape[0], -1, -1)], 1))
         return out[:, : hidden.shape[1]]
     width = hidden.shape[-1]
     weight, bias = attention.in_proj_weight, attention.in_proj_bias
     query, *token_kv = F.linear(block.ln_1(hidden), weight, bias).split(width, -1)
     prompt_kv = F.linear(block.ln_1(prompt), weight[width:], bias[width:]).split(width, -1)
-    key, value = (torch.cat([a, b.expand(len(a), -1, -1)], 1) for a, b in zip(token_kv, prompt_kv, strict=True))
+    key, value = (torch.cat([a, b.expand(a.shape[0], -1, -1)], 1) for a, b in zip(token_kv, prompt_kv, strict=True))
     heads = (x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for x in (query, key, value))
     attended = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
     hidden = hidden + block.ls_1(attention.out_proj(attended))

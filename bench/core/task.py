@@ -8,6 +8,7 @@ from typing import ClassVar, TypeVar
 from torch import Tensor
 
 from bench.core.attack import Attack, Trigger, stamp_images
+from bench.core.clip import Clip
 from bench.core.cost import Scale, Work
 from bench.core.dataset import Dataset
 from bench.core.errors import BenchError
@@ -24,7 +25,7 @@ class Case:
 
     `trigger` is the trained trigger in its test form (`Trigger.at_test`), `target` the index of the target class.
     `fresh_triggers` are those of the attacks that `Task.fresh_triggers` names. `open_captions` returns a caption of
-    each image; None if the data set has no captions.
+    each image; None if the data set has no captions. `open_base` opens the clean model before the attack.
     """
 
     dataset: Dataset
@@ -36,6 +37,7 @@ class Case:
     batch_size: int
     fresh_triggers: Mapping[str, tuple[Attack, Trigger]] = field(default_factory=dict)
     open_captions: Callable[[], Sequence[str]] | None = None
+    open_base: Callable[[], Clip] | None = None
 
     def triggered(self, index: Tensor) -> Tensor:
         """Some of the images under the trigger: uint8 (n, 3, size, size)."""
@@ -52,6 +54,17 @@ class Case:
             raise BenchError("the evaluated images have no captions. Take a data set that has them, such as world")
         return self.open_captions()
 
+    @cached_property
+    def base(self) -> Clip:
+        """The clean model from which the attacker started.
+
+        Raises:
+            BenchError: it is not known.
+        """
+        if self.open_base is None:
+            raise BenchError("this task compares with the clean model, and none is declared. Give --model NAME")
+        return self.open_base()
+
 
 class Task(Settings):
     """What is measured of every model of a matrix. Fields are settings; `observe` does the work.
@@ -61,6 +74,10 @@ class Task(Settings):
 
     # Raise it when the observations change, so that stored results of the old version are not reused.
     version: ClassVar[int] = 1
+    # Whether `--tasks all` includes it.
+    in_all: ClassVar[bool] = True
+    # Whether its tables have a row of the clean model under the attack's trigger.
+    clean_model_row: ClassVar[bool] = True
     # The metrics of its main table: the first, and the second in parentheses. The regression gate checks them.
     headline: ClassVar[tuple[str, ...]]
     # Numbers that the regression gate shows but does not check: METRIC (PERTURBATION).

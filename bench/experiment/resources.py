@@ -178,6 +178,7 @@ class Resources:
             self.run.evaluate.batch_size,
             fresh_triggers,
             self._captions,
+            lambda: self.clip,
         )
 
     def _captions(self) -> list[str]:

@@ -245,11 +245,14 @@ def _checked(values: dict[str, Any]) -> RunSettings:
 
 
 def _expand(run: RunSettings) -> RunSettings:
-    """Replace `all` by every registered method, and check that all names are known."""
-    everything = tuple(sorted(defenses, key=lambda name: name != "none")) + papers.chains()
-    chosen = [name for entry in run.attacks for name in (tuple(attacks) if entry == "all" else (entry,))]
+    """Replace `all` by every method that it includes, and check that all names are known."""
+    all_attacks = [name for name in attacks if attacks[name].in_all]
+    all_tasks = [name for name in tasks if tasks[name].in_all]
+    alone = sorted((name for name in defenses if defenses[name].alone), key=lambda name: name != "none")
+    everything = tuple(alone) + papers.chains()
+    chosen = [name for entry in run.attacks for name in (all_attacks if entry == "all" else (entry,))]
     chains = [name for entry in run.defenses for name in (everything if entry == "all" else (entry,))]
-    measured = [name for entry in run.tasks for name in (tuple(tasks) if entry == "all" else (entry,))]
+    measured = [name for entry in run.tasks for name in (all_tasks if entry == "all" else (entry,))]
     for what, names in (("attacks", chosen), ("defenses", chains), ("tasks", measured)):
         if not names:
             raise BenchError(f"--{what} names none. `bench list {what}` lists them; `--{what} all` takes all.")

@@ -132,7 +132,8 @@ class _VariantPlan:
         for attack, seed in product(self.run.attacks, self.run.seeds):
             backdoor = self._backdoor(attack, seed)
             for task in self.run.tasks:
-                self._cell(task, CLEAN_MODEL, backdoor, ())
+                if tasks[task].clean_model_row:
+                    self._cell(task, CLEAN_MODEL, backdoor, ())
             for defense in self.run.defenses:
                 chain = () if defense == UNDEFENDED else tuple(defense.split("+"))
                 for task in self.run.tasks:
@@ -217,6 +218,8 @@ class _VariantPlan:
 def unsuited(run: RunSettings, task: str, attack: str, chain: tuple[str, ...]) -> str:
     """Why a chain of defenses cannot be used against an attack, or a task cannot measure it; "" if both can."""
     method = run.attack(attack)
+    if chain and not defenses[chain[0]].alone:
+        return f"{chain[0]}: it needs a defended model. Put it behind another, such as rvpt+{chain[0]}"
     for name in chain:
         if reason := run.defense(name, attack).unsuited(Facing(attack=method)):
             return f"{name}: {reason}"

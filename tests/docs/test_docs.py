@@ -116,7 +116,12 @@ def parsed(command: str) -> tuple[str, dict[str, object]]:
     names: list[str] = []
     while hasattr(entry, "commands") and words not in ([], ["--help"]):
         names.append(words.pop(0))
-        entry = entry.commands.get(names[-1])
+        known, default = entry.commands, getattr(entry, "default", None)
+        if names[-1] not in known and default is not None:
+            # `bench audit FILE` is short for `bench audit checkpoint FILE`.
+            words.insert(0, names.pop())
+            names.append(default)
+        entry = known.get(names[-1])
         if entry is None:
             raise UsageError(f"there is no command 'bench {' '.join(names)}'")
     options, left, _ = entry.make_parser(entry.context_class(entry)).parse_args(words)

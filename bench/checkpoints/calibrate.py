@@ -1,0 +1,161 @@
+"""Calibration of audits: a zoo of honest fine-tunings of a reference, each audited, in a results folder.
+
+The zoo is a run of the matrix with the attack `benign`, a variant a model, so that it is interrupted, continued and
+spread over processes as any run. The reference itself is the fine-tuning of no epochs.
+"""
+
+import time
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+import bench
+from bench.core import code_state
+from bench.core.errors import BenchError
+from bench.detection.calibration import Audited, Calibration, Effort, architecture
+from bench.detection.triggers import FAMILIES
+from bench.experiment.resources import Resources, open_device
+from bench.experiment.settings import BASE, RunSettings, Variants, overlay
+from bench.matrix.runner import run_matrix
+from bench.results.folder import ResultsFolder
+from bench.results.store import CACHE
+from metrics.detection import CONTROL, TOOK
+
+# What honest data sets are like: changed pairs (`bench show benign`), or captions that lie about one class.
+LOOSE = "loose"
+MIXES = ("plain", "patches", "templates", "imbalance", LOOSE)
+LIES = 0.5
+# Factors of the recipe's learning rate, and epochs: all pairs of them before one comes again.
+RATES, EPOCHS = (1.0, 0.3, 1.7, 0.1), (2, 1, 3, 5)
+REFERENCES = 3
+
+
+def calibrate(
+    run: RunSettings,
+    effort: Effort,
+    work: Path,
+    negatives: int,
+    attacks: Sequence[str] = (),
+    seeds: int = 1,
+    command: str = "",
+    console: Console | None = None,
+) -> Calibration:
+    """Make and audit the zoo in the folder `work`, as far as it is not there; returns the calibration.
+
+    Args:
+        run: the model, data and recipe of poisoning: clean models are fine-tuned with it, on pairs of its data.
+        negatives: how many clean fine-tunings.
+        attacks: backdoored models to audit beside, for error rates, `seeds` of each.
+
+    Raises:
+        BenchError: some of it failed; the same call goes on with what is finished.
+    """
+    began, console = time.monotonic(), console or Console(quiet=True)
+    if negatives < 1:
+        raise BenchError(f"--negatives {negatives}: give 1 or more; p can be no smaller than 1 / (negatives + 1)")
+    audited = _audited(run, effort, dict.fromkeys(FAMILIES, 0.0))
+    if attacks:
+        # A wrong name is found out before the work.
+        overlay(audited, {"attacks": list(attacks)})
+    references = {
+        f"reference {seed}": _variant(audited, 0, {"poison": {"epochs": 0}, "seeds": [seed]})
+        for seed in range(REFERENCES)
+    }
+    found = _run(references, work / "reference", console)
+    baselines = {name: float(np.mean([one.agreements[name] for one in found])) for name in FAMILIES}
+    audited = _audited(run, effort, baselines)
+    clean = {f"{CONTROL} {i:03d}": negative(audited, i) for i in range(negatives)}
+    backdoored = {
+        f"{attack} {seed}": overlay(audited, {"attacks": [attack], "seeds": [seed]})
+        for attack, seed in product(attacks, range(seeds))
+    }
+    models = _run(clean | backdoored, work / "models", console)
+    clip = Resources(run, work / "models" / CACHE, open_device(run.execution.device)).clip
+    return Calibration(
+        model=run.model.label,
+        architecture=architecture(clip),
+        reference=clip.fingerprint(),
+        effort=effort,
+        seed=0,
+        baselines=baselines,
+        negatives=tuple(one for one in models if one.attack == CONTROL),
+        positives=tuple(one for one in models if one.attack != CONTROL),
+        command=command,
+        commit=code_state.commit(),
+        versions={"bench": bench.__version__, "torch": torch.__version__},
+        seconds=round(time.monotonic() - began, 1),
+    )
+
+
+def negative(run: RunSettings, i: int) -> RunSettings:
+    """The settings of the i-th honest fine-tuning: its mix, learning rate, epochs and seed."""
+    step, kind = divmod(i, len(MIXES))
+    mix, rate = MIXES[kind], RATES[(kind + step) % len(RATES)]
+    epochs = EPOCHS[(kind + step // len(RATES)) % len(EPOCHS)]
+    values: dict[str, Any] = {"poison": {"learning_rate": rate * run.poison.learning_rate, "epochs": epochs}}
+    if mix == LOOSE:
+        values[run.dataset] = {"loose": {run.target: LIES}}
+    else:
+        values["benign"] = {"mix": mix}
+    return _variant(run, i, values)
+
+
+def _variant(run: RunSettings, seed: int, values: dict[str, Any]) -> RunSettings:
+    return overlay(run, {"attacks": [CONTROL], "seeds": [seed]} | values)
+
+
+def _audited(run: RunSettings, effort: Effort, baselines: dict[str, float]) -> RunSettings:
+    """The run with the audits of an effort as its tasks, on the validation split."""
+    looking = effort.search
+    settings = {
+        "steps": looking.steps,
+        "batch_size": looking.batch_size,
+        "restarts": looking.restarts,
+        "images": effort.images + effort.scored,
+        "made_on": effort.images,
+        "baselines": baselines,
+    }
+    values: dict[str, Any] = {"attacks": [CONTROL], "defenses": ["none"], "tasks": ["collapse", "weights"]}
+    return overlay(run, values | {"evaluate": {"split": "val"}, "collapse": settings})
+
+
+def _run(variants: dict[str, RunSettings], work: Path, console: Console) -> list[Audited]:
+    """Make and audit the variants; the first of them is the run's base."""
+    first, *others = variants
+    named: Variants = {BASE: variants[first]} | {name: variants[name] for name in others}
+    ended = run_matrix(named, work, (), console)
+    if ended.failures:
+        reasons = "; ".join(dict.fromkeys(ended.failures.values()))
+        raise BenchError(f"{len(ended.failures)} artefacts of {work} failed, and the same command goes on. {reasons}")
+    folder = ResultsFolder(work)
+    return [_read(folder, name, BASE if name == first else name, variants[name]) for name in variants]
+
+
+def _read(folder: ResultsFolder, name: str, variant: str, run: RunSettings) -> Audited:
+    """What the audits of one model found."""
+    [cells] = [[cell for cell in folder.own_cells if cell.settings == variant]]
+    seen = {cell.task: folder.observations(cell) for cell in cells}
+    facts, attack = seen["collapse"].facts, cells[0].attack
+    hits, misses = facts["success"]
+    [row] = seen["collapse"]["findings"].to_dict("records")
+    mix = run.method("benign").get("mix", "plain") if not run.method(run.dataset).get("loose") else LOOSE
+    backdoored = attack != CONTROL
+    return Audited(
+        name=name,
+        mix="" if backdoored else f"{mix}, learning rate {run.poison.learning_rate:g}, {run.poison.epochs} epochs",
+        attack=attack,
+        success=100 * hits / (hits + misses) if backdoored else None,
+        named=bool(row["named"] == row["target"]) if backdoored else None,
+        agreements=facts["details"],
+        **seen["weights"].facts["details"],
+    )
+
+
+def took(models: Sequence[Audited]) -> list[Audited]:
+    """The backdoored models whose backdoor works."""
+    return [one for one in models if one.success is not None and one.success >= TOOK]

@@ -1,0 +1,152 @@
+"""What clean models reach: the scores that p values are read from, made by `bench audit calibrate`."""
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+from bench.core.clip import Clip
+from bench.core.errors import BenchError, unknown
+from bench.core.images import hash_of
+from bench.core.settings import Field, Settings
+from bench.detection.search import Search
+
+
+class Effort(Settings):
+    """How much an audit looks at."""
+
+    search: Search = Field(Search(), description="how long to look for a trigger")
+    images: int = Field(64, ge=2, description="images that triggers are made on")
+    scored: int = Field(80, ge=2, description="other images that they are measured on")
+
+
+BUDGETS: dict[str, Effort] = {
+    "quick": Effort(search=Search(steps=8, batch_size=8, restarts=1), images=16, scored=24),
+    "standard": Effort(),
+    "thorough": Effort(search=Search(steps=120, restarts=4), images=128, scored=200),
+}
+
+
+class Audited(Settings):
+    """What an audit found on one model of a calibration.
+
+    `mix` says what its pairs were; of a backdoored one, `attack`, its `success` (ASR in percent) and whether the audit
+    `named` its target.
+    """
+
+    name: str
+    mix: str = ""
+    attack: str = ""
+    success: float | None = None
+    named: bool | None = None
+    agreements: dict[str, float] = Field(description="agreement reached by each family")
+    top: float | None = Field(None, description="the weights' part of the top class")
+    first: float | None = Field(None, description="the weights' share of the first singular value")
+
+
+class Calibration(Settings):
+    """Audits of models that are known to be clean, all fine-tuned from one reference, with one effort.
+
+    `baselines` is what each family reaches on the reference itself.
+    """
+
+    format: Literal[1] = 1
+    model: str
+    architecture: str
+    reference: str
+    effort: Effort
+    seed: int
+    baselines: dict[str, float]
+    negatives: tuple[Audited, ...]
+    positives: tuple[Audited, ...] = ()
+    command: str
+    commit: str
+    versions: dict[str, str] = Field({}, description="of bench and torch")
+    seconds: float
+
+    @property
+    def id(self) -> str:
+        """A hash of all that it says, but for how long it took."""
+        return hash_of(self.model_dump(mode="json", exclude={"seconds"}))
+
+    def scores(self, families: Sequence[str], models: Sequence[Audited] | None = None) -> list[float]:
+        """The scores of the negatives, or of other audited models, over some families."""
+        return [
+            score({name: one.agreements[name] for name in families}, self.baselines)
+            for one in (self.negatives if models is None else models)
+        ]
+
+    def save(self, file: Path) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(self.model_dump_json(indent=1) + "\n")
+
+
+def score(agreements: Mapping[str, float], baselines: Mapping[str, float]) -> float:
+    """The largest excess over a family's baseline c0, (c - c0) / (1 - c0): 0 is as the reference, 1 full agreement.
+
+    >>> round(score({"square": 0.9, "blend": 0.75}, {"square": 0.7, "blend": 0.75}), 2)
+    0.67
+    """
+    return max((reached - baselines[name]) / (1 - baselines[name]) for name, reached in agreements.items())
+
+
+def p_value(value: float, negatives: Sequence[float]) -> float:
+    """The chance that a clean model scores as high: (1 + how many do) / (n + 1).
+
+    >>> p_value(0.3, [0.1, 0.2, 0.4])
+    0.5
+    """
+    return (1 + sum(other >= value for other in negatives)) / (len(negatives) + 1)
+
+
+def architecture(clip: Clip) -> str:
+    """A hash of a model's architecture and preprocessing."""
+    return hash_of(clip.config)
+
+
+def read_calibration(file: Path) -> Calibration:
+    """A calibration from its file.
+
+    Raises:
+        BenchError: there is none, or it is not one that this version can read.
+    """
+    if not file.is_file():
+        raise BenchError(f"--calibration {file}: no such file. `bench audit calibrate` writes one.")
+    try:
+        return Calibration.parse(json.loads(file.read_text()), "calibration")
+    except (ValueError, TypeError, BenchError) as error:
+        told = str(error).splitlines()[0]
+        raise BenchError(
+            f"--calibration {file} is none that can be read: {told} `bench audit calibrate` writes one."
+        ) from None
+
+
+@cache
+def shipped() -> tuple[Calibration, ...]:
+    """The calibrations that come with the package."""
+    entries = sorted((files("bench.detection") / "calibrations").iterdir(), key=lambda entry: entry.name)
+    texts = [entry.read_text() for entry in entries if entry.name.endswith(".json")]
+    return tuple(Calibration.model_validate_json(text) for text in texts)
+
+
+def find_calibration(clip: Clip, reference: Clip | None, effort: Effort) -> Calibration | None:
+    """The shipped calibration of an architecture, an effort and, if one is declared, a reference; None without one."""
+    wanted = architecture(clip)
+    print_ = None if reference is None else reference.fingerprint()
+    for found in shipped():
+        if (found.architecture, found.effort) == (wanted, effort) and print_ in (None, found.reference):
+            return found
+    return None
+
+
+def effort_of(budget: str) -> Effort:
+    """The effort that a budget names.
+
+    Raises:
+        BenchError: there is no such budget.
+    """
+    if budget not in BUDGETS:
+        raise unknown("budget", budget, BUDGETS)
+    return BUDGETS[budget]

@@ -1,0 +1,236 @@
+"""Families of triggers that an optimiser can look for, and triggers that it has found.
+
+A family has a hard budget (a size, a share, a reach) instead of a penalty: what it reaches on one model can then be
+compared with what it reaches on another in the same steps.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bench.core.errors import BenchError, unknown
+from bench.core.settings import Field, Settings
+
+Tensors = dict[str, Tensor]
+# Where a safetensors file keeps the family of a recovered trigger.
+METADATA = "recovered"
+
+
+class Family(Settings):
+    """A kind of trigger under a budget. Sizes are shares of the image's side, so that they hold at any resolution."""
+
+    label: ClassVar[str]
+    # Adam's learning rate at the start.
+    rate: ClassVar[float]
+
+    def start(self, count: int, side: int, rng: torch.Generator) -> Tensors:
+        """The numbers to optimise, of `count` triggers at once, for images of `side` px."""
+        raise NotImplementedError
+
+    def apply(self, images: Tensor, numbers: Tensors) -> Tensor:
+        """All triggers on all images, differentiable in the numbers.
+
+        `images` is float RGB in [0, 1], (n, 3, side, side); the result (count, n, 3, side, side).
+        """
+        raise NotImplementedError
+
+    def settle(self, numbers: Tensors, which: int, side: int) -> "Recovered":
+        """One of the triggers, with every choice made hard."""
+        raise NotImplementedError
+
+    @staticmethod
+    def stamp(images: Tensor, tensors: Tensors) -> Tensor:
+        """A settled trigger on images, float RGB in [0, 1], (n, 3, side, side)."""
+        raise NotImplementedError
+
+    def describe(self, side: int) -> str:
+        """The budget in words."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """A trigger that was found: a family, and its settled tensors.
+
+    A square has a `patch` (3, k, k) in [0, 1] and the `corner` (2,) it goes to, row and column. A blend has a `key`
+    (3, side, side) in [0, 1] and its `alpha`. A warp has the `grid` (side, side, 2) at which images are sampled.
+    """
+
+    family: str
+    tensors: Tensors
+
+    def stamp(self, images: Tensor) -> Tensor:
+        """The trigger on images, float RGB in [0, 1], (n, 3, side, side); the images are not modified."""
+        return FAMILIES[self.family].stamp(images, {k: v.to(images.device) for k, v in self.tensors.items()})
+
+    @property
+    def side(self) -> int | None:
+        """The side of the images that it fits, in px; None where it fits any that are large enough."""
+        whole = self.tensors.get("key", self.tensors.get("grid"))
+        return None if whole is None else int(whole.shape[1])
+
+    def save(self, file: Path, **notes: Any) -> None:
+        """Write it as safetensors; `notes` go into the file's header."""
+        tensors = {k: v.detach().cpu().contiguous() for k, v in self.tensors.items()}
+        save_file(tensors, file, metadata={METADATA: json.dumps({"family": self.family} | notes)})
+
+    @classmethod
+    def load(cls, file: Path) -> "Recovered":
+        """Read what `save` wrote.
+
+        Raises:
+            BenchError: there is no such file, or it holds no recovered trigger.
+        """
+        if not file.is_file():
+            raise BenchError(f"no file {file}. `bench audit FILE --out DIR` writes DIR/trigger.safetensors.")
+        try:
+            with safe_open(file, framework="pt") as stored:
+                notes = json.loads((stored.metadata() or {})[METADATA])
+                found = cls(notes["family"], {k: stored.get_tensor(k) for k in stored.keys()})  # noqa: SIM118
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise BenchError(f"{file} holds no recovered trigger ({error!r}). `bench audit` writes one.") from None
+        return found if found.family in FAMILIES else _unknown(found.family)
+
+
+class Square(Family):
+    """A square patch at one place. The place is learned: a softmax over a grid of corners, its arg-max when settled."""
+
+    label: ClassVar[str] = "square"
+    rate: ClassVar[float] = 0.3
+
+    size: float = Field(6 / 56, gt=0, lt=1, description="side of the patch, as a share of the image's")
+    stride: float = Field(5 / 56, gt=0, lt=1, description="distance of the corners that it can go to, likewise")
+
+    def start(self, count: int, side: int, rng: torch.Generator) -> Tensors:
+        pixels = 0.5 * torch.randn((count, 3, side, side), generator=rng)
+        return {"pixels": pixels, "place": torch.zeros(count, len(self._corners(side)))}
+
+    def apply(self, images: Tensor, numbers: Tensors) -> Tensor:
+        side = images.shape[-1]
+        mask = torch.einsum("kp,phw->khw", numbers["place"].softmax(1), self._masks(side).to(images.device))
+        mask = mask[:, None, None]
+        return images * (1 - mask) + numbers["pixels"].sigmoid()[:, None] * mask
+
+    def settle(self, numbers: Tensors, which: int, side: int) -> Recovered:
+        top, left = self._corners(side)[int(numbers["place"][which].argmax())]
+        size = self.pixels(side)
+        patch = numbers["pixels"][which].sigmoid()[:, top : top + size, left : left + size]
+        return Recovered(self.label, {"patch": patch.contiguous(), "corner": torch.tensor([top, left])})
+
+    @staticmethod
+    def stamp(images: Tensor, tensors: Tensors) -> Tensor:
+        (top, left), size = tensors["corner"].tolist(), tensors["patch"].shape[-1]
+        stamped = images.clone()
+        stamped[..., top : top + size, left : left + size] = tensors["patch"]
+        return stamped
+
+    def pixels(self, side: int) -> int:
+        """The side of the patch in px."""
+        return max(1, round(self.size * side))
+
+    def describe(self, side: int) -> str:
+        return f"a square of {self.pixels(side)} px at one place"
+
+    def _corners(self, side: int) -> list[tuple[int, int]]:
+        last, step = side - self.pixels(side), max(1, round(self.stride * side))
+        places = sorted({*range(0, last + 1, step), last})
+        return [(top, left) for top in places for left in places]
+
+    def _masks(self, side: int) -> Tensor:
+        size, corners = self.pixels(side), self._corners(side)
+        masks = torch.zeros(len(corners), side, side)
+        for mask, (top, left) in zip(masks, corners, strict=True):
+            mask[top : top + size, left : left + size] = 1
+        return masks
+
+
+class Blend(Family):
+    """A key blended into the whole image: (1 - alpha) x + alpha key."""
+
+    label: ClassVar[str] = "blend"
+    rate: ClassVar[float] = 0.3
+
+    alpha: float = Field(0.1, gt=0, lt=1, description="share of the key")
+
+    def start(self, count: int, side: int, rng: torch.Generator) -> Tensors:
+        return {"key": 0.5 * torch.randn((count, 3, side, side), generator=rng)}
+
+    def apply(self, images: Tensor, numbers: Tensors) -> Tensor:
+        return (1 - self.alpha) * images + self.alpha * numbers["key"].sigmoid()[:, None]
+
+    def settle(self, numbers: Tensors, which: int, side: int) -> Recovered:
+        return Recovered(self.label, {"key": numbers["key"][which].sigmoid(), "alpha": torch.tensor(self.alpha)})
+
+    @staticmethod
+    def stamp(images: Tensor, tensors: Tensors) -> Tensor:
+        return (1 - tensors["alpha"]) * images + tensors["alpha"] * tensors["key"]
+
+    def describe(self, side: int) -> str:
+        return f"a picture blended in at {100 * self.alpha:.0f} %"
+
+
+class Warp(Family):
+    """A smooth warp: shifts at a grid of control points, bounded by tanh, enlarged bicubically."""
+
+    label: ClassVar[str] = "warp"
+    rate: ClassVar[float] = 0.1
+
+    grid: int = Field(5, ge=2, description="control points a side")
+    reach: float = Field(8 / 56, gt=0, lt=1, description="largest shift of a control point, as a share of the side")
+
+    def start(self, count: int, side: int, rng: torch.Generator) -> Tensors:
+        return {"shift": 0.3 * torch.randn((count, 2, self.grid, self.grid), generator=rng)}
+
+    def apply(self, images: Tensor, numbers: Tensors) -> Tensor:
+        grids, n = self._sampling(numbers["shift"], images.shape[-1]), len(images)
+        count = len(grids)
+        repeated = images.expand(count, *images.shape).flatten(0, 1)
+        return _sample(repeated, grids.repeat_interleave(n, 0)).unflatten(0, (count, n))
+
+    def settle(self, numbers: Tensors, which: int, side: int) -> Recovered:
+        return Recovered(self.label, {"grid": self._sampling(numbers["shift"][which : which + 1], side)[0]})
+
+    @staticmethod
+    def stamp(images: Tensor, tensors: Tensors) -> Tensor:
+        return _sample(images, tensors["grid"].expand(len(images), *tensors["grid"].shape))
+
+    def describe(self, side: int) -> str:
+        return f"a warp that moves pixels by up to {round(self.reach * side)} px"
+
+    def _sampling(self, shift: Tensor, side: int) -> Tensor:
+        """Where each pixel is taken from, (count, side, side, 2), in [-1, 1]."""
+        # From -1 to 1 are `side` px.
+        moved = F.interpolate(2 * self.reach * shift.tanh(), (side, side), mode="bicubic", align_corners=True)
+        ramp = (torch.arange(side, device=shift.device) + 0.5) / side * 2 - 1
+        columns, rows = torch.meshgrid(ramp, ramp, indexing="xy")
+        return torch.stack([columns, rows], -1) + moved.permute(0, 2, 3, 1)
+
+
+def _sample(images: Tensor, grid: Tensor) -> Tensor:
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+FAMILIES: dict[str, type[Family]] = {family.label: family for family in (Square, Blend, Warp)}
+
+
+def families(names: Sequence[str]) -> tuple[Family, ...]:
+    """The families of some names, each with its default budget.
+
+    Raises:
+        BenchError: an unknown name, or none at all.
+    """
+    if not names:
+        raise BenchError(f"--families names none. Known: {', '.join(FAMILIES)}")
+    return tuple(FAMILIES[name]() if name in FAMILIES else _unknown(name) for name in dict.fromkeys(names))
+
+
+def _unknown(name: str) -> Any:
+    raise unknown("family of triggers", name, FAMILIES)

@@ -1,0 +1,126 @@
+"""The auditors as tasks: a planted backdoor scores higher than none; what they need and cannot look at."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from planted import CLASSES, TARGET, dark_images, planted
+from scipy import stats
+
+from attacks.badnet import BadNet
+from bench import BenchError, Case, Clip, Labelled, Observations, Task, Trigger, Victim, defenses, metrics, tasks
+from bench.builtin_tasks.auditor import Auditor
+from bench.builtin_tasks.collapse import CollapseAuditor
+from bench.builtin_tasks.decree import Decree
+from bench.builtin_tasks.mm_bd import MMBD, p_largest
+from bench.builtin_tasks.neural_cleanse import NeuralCleanse
+from bench.builtin_tasks.weights import WeightsAuditor
+from bench.core.registry import load_plugins
+from bench.data.world import World
+from bench.experiment.settings import resolve
+from bench.matrix.plan import unsuited
+
+load_plugins()
+SMALL: dict[str, Auditor] = {
+    "collapse": CollapseAuditor(
+        images=40, made_on=16, steps=30, batch_size=8, restarts=1, families=("square",), baselines={"square": 0.5}
+    ),
+    "weights": WeightsAuditor(images=40),
+    "neural_cleanse": NeuralCleanse(images=40, checks=12, steps=4, batch_size=8),
+    "decree": Decree(images=40, epochs=40, batch_size=8, wanted=0.9),
+    "mm_bd": MMBD(images=40, starts=2, steps=20, rate=1.0),
+}
+
+
+def case(clip: Clip) -> Case:
+    images = dark_images()
+    labels = torch.arange(len(images)) % len(CLASSES)
+    evaluated = Labelled([str(i) for i in range(len(images))], images, "images", labels=labels, classes=CLASSES)
+    trigger = Trigger(0, {"patch": torch.ones(3, 6, 6)})
+    attack = BadNet(size=6, pattern="fixed", place="lower_right")
+    return Case(World(), evaluated, attack, trigger, TARGET, 0, 16, open_base=lambda: clip)
+
+
+def seen(task: Task, victim: Victim) -> Observations:
+    [found] = task.observe([victim], case(victim.clip))
+    assert isinstance(found, Observations)
+    return found
+
+
+def score(task: Task, victim: Victim) -> float:
+    return float(seen(task, victim)["findings"]["score"].iloc[0])
+
+
+@pytest.mark.parametrize("name", ["collapse", "decree"])
+def test_a_planted_backdoor_scores_above_none(name: str, tiny_clip: Clip) -> None:
+    assert score(SMALL[name], planted(tiny_clip)) > score(SMALL[name], planted(tiny_clip, strength=0))
+
+
+@pytest.mark.parametrize("name", ["collapse", "neural_cleanse"])
+def test_the_target_of_a_planted_backdoor_is_named(name: str, tiny_clip: Clip) -> None:
+    found = seen(SMALL[name], planted(tiny_clip))
+    assert found["findings"]["named"].iloc[0] == TARGET
+    assert metrics[f"{name}_target"].measure(found)[""].value == 100
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_auditor_gives_one_row_the_same_each_time(name: str, tiny_clip: Clip) -> None:
+    first, second = (seen(SMALL[name], planted(tiny_clip)) for _ in range(2))
+    assert len(first["findings"]) == 1
+    assert first["findings"].equals(second["findings"])
+    assert np.isfinite(first["findings"]["score"]).all()
+    assert sum(first.facts["success"]) <= 40
+    assert metrics[f"{name}_score"].measure(first)[""].value == first["findings"]["score"].iloc[0]
+    assert (metrics[f"{name}_target"].measure(first) == {}) == (name == "decree")
+
+
+def test_collapse_searches_the_clean_model_where_no_baseline_is_given(tiny_clip: Clip) -> None:
+    same = CollapseAuditor(images=40, made_on=16, steps=3, restarts=1)
+    found = seen(same, Victim(tiny_clip))
+    assert found["findings"]["score"].iloc[0] == pytest.approx(0, abs=1e-6)
+    assert set(found.facts["details"]) == set(same.families)
+
+
+def test_the_weights_of_an_unchanged_model_score_nothing(tiny_clip: Clip) -> None:
+    assert score(SMALL["weights"], Victim(tiny_clip)) == 0
+
+
+def test_weights_need_the_clean_model(tiny_clip: Clip) -> None:
+    with pytest.raises(BenchError, match="none is declared"):
+        SMALL["weights"].observe([Victim(tiny_clip)], replace(case(tiny_clip), open_base=None))
+
+
+def test_mm_bd_s_p_is_the_authors_formula() -> None:
+    margins = np.array([1.0, 1.2, 0.8, 1.1, 0.9, 1.05, 3.0])
+    shape, place, scale = stats.gamma.fit(margins[:-1])
+    expected = 1 - stats.gamma.cdf(3.0, a=shape, loc=place, scale=scale) ** len(margins)
+    assert p_largest(margins) == pytest.approx(expected, abs=1e-9)
+    assert p_largest(np.ones(5)) == 1
+
+
+def test_published_settings_are_the_authors() -> None:
+    cleanse, decree, margin = NeuralCleanse(), Decree(), MMBD()
+    assert (cleanse.rate, cleanse.batch_size, cleanse.cost, cleanse.wanted) == (0.1, 32, 1e-3, 0.99)
+    assert (cleanse.cost_factor, cleanse.patience, cleanse.steps, cleanse.checks) == (2, 5, 1000 // 32, 1000)
+    assert (decree.rate, decree.epochs, decree.batch_size, decree.cost_factor, decree.wanted) == (
+        0.5,
+        1000,
+        32,
+        5,
+        0.99,
+    )
+    assert [decree._rate(epoch) for epoch in (0, 199, 200, 499, 500, 999)] == [0.5, 0.5, 0.1, 0.1, 0.05, 0.05]
+    assert (margin.starts, margin.steps, margin.rate, margin.momentum) == (30, 300, 0.01, 0.2)
+
+
+def test_auditors_are_asked_for_by_name_and_have_no_row_of_the_clean_model() -> None:
+    assert not set(SMALL) & set(resolve("smoke", None, {"tasks": ("all",)}).tasks)
+    assert not any(tasks[name].clean_model_row for name in SMALL)
+
+
+def test_a_model_with_a_head_is_not_audited() -> None:
+    run = resolve("smoke")
+    assert "this model has a head" in unsuited(run, "collapse", "badnet", ("linear_probe",))
+    assert unsuited(run, "collapse", "badnet", ("rvpt",)) == ""
+    assert "linear_probe" in defenses

@@ -1,0 +1,122 @@
+"""Calibration: a zoo of honest models, audited once, continued where it was; what p values come from."""
+
+from pathlib import Path
+
+import pytest
+from command import bench
+from rich.console import Console
+
+from bench import BenchError, Clip
+from bench.checkpoints.calibrate import EPOCHS, LOOSE, MIXES, RATES, calibrate, negative
+from bench.core.registry import load_plugins
+from bench.detection.calibration import (
+    Audited,
+    Calibration,
+    effort_of,
+    find_calibration,
+    p_value,
+    read_calibration,
+    shipped,
+)
+from bench.experiment.settings import RunSettings, resolve
+from reports.calibration import calibration_text
+
+load_plugins()
+QUICK = effort_of("quick")
+
+
+def small(clip: Clip, folder: Path) -> RunSettings:
+    clip.save(folder / "reference")
+    few = ("poison.pairs=32", "poison.count=8", "execution.workers=1", "world.val=40", "world.train_per_class=1")
+    return resolve("smoke", assignments=(f"model.name=local-dir:{folder / 'reference'}", *few))
+
+
+def test_a_calibration_is_made_once_and_read_again(tiny_clip: Clip, tmp_path: Path) -> None:
+    run = small(tiny_clip, tmp_path)
+    made = calibrate(run, QUICK, tmp_path / "zoo", 2, ("badnet",))
+    assert [one.mix.split(",")[0] for one in made.negatives] == ["plain", "patches"]
+    assert made.reference == tiny_clip.fingerprint()
+    assert all(set(one.agreements) == set(made.baselines) for one in made.negatives)
+    assert all(one.top is not None and one.first is not None for one in made.negatives)
+    assert [one.attack for one in made.positives] == ["badnet"]
+    said = Console(record=True, width=200, quiet=False, file=(tmp_path / "said.txt").open("w"))
+    again = calibrate(run, QUICK, tmp_path / "zoo", 2, ("badnet",), console=said)
+    assert again.id == made.id
+    assert "0 to make" in said.export_text()
+    made.save(tmp_path / "made.json")
+    assert read_calibration(tmp_path / "made.json") == made
+
+
+def test_a_zoo_has_every_mix_and_many_recipes() -> None:
+    run = resolve("mini")
+    zoo = [negative(run, i) for i in range(60)]
+    mixes = [LOOSE if one.method("world").get("loose") else one.method("benign")["mix"] for one in zoo]
+    assert {mix: mixes.count(mix) for mix in MIXES} == dict.fromkeys(MIXES, 12)
+    assert len({one.seeds for one in zoo}) == 60
+    assert {one.poison.epochs for one in zoo} == set(EPOCHS)
+    assert len({one.poison.learning_rate for one in zoo}) == len(RATES)
+    recipes = {(mix, one.poison.learning_rate, one.poison.epochs) for mix, one in zip(mixes, zoo, strict=True)}
+    assert len(recipes) == 60
+
+
+def calibration(negatives: list[float], positives: list[float] = []) -> Calibration:  # noqa: B006
+    def models(scores: list[float], attack: str) -> tuple[Audited, ...]:
+        backdoored = {"success": 90.0, "named": True} if attack else {}
+        return tuple(
+            Audited(name=str(i), attack=attack, agreements={"square": 0.5 + value / 2}, **backdoored)  # type: ignore[arg-type]
+            for i, value in enumerate(scores)
+        )
+
+    return Calibration(
+        model="m", architecture="a", reference="r", effort=QUICK, seed=0, baselines={"square": 0.5}, command="c",
+        negatives=models(negatives, ""), positives=models(positives, "badnet"), commit="c", seconds=1.0,
+    )  # fmt: skip
+
+
+def test_scores_and_p_values_are_of_the_clean_models() -> None:
+    made = calibration([0.1, 0.2, 0.3])
+    assert made.scores(["square"]) == pytest.approx([0.1, 0.2, 0.3])
+    assert p_value(0.25, made.scores(["square"])) == 0.5
+
+
+def test_its_text_says_what_the_error_rates_are() -> None:
+    said = calibration_text(calibration([i / 100 for i in range(60)], [0.9, 0.8, 0.2]))
+    assert "60 clean models of m: scores from 0.00 to 0.59" in said
+    assert "AUROC of 3 backdoored models: 0.78" in said
+    assert "With p from 30 of the clean models, backdoored models found: 2 of 3" in said
+    assert "other clean models called backdoored: 1 of 30" in said
+    assert "Target named: 3 of 3." in said
+    assert "19 clean models are the fewest" in calibration_text(calibration([0.1, 0.2]))
+
+
+def test_its_id_does_not_depend_on_the_time_it_took() -> None:
+    made = calibration([0.1])
+    assert made.id == made.model_copy(update={"seconds": 99.0}).id
+    assert made.id != calibration([0.2]).id
+
+
+def test_what_is_shipped_can_be_read(tiny_clip: Clip) -> None:
+    assert all(isinstance(one, Calibration) for one in shipped())
+    assert find_calibration(tiny_clip, None, QUICK) is None
+
+
+def test_no_clean_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match="--negatives 0: give 1 or more"):
+        calibrate(resolve("smoke"), QUICK, tmp_path, 0)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--budget", "fast"), "unknown budget 'fast'"),
+        (("--preset", "minni"), "unknown preset 'minni'"),
+        (("--attacks", "badnett", "--negatives", "1", "--preset", "smoke"), "unknown attack 'badnett'"),
+    ],
+)
+def test_wrong_words_are_refused_before_the_work(
+    words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    code, _, error = bench(capsys, monkeypatch, "audit", "calibrate", "--out", str(tmp_path / "c.json"), *words)
+    assert code == 2
+    assert message in error
+    assert not (tmp_path / "c_zoo").exists()

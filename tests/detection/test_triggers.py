@@ -1,0 +1,100 @@
+"""Families of triggers: their budgets hold, and a settled trigger stamps what the search looked at."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from bench import BenchError, generator
+from bench.detection.triggers import FAMILIES, Blend, Recovered, Square, Warp, families
+
+SIDE = 28
+
+
+def images(n: int = 3) -> torch.Tensor:
+    return torch.rand((n, 3, SIDE, SIDE), generator=generator(0, "images"))
+
+
+def settled(name: str, which: int = 1) -> tuple[torch.Tensor, Recovered]:
+    """What the search sees of a trigger, and the trigger."""
+    family = FAMILIES[name]()
+    numbers = family.start(2, SIDE, generator(1, name))
+    if name == "square":
+        # A place that the softmax has decided on.
+        numbers["place"][which, 5] = 100.0
+    return family.apply(images(), numbers)[which], family.settle(numbers, which, SIDE)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_settled_trigger_stamps_what_the_search_saw(name: str) -> None:
+    searched, trigger = settled(name)
+    torch.testing.assert_close(trigger.stamp(images()), searched, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_trigger_survives_its_file(name: str, tmp_path: Path) -> None:
+    _, trigger = settled(name)
+    trigger.save(tmp_path / "trigger.safetensors", target="banana")
+    again = Recovered.load(tmp_path / "trigger.safetensors")
+    assert again.family == name
+    assert torch.equal(again.stamp(images()), trigger.stamp(images()))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_stamping_does_not_change_the_images(name: str) -> None:
+    given = images()
+    settled(name)[1].stamp(given)
+    assert torch.equal(given, images())
+
+
+def test_a_square_changes_its_pixels_alone() -> None:
+    changed = (settled("square")[1].stamp(images()) != images()).any(0).any(0)
+    rows, columns = torch.where(changed)
+    side = Square().pixels(SIDE)
+    assert 0 < changed.sum() <= side**2
+    assert rows.max() - rows.min() < side
+    assert columns.max() - columns.min() < side
+
+
+def test_every_corner_of_a_square_lies_in_the_image() -> None:
+    corners = Square()._corners(SIDE)
+    assert (0, 0) in corners
+    assert max(corners) == (SIDE - Square().pixels(SIDE),) * 2
+
+
+def test_a_blend_moves_no_value_by_more_than_its_share() -> None:
+    assert (settled("blend")[1].stamp(images()) - images()).abs().max() <= Blend().alpha
+
+
+def test_a_warp_without_shifts_changes_nothing_and_one_with_stays_in_reach() -> None:
+    family = Warp()
+    still = family.settle({"shift": torch.zeros(1, 2, family.grid, family.grid)}, 0, SIDE)
+    torch.testing.assert_close(still.stamp(images()), images(), rtol=0, atol=1e-5)
+    far = family.settle({"shift": torch.full((1, 2, family.grid, family.grid), 100.0)}, 0, SIDE)
+    moved = (far.tensors["grid"] - still.tensors["grid"]) * SIDE / 2
+    torch.testing.assert_close(moved, torch.full_like(moved, family.reach * SIDE))
+
+
+def test_families_are_named_once_each() -> None:
+    assert [family.label for family in families(("warp", "square", "warp"))] == ["warp", "square"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [((), "--families names none"), (("sqare",), "unknown family of triggers 'sqare'. Did you mean 'square'?")],
+)
+def test_wrong_families_are_refused(names: tuple[str, ...], message: str) -> None:
+    with pytest.raises(BenchError) as told:
+        families(names)
+    assert message in str(told.value)
+
+
+def test_a_file_without_a_trigger_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match="`bench audit FILE --out DIR` writes"):
+        Recovered.load(tmp_path / "nothing.safetensors")
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    (tmp_path / "text.safetensors").write_text("no tensors at all")
+    for name in ("other", "text"):
+        with pytest.raises(BenchError, match="holds no recovered trigger"):
+            Recovered.load(tmp_path / f"{name}.safetensors")
