@@ -188,7 +188,8 @@ def run(
     settings = _settings(
         preset, config, set, plugin, model, pretrained, checkpoint, dataset, data_root,
         backdoored, paper, suite, recipe, attacks=_names(attacks), defenses=_names(defenses),
-        tasks=_with(tasks, auditors), seeds=_seeds(seeds), target=target, pairs=pairs, device=device, workers=workers, executor=executor,
+        tasks=_with(tasks, auditors), seeds=_seeds(seeds), target=target, pairs=pairs, device=device, workers=workers,
+        executor=executor,
     )  # fmt: skip
     variants, left_out = variants_of(settings, suite)
     for name, reason in left_out.items():
