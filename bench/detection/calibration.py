@@ -126,7 +126,8 @@ def read_calibration(file: Path) -> Calibration:
 @cache
 def shipped() -> tuple[Calibration, ...]:
     """The calibrations that come with the package."""
-    entries = sorted((files("bench.detection") / "calibrations").iterdir(), key=lambda entry: entry.name)
+    folder = files("bench.detection") / "calibrations"
+    entries = sorted(folder.iterdir(), key=lambda entry: entry.name) if folder.is_dir() else []
     texts = [entry.read_text() for entry in entries if entry.name.endswith(".json")]
     return tuple(Calibration.model_validate_json(text) for text in texts)
 
