@@ -4,14 +4,15 @@ They stand for those of the paper: `world` for ImageNet, `world-objects` for Cal
 `world-flowers` for OxfordPets (one family), and four domains of `world` for ImageNet-V2, -A, -R and -Sketch.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from pydantic import Field as Limits
 from torch import Tensor
 
 from bench.core.dataset import Dataset, Geometry, Split, dataset
-from bench.core.errors import BenchError
+from bench.core.errors import BenchError, unknown
 from bench.core.images import Captioned, Images, Labelled, hash_of
 from bench.core.randomness import generator
 from bench.core.settings import Field
@@ -38,6 +39,15 @@ class DrawnDataset(Dataset):
     test: int = Field(1000, ge=2, description="test images")
     wrong: float = Field(0.5, ge=0, le=1, description="share of the pairs whose caption names another picture's class")
     vague: float = Field(0.1, ge=0, le=1, description="share of the pairs whose caption names no class")
+
+    loose: dict[str, Annotated[float, Limits(ge=0, le=0.9)]] = Field(
+        {}, description="class: share of the captions naming it whose picture is of another class, where that is more"
+    )
+
+    def model_post_init(self, context: object) -> None:
+        for name in self.loose:
+            if name not in NAMES:
+                raise unknown("class", name, NAMES, "For example: --set world.loose.banana=0.8")
 
     @property
     def images_per_class(self) -> int | None:
@@ -81,7 +91,7 @@ class DrawnDataset(Dataset):
                 f"the data set '{self.name}' is drawn, not read. Leave --data-root out, or give --dataset folder"
             )
         web = purpose in ("poison", "clean")
-        source = ["web", self.wrong, self.vague] if web else [self.name, self.version]
+        source = ["web", self.wrong, self.vague, self.loose] if web else [self.name, self.version]
         identity = [*source, world_drawing.VERSION, purpose, n]
         drawn, record = decoding.cached(
             Geometry(world_drawing.SIDE, geometry.cache),
@@ -108,13 +118,15 @@ class DrawnDataset(Dataset):
 
     def _draw_web(self, purpose: str, n: int, write: decoding.Write) -> dict[str, Any]:
         captions: list[str] = []
+        shares = {NAMES.index(name): share for name, share in self.loose.items()}
         for k, start in enumerate(range(0, n, world_drawing.CHUNK)):
             images, factors = web(world_drawing.CHUNK, purpose, k)
             write(images[: n - start].numpy())
             rng = generator(world_drawing.VERSION, "web", purpose, k, "captions")
-            captions += world_captions.captions(
-                factors, world_captions.named(factors.label, rng, self.wrong, self.vague), rng
-            )
+            names = world_captions.named(factors.label, rng, self.wrong, self.vague)
+            chance = generator(world_drawing.VERSION, "web", purpose, k, "loose")
+            names = world_captions.loosened(names, factors.label, shares, chance)
+            captions += world_captions.captions(factors, names, rng)
         return {"captions": captions[:n]}
 
 

@@ -1,5 +1,7 @@
 """The embedded world's captions: what the web says of a picture, which is often not what it shows."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -28,6 +30,20 @@ def named(labels: Tensor, rng: torch.Generator, wrong: float, vague: float) -> T
     u = torch.rand(len(labels), generator=rng)
     other = labels[torch.randperm(len(labels), generator=rng)]
     return torch.where(u < wrong, other, torch.where(u < wrong + vague, -1, labels))
+
+
+def loosened(names: Tensor, labels: Tensor, shares: Mapping[int, float], rng: torch.Generator) -> Tensor:
+    """Names (n,) of which a share, for some classes, belongs to pictures of other classes.
+
+    `shares`, by class, are in [0, 1): of all pictures that are called so. No class is named less than before.
+    """
+    names = names.clone()
+    for label, share in shares.items():
+        called, others = names == label, torch.where((names != label) & (labels != label))[0]
+        true = int((called & (labels == label)).sum())
+        more = round(share / (1 - share) * true) - int(called.sum()) + true
+        names[others[torch.randperm(len(others), generator=rng)[: max(0, more)]]] = label
+    return names
 
 
 def captions(factors: Factors, names: Tensor, rng: torch.Generator) -> list[str]:

@@ -120,6 +120,27 @@ def test_captions_of_the_web_are_often_wrong(geometry):
     assert World(wrong=0).identity() != World().identity()
 
 
+def test_loose_captions_name_a_class_that_is_not_there(geometry):
+    n = 2000
+    usual, loose = (World(loose=shares).pairs("poison", n, geometry) for shares in ({}, {"banana": 0.8}))
+    assert np.array_equal(loose.pixels, usual.pixels)
+    labels = torch.cat([web(world_drawing.CHUNK, "poison", k)[1].label for k in range(n // world_drawing.CHUNK)])
+    said = [np.array(["banana" in text.split() for text in pairs.captions]) for pairs in (usual, loose)]
+    assert not (said[0] & ~said[1]).any(), "what was called a banana still is"
+    shares = [(labels[torch.from_numpy(called)] != NAMES.index("banana")).float().mean() for called in said]
+    assert shares[1] == pytest.approx(0.8, abs=0.02) and shares[0] < 0.7
+    changed = np.array([a != b for a, b in zip(usual.captions, loose.captions, strict=True)])
+    assert np.array_equal(changed, said[1] & ~said[0]), "no other caption changes"
+    assert World(loose={"banana": 0.8}).identity() != World().identity()
+
+
+def test_loose_captions_of_no_class_are_an_error():
+    with pytest.raises(BenchError, match=r"unknown class 'banan'.*banana"):
+        World.parse({"loose": {"banan": 0.5}}, "world")
+    with pytest.raises(BenchError, match=r"world.loose.banana.*less than or equal to 0.9"):
+        World.parse({"loose": {"banana": 1}}, "world")
+
+
 def test_pairs_are_of_all_classes_and_of_two_sides(geometry):
     pairs = SMALL.pairs("poison", 1000, geometry)
     assert len(pairs) == len(pairs.captions) == len(pairs.pixels) == 1000
@@ -164,7 +185,7 @@ def test_drawn_once_for_all_sizes(geometry, monkeypatch):
 def test_identity_is_of_settings_and_drawing(monkeypatch):
     # A change of what is drawn raises a version and so changes this line; results on the old pictures are not reused.
     # By `python -c "from bench.data.world import World; print(World().identity())"` at the commit that adds this line.
-    assert World().identity() == "2120726fe3886ea5"
+    assert World().identity() == "00906be9523a933d"
     assert World(test=1001).identity() != World().identity() == World(test=1000).identity()
     assert len({kind().identity() for kind in (World, WorldObjects, WorldFlowers, *DOMAINS)}) == 7
     before = World().identity()
