@@ -8,6 +8,7 @@ import torch
 
 from bench.core.attack import stamp_images
 from bench.core.errors import BenchError
+from bench.core.metric import metrics
 from bench.core.task import tasks
 from bench.results.folder import ResultsFolder
 from bench.results.records import Cell
@@ -104,12 +105,14 @@ def _task_text(folder: ResultsFolder, name: str) -> str:
     weak = did_not_take(results, run.took, task.headline[0])
     if name == next(iter(dict.fromkeys(cell.task for cell in folder.own_cells))):
         marked(main, weak).to_csv(folder.out / "table.csv")
-    n = int(results[results["metric"] == task.headline[-1]]["n"].iloc[0])
     shown = task.headline[0] + "".join(f" ({metric})" for metric in task.headline[1:])
-    caption = (
-        f"{shown} in percent with 95 % Wilson intervals; {results['seed'].nunique()} seed(s), {n} "
-        f"{run.evaluate.split} images. Poisoned pairs: {poisoned(folder, folder.own_cells)}."
-    )
+    seeds = f"{results['seed'].nunique()} seed(s)"
+    if metrics[task.headline[0]].hits is None:
+        conditions = f"{shown}, a number per model; {seeds}, {run.evaluate.split} images"
+    else:
+        n = int(results[results["metric"] == task.headline[-1]]["n"].iloc[0])
+        conditions = f"{shown} in percent with 95 % Wilson intervals; {seeds}, {n} {run.evaluate.split} images"
+    caption = f"{conditions}. Poisoned pairs: {poisoned(folder, folder.own_cells)}."
     if results["seed"].nunique() > 1:
         caption += f" {NOT_THE_SPREAD}"
     blocks = {caption: main, **{f"{name}:": view_table(results, list(view)) for name, view in task.views.items()}}

@@ -16,6 +16,9 @@ from bench.papers import chains
         ("run --attacks badnett", "unknown attack 'badnett'. Did you mean 'badnet'?"),
         ("run --defenses rvtp", "unknown defense 'rvtp'. Did you mean 'rvpt'?"),
         ("run --defenses vpt+rvtp", "unknown defense 'rvtp'. Did you mean 'rvpt'?"),
+        ("run --auditors colapse", "unknown auditor 'colapse'. Did you mean 'collapse'?"),
+        ("run --auditors zero_shot", "unknown auditor 'zero_shot'."),
+        ("run --auditors ,", "--auditors names none. Known: collapse, decree"),
         ("run --preset minni", "unknown preset 'minni'. Did you mean 'mini'?"),
         ("run --dataset wrld", "unknown dataset 'wrld'. Did you mean 'world'?"),
         ("run --set rvpt.alhpa=3", "unknown setting rvpt.alhpa. Did you mean 'alpha'?"),
@@ -121,3 +124,19 @@ def test_all_beside_other_names_is_all_and_these(capsys, monkeypatch):
     alone = [name for name in defenses if defenses[name].alone]
     rows = len(alone) + len(chains()) + len(("vpt+rvpt", "clean_model"))
     assert code == 0 and f"{sum(attacks[name].in_all for name in attacks) * rows} cells" in out
+
+
+def test_auditors_stand_beside_the_other_tasks_without_a_row_of_the_clean_model(capsys, monkeypatch):
+    options = (
+        "--preset",
+        "smoke",
+        "--attacks",
+        "badnet,benign",
+        "--defenses",
+        "none,rvpt",
+        "--auditors",
+        "weights,decree",
+    )
+    code, out, _ = bench(capsys, monkeypatch, "run", *options, "--dry-run")
+    zero_shot, auditors = 2 * len(("clean_model", "none", "rvpt")), 2 * 2 * len(("none", "rvpt"))
+    assert code == 0 and f"{zero_shot + auditors} cells" in out
