@@ -47,6 +47,7 @@ class Distill(Defense, FineTuning):
 
         def loss(clip: Clip, index: Tensor) -> Tensor:
             value = (1 - (clip.encode_image(pixels[index]) * taught[index]).sum(1)).mean()
+            # Waits for the GPU: logged for every step.
             data.record(distance=value.item())
             return value
 

@@ -107,6 +107,7 @@ class Unlearn(Defense, FineTuning):
             trigger = bank[int(torch.randint(len(bank), (), generator=picks))]
             both = torch.cat([pixels[index], stamped(trigger, pixels[index])])
             apart = 1 - (clip.encode_image(both) * wanted[index].repeat(2, 1)).sum(1)
+            # Waits for the GPU: logged for every step.
             data.record(apart=apart.mean().item())
             return 2 * apart.mean()
 

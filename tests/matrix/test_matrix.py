@@ -134,21 +134,21 @@ def test_node_ids_are_pinned() -> None:
     assert {node.label: node.id for node in plan.nodes.values() if node.kind != "trigger"} == PINNED
 
 
-# By commit 215097e, from the left side of the comparison above; after a version was raised on purpose, the message of
+# By the commit that last changed these lines, from the left side of the comparison above; after a version was raised on purpose, the message of
 # the failing test has the new ones.
 PINNED = {
-    "backdoor badnet, seed 0": "23ad821b698ad8c3",
-    "evaluation badnet / clean_model, seed 0": "dad1eb08827fbfda",
-    "evaluation badnet / none, seed 0": "4b7c8924493118a4",
-    "defense badnet / linear_probe, seed 0": "79ecad4379abf365",
-    "evaluation badnet / linear_probe, seed 0": "bb1b838e8d0dc8c7",
-    "defense badnet / vpt, seed 0": "26e1d5dd33ecbed0",
-    "evaluation badnet / vpt, seed 0": "7e1652b9ad7b6fe8",
-    "defense badnet / rvpt, seed 0": "41618b0f1ffc6cb7",
-    "evaluation badnet / rvpt, seed 0": "a60870e3b94d3911",
-    "defense badnet / cleanclip, seed 0": "2e57d4420b8194e8",
-    "defense badnet / cleanclip+rvpt, seed 0": "d8cb02cb8f3cb712",
-    "evaluation badnet / cleanclip+rvpt, seed 0": "5cb00bea7d2b5023",
+    "backdoor badnet, seed 0": "d8aedd89425e0446",
+    "evaluation badnet / clean_model, seed 0": "014070f3fb009db5",
+    "evaluation badnet / none, seed 0": "a081ca92e90a8619",
+    "defense badnet / linear_probe, seed 0": "2360ef885bbc71a6",
+    "evaluation badnet / linear_probe, seed 0": "6874faead62bf99f",
+    "defense badnet / vpt, seed 0": "6d8c4f7a5b09dd6a",
+    "evaluation badnet / vpt, seed 0": "87973a6f4b28abd8",
+    "defense badnet / rvpt, seed 0": "4772eb057c7558e9",
+    "evaluation badnet / rvpt, seed 0": "700168e37299305c",
+    "defense badnet / cleanclip, seed 0": "11465b73c00909db",
+    "defense badnet / cleanclip+rvpt, seed 0": "ca7368a818f0cf02",
+    "evaluation badnet / cleanclip+rvpt, seed 0": "17dfbc1df20c9dc5",
 }
 
 
