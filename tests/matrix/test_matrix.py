@@ -134,8 +134,8 @@ def test_node_ids_are_pinned() -> None:
     assert {node.label: node.id for node in plan.nodes.values() if node.kind != "trigger"} == PINNED
 
 
-# By the commit that last changed these lines, from the left side of the comparison above; after a version was raised on purpose, the message of
-# the failing test has the new ones.
+# By the commit that last changed these lines, from the left side of the comparison above; after a version was raised on
+# purpose, the message of the failing test has the new ones.
 PINNED = {
     "backdoor badnet, seed 0": "d8aedd89425e0446",
     "evaluation badnet / clean_model, seed 0": "014070f3fb009db5",
