@@ -25,6 +25,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("examples")
     plugins = [part for file in sorted(EXAMPLES.glob("*.py")) for part in ("--plugin", file)]
     words = ["--attacks", "badnet,trojvqa", "--defenses", "none,median_filter,linear_probe", "--tasks", "all"]
+    words += ["--seeds", "0,1"]
     bench("run", "--preset", "smoke", *words, *SMALL, *plugins, cwd=out)
     return out
 
@@ -50,6 +51,7 @@ def test_all_tasks_and_metrics_over_cells_are_in_the_report(finished: Path) -> N
 def test_a_finished_run_makes_nothing_again(finished: Path) -> None:
     plugins = [part for file in sorted(EXAMPLES.glob("*.py")) for part in ("--plugin", file)]
     words = ["--attacks", "badnet,trojvqa", "--defenses", "none,median_filter,linear_probe", "--tasks", "all"]
+    words += ["--seeds", "0,1"]
     assert ", 0 to make" in bench("run", "--preset", "smoke", *words, *SMALL, *plugins, cwd=finished)
 
 
