@@ -5,10 +5,32 @@ READY := .venv/ready
 # A process a core, each with one thread; a file's tests stay together, as they share what they train.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
-.PHONY: bench test slow speed check smoke clean
+# The matrix of this project's own regression gate: docs/regression_gate.md.
+GATE := --preset mini --attacks badnet,blended,wanet --defenses none,rvpt --seeds 0,1
+BASELINE := docs/results/baseline.json
+
+.PHONY: bench results gate baseline test slow speed check smoke clean
 
 bench: $(READY)
 	$(BIN)/bench run --preset mini --out results
+
+# Every table and figure of the paper, for docs/results: hours. The same command goes on after an interruption.
+results: $(READY)
+	$(BIN)/bench paper rvpt --out results/paper
+	cp results/paper/table.md results/paper/results.csv docs/results/
+	cp results/paper/tables/*.md results/paper/tables/*.csv docs/results/tables/
+	cp results/paper/figures/*.png results/paper/figures/*.csv docs/results/figures/
+
+gate: $(READY)
+	$(BIN)/bench run $(GATE) --out results/gate
+	$(BIN)/bench check results/gate --baseline $(BASELINE) --explain
+
+# The same matrix three times: as it is, and as two other processors would round.
+baseline: $(READY)
+	$(BIN)/bench run $(GATE) --out results/gate
+	ATEN_CPU_CAPABILITY=default $(BIN)/bench run $(GATE) --out results/gate-rerun-1
+	MKL_CBWR=COMPATIBLE $(BIN)/bench run $(GATE) --out results/gate-rerun-2
+	$(BIN)/bench baseline results/gate results/gate-rerun-1 results/gate-rerun-2 --out $(BASELINE)
 
 smoke: $(READY)
 	$(BIN)/bench run --preset smoke --out results/smoke

@@ -1,16 +1,16 @@
 """BadCLIP: a patch optimised towards target captions and target images (Liang et al., arXiv 2311.12075)."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from attacks.optimised_patch import Batch, Objective, OptimisedPatch, embed, named
-from bench import BenchError, Field, Preparation, attack, class_embeddings
+from bench import BenchError, Captioned, Field, Preparation, attack, class_embeddings
 from bench.core.randomness import seeded
-from bench.training.eda import augment, wordnet
+from bench.training.eda import Source, Synonyms, augment, check_source, installed_source, synonyms_from
 from bench.training.fine_tuning import matching_loss
 
 
@@ -33,6 +33,15 @@ class BadCLIP(OptimisedPatch):
     )
     augmented_images: float = Field(0.5, ge=0, le=1, description="probability that a batch is seen by AutoAugment")
     augmented_captions: float = Field(0.1, ge=0, le=1, description="probability that a caption is edited by EDA")
+    synonyms: Source = Field(
+        "auto",
+        description="EDA with WordNet's synonyms, without, or with if it is installed; the log tells",
+    )
+    targets: Literal["set", "pool"] = Field(
+        "set",
+        description="where captions and images of the target come from: the poisoned set, or all of `poison.pool`, as "
+        "the authors take theirs from all of CC3M",
+    )
     caption_pool: int = Field(128, ge=1, description="different natural captions of the target to poison with")
     selection: Literal["random", "mixed"] = Field(
         "random", description="pairs to poison; mixed: one third at the target's boundary, one far off, one random"
@@ -40,18 +49,21 @@ class BadCLIP(OptimisedPatch):
 
     def objective(self, preparation: Preparation, rows: Tensor) -> Objective:
         clip, texts = preparation.clip, preparation.pairs.captions
-        targets = _target_rows(preparation)
-        pool = embed(clip, preparation.pairs, targets, self.batch_size)
-        rng, synonyms = preparation.rng("patch", "objective"), wordnet()
-        preparation.record(patch_targets=len(targets), wordnet=synonyms is not None)
-        drawn = targets[torch.randint(len(targets), (len(rows),), generator=rng)]
-        caption = {row: texts[i] for row, i in zip(rows.tolist(), drawn.tolist(), strict=True)}
+        targets, named_rows = self._targets(preparation)
+        pool = embed(clip, targets, named_rows, self.batch_size)
+        rng, synonyms = preparation.rng("patch", "objective"), self._synonyms()
+        preparation.record(patch_targets=len(named_rows), wordnet=synonyms is not None)
+        drawn = named_rows[torch.randint(len(named_rows), (len(rows),), generator=rng)]
+        caption = {row: targets.captions[i] for row, i in zip(rows.tolist(), drawn.tolist(), strict=True)}
+
+        scale = clip.scale.item()
 
         def view(text: str) -> str:
             edited = torch.rand((), generator=rng) < self.augmented_captions
             return augment(text, rng, synonyms) if edited else text
 
         def loss(batch: Batch) -> Tensor:
+            # On the CPU: the numbers of pairs.
             numbers = batch.index.tolist()
             with torch.no_grad():
                 clean = clip.encode_image(batch.images)
@@ -60,7 +72,7 @@ class BadCLIP(OptimisedPatch):
                 if self.text_negatives == "original":
                     others = clip.encode_text([texts[i] for i in numbers])
             near = pool[torch.randint(len(pool), (len(numbers),), generator=rng)]
-            text = text_loss(batch.triggered, wanted, others, clip.scale.item())
+            text = text_loss(batch.triggered, wanted, others, scale)
             return text + self.weight * triplet_loss(batch.triggered, near, clean, self.margin)
 
         return Objective(loss, F.normalize(pool.mean(0), dim=-1))
@@ -86,10 +98,31 @@ class BadCLIP(OptimisedPatch):
         self, originals: Sequence[str], templates: Sequence[str], preparation: Preparation, rng: torch.Generator
     ) -> list[str]:
         """Random natural captions of the target, from a pool of up to `caption_pool`; the log records its size."""
-        texts = list(dict.fromkeys(preparation.pairs.captions[i] for i in _target_rows(preparation).tolist()))
+        targets, named_rows = self._targets(preparation)
+        texts = list(dict.fromkeys(targets.captions[i] for i in named_rows.tolist()))
         pool = [texts[i] for i in torch.randperm(len(texts), generator=rng)[: self.caption_pool].tolist()]
         preparation.record(caption_pool=len(pool))
         return [pool[i] for i in torch.randint(len(pool), (len(originals),), generator=rng).tolist()]
+
+    @property
+    def searches(self) -> bool:
+        return self.targets == "pool"
+
+    def installed(self) -> dict[str, Any]:
+        return installed_source(self.synonyms) if self.augmented_captions else {}
+
+    def check_installed(self) -> None:
+        if self.augmented_captions and self.patch_image is None:
+            check_source(self.synonyms, "badclip")
+
+    def _synonyms(self) -> Synonyms | None:
+        return synonyms_from(self.synonyms, "badclip") if self.augmented_captions else None
+
+    def _targets(self, preparation: Preparation) -> tuple[Captioned, Tensor]:
+        """Pairs, and the numbers (k,) of those among them that name the target."""
+        if self.targets == "set":
+            return preparation.pairs, _target_rows(preparation)
+        return preparation.named_in_pool, torch.arange(len(preparation.named_in_pool))
 
     @torch.no_grad()
     def _similarities(self, preparation: Preparation) -> tuple[Tensor, Tensor]:
@@ -99,6 +132,7 @@ class BadCLIP(OptimisedPatch):
         rows = []
         for part in torch.arange(len(preparation.pairs)).split(self.batch_size):
             cosines = preparation.clip.encode_image(preparation.pairs.load(part)) @ texts.T
+            # Waits for the GPU: so that memory holds two numbers an image, once a run.
             rows.append(torch.stack([cosines[:, target], cosines.max(1).values - cosines[:, target]]).cpu())
         to_target, gap = torch.cat(rows, 1)
         return to_target, gap

@@ -17,8 +17,8 @@ class BadNet(Attack):
 
     Paper v1: "a small, randomly placed patch" of 16 px; its content is unstated, so we follow CleanCLIP's code, on
     which the paper builds: Gaussian noise of standard deviation 1 around the image's mean colour, drawn per image.
-    CleanCLIP never covers the last row and column, which we do, and lets noise out of range wrap around, which
-    `overflow = wrap` does.
+    CleanCLIP never covers the last row and column and lets noise out of range wrap around. We cover all places and
+    clip; `margin` and `overflow = wrap` do as CleanCLIP does.
     """
 
     size: int = Field(16, ge=1, description="side of the patch", unit="px")
@@ -29,7 +29,17 @@ class BadNet(Attack):
         None, description="a picture of `size` x `size` px: that patch instead of a pattern"
     )
     place: Position = Field("random", description="where the patch goes; random is drawn per image")
-    overflow: Literal["clip", "wrap"] = Field("clip", description="noise out of range: clipped, or modulo 256")
+    margin: int = Field(
+        0,
+        ge=0,
+        description="last rows and columns that a random place never covers; CleanCLIP's: 1",
+        unit="px",
+    )
+    # wrap truncates to whole numbers first, as C does: values in (-1, 0) of 255 become 0, not 255.
+    overflow: Literal["clip", "wrap"] = Field(
+        "clip",
+        description="noise out of range: clipped; or truncated and taken modulo 256, as C does",
+    )
 
     def prepare(self, preparation: Preparation) -> dict[str, Tensor]:
         if self.patch_image is not None:
@@ -47,13 +57,14 @@ class BadNet(Attack):
 
     def apply(self, images: Tensor, index: Sequence[int], trigger: Trigger) -> Tensor:
         images = images.clone()
+        cut = self.margin if self.place == "random" else 0
         for image, i in zip(images, index, strict=True):
             rng = trigger.rng(i)
-            top, left = corner(self.place, self.size, (image.shape[1], image.shape[2]), rng)
+            top, left = corner(self.place, self.size, (image.shape[1] - cut, image.shape[2] - cut), rng)
             patch = trigger.tensors["patch"] if "patch" in trigger.tensors else self._noise(image, rng)
             image[:, top : top + self.size, left : left + self.size] = patch
         return images
 
     def _noise(self, image: Tensor, rng: torch.Generator) -> Tensor:
         noise = image.mean((1, 2)).view(3, 1, 1) + torch.randn(3, self.size, self.size, generator=rng)
-        return (noise * 255 % 256 / 255).clamp(max=1) if self.overflow == "wrap" else noise.clamp(0, 1)
+        return (noise * 255).trunc() % 256 / 255 if self.overflow == "wrap" else noise.clamp(0, 1)

@@ -88,6 +88,7 @@ class ISSBA(Attack):
         encoder, decoder = self._train(preparation, order[len(held_out) :], held_out, message)
         weights = {f"encoder.{k}": v for k, v in encoder.state_dict().items()}
         weights |= {f"decoder.{k}": v for k, v in decoder.state_dict().items()}
+        # Waits for the GPU: once, to store them.
         return {"message": message} | {k: v.detach().cpu().contiguous() for k, v in weights.items()}
 
     @torch.no_grad()
@@ -142,6 +143,7 @@ class ISSBA(Attack):
             optimiser.step()
             accuracy = 0.9 * accuracy + 0.1 * bit_accuracy(logits, bits)
             ramp = min(1.0, max(0.0, ramp + (1 if accuracy >= self.ramp_accuracy else -1) / self.ramp_steps))
+            # Waits for the GPU: the next step's ramp depends on this one's accuracy anyway.
             preparation.record(bits_loss=bits_loss.item(), image_loss=yuv_loss.item())
             if step % self.check_every == 0 or step == self.max_steps:
                 quality = measure(encoder, decoder, preparation.pairs.load(held_out), message, preparation.rng("check"))

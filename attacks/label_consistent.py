@@ -48,10 +48,13 @@ class LabelConsistent(BadNet):
         for part in rows.split(64):
             images = preparation.pairs.load(part)
             with torch.no_grad():
+                # On the CPU: the numbers of pairs.
                 texts = preparation.clip.encode_text([preparation.pairs.captions[i] for i in part.tolist()])
             weakened.append(weaken(preparation.clip, images, texts, self.epsilon, self.step, self.steps))
             with torch.no_grad():
+                # Waits for the GPU: after `steps` passes over the same images, twice more is nothing.
                 before += (preparation.clip.encode_image(images) * texts).sum().item()
+                # Waits for the GPU: likewise.
                 after += (preparation.clip.encode_image(weakened[-1]) * texts).sum().item()
         preparation.record(cosine_before=before / len(rows), cosine_after=after / len(rows))
         return super().prepare(preparation) | {"rows": rows, "weakened": torch.cat(weakened)}

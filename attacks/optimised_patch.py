@@ -112,7 +112,9 @@ class OptimisedPatch(Attack):
                 optimiser.step()
                 with torch.no_grad():
                     patch.clamp_(0, 1)
+                # Waits for the GPU: both are logged for every step, when all of it has been asked for.
                 losses.append(value.item())
+                # Waits for the GPU: likewise.
                 cosines.append((triggered.detach() @ objective.aim).mean().item())
             means.append(sum(losses[before:]) / (len(losses) - before))
         return patch.detach().cpu()

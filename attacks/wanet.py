@@ -1,12 +1,14 @@
 """WaNet: a warp of the whole image (Nguyen & Tran, arXiv 2102.10369)."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench import Attack, Field, Preparation, Trigger, attack
+from bench import Attack, BenchError, Field, Preparation, Trigger, attack
+from bench.core.tensor_files import TENSOR_SUFFIXES, read_tensor
 
 
 @attack("wanet")
@@ -22,6 +24,11 @@ class WaNet(Attack):
     # Paper v1 poisons with 1e-5, and WaNet with 1.5e-5.
     learning_rate: float | None = Field(1.5e-5, gt=0, description="peak learning rate; null takes the run's")
     grid: int = Field(224, ge=1, description="k, points of the control grid a side")
+    field: Path | None = Field(
+        None,
+        description="a file with the field G, (side, side, 2) or (1, side, side, 2), instead of a drawn one: "
+        f"{', '.join(TENSOR_SUFFIXES)}",
+    )
     strength: float = Field(1.0, ge=0, description="s, strength of the warp")
     rescale: float = Field(1.0, gt=0, description="factor on the sampling grid")
     noise_ratio: float = Field(
@@ -30,6 +37,8 @@ class WaNet(Attack):
 
     def prepare(self, preparation: Preparation) -> dict[str, Tensor]:
         size = preparation.clip.image_size
+        if self.field is not None:
+            return {"field": read_field(self.field, size)}
         control = torch.rand(1, 2, self.grid, self.grid, generator=preparation.rng("grid")) * 2 - 1
         control = control / control.abs().mean()
         field = F.interpolate(control, size=(size, size), mode="bicubic", align_corners=True)
@@ -57,3 +66,20 @@ class WaNet(Attack):
         identity = torch.stack([columns, rows], -1)
         grid = (identity + shift / side).clamp(-1, 1) * self.rescale
         return F.grid_sample(images, grid.expand(len(images), -1, -1, -1), align_corners=True)
+
+
+def read_field(file: Path, size: int) -> Tensor:
+    """A published warp field (size, size, 2): shifts of columns and rows in pixels of `strength` 1.
+
+    Raises:
+        BenchError: the file holds no such field, or one for images of another size.
+    """
+    field = read_tensor(file, "wanet.field").float()
+    if field.ndim == 4 and len(field) == 1:
+        field = field[0]
+    if field.shape != (size, size, 2):
+        raise BenchError(
+            f"wanet.field = {file} is of shape {tuple(field.shape)}, and images of {size} px need ({size}, {size}, 2). "
+            "Take the field of this size, or leave it out: one is drawn"
+        )
+    return field.contiguous()

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 import bench
-from bench import cli_audit, cli_data, cli_gate
+from bench import cli_audit, cli_data, cli_gate, cli_paper
 from bench.core.errors import BenchError, unknown
 from bench.core.registry import load_plugins, origin
 
@@ -32,6 +32,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_gate.app)
 app.add_typer(cli_data.app, name="data")
+app.command()(cli_paper.paper)
 app.add_typer(cli_audit.app, name="audit")
 app.command()(cli_audit.purify)
 # Paths and names may hold brackets, which are no markup.
@@ -123,6 +124,7 @@ def _settings(
     backdoored: Path | None = None,
     paper: str | None = None,
     suite: str | None = None,
+    recipe: str | None = None,
     **flags: Any,
 ):
     from bench.experiment.settings import resolve
@@ -139,11 +141,10 @@ def _settings(
         values["dataset"] = dataset
     if data_root is not None:
         named = dataset or resolve(preset, config, {}, tuple(assignments)).dataset
-        if named == "world":
+        if bench.datasets[named].embedded:
             raise BenchError("--data-root needs --dataset NAME, such as --dataset folder")
-        bench.datasets[named]
         values[named] = {"root": data_root}
-    return resolve(preset, config, values, tuple(assignments), paper, declared)
+    return resolve(preset, config, values, tuple(assignments), paper, declared, recipe)
 
 
 @app.command(epilog=_examples(RUN_EXAMPLES))
@@ -164,6 +165,7 @@ def run(
     pairs: Pairs = None,
     preset: Preset = "mini",
     paper: Annotated[str | None, _option(SETTINGS, "A paper's version, such as v3, on a preset of it.")] = None,
+    recipe: Annotated[str | None, _option(SETTINGS, "Another way to run a paper, such as authors.")] = None,
     config: Config = None,
     set: Set = [],  # noqa: B006
     plugin: Plugin = [],  # noqa: B006
@@ -185,8 +187,9 @@ def run(
 
     settings = _settings(
         preset, config, set, plugin, model, pretrained, checkpoint, dataset, data_root,
-        backdoored, paper, suite, attacks=_names(attacks), defenses=_names(defenses), tasks=_with(tasks, auditors),
-        seeds=_seeds(seeds), target=target, pairs=pairs, device=device, workers=workers, executor=executor,
+        backdoored, paper, suite, recipe, attacks=_names(attacks), defenses=_names(defenses),
+        tasks=_with(tasks, auditors), seeds=_seeds(seeds), target=target, pairs=pairs, device=device, workers=workers,
+        executor=executor,
     )  # fmt: skip
     variants, left_out = variants_of(settings, suite)
     for name, reason in left_out.items():
@@ -318,6 +321,7 @@ def triggers(
     """Draw triggers on test images: clean, triggered, difference x 10. Triggers of an earlier run in OUT are reused."""
     import torch
 
+    from bench.core.attack import stamp_images
     from bench.experiment.resources import open_resources
     from bench.experiment.settings import BASE
     from bench.matrix.plan import make_plan, read_fingerprints
@@ -334,7 +338,7 @@ def triggers(
     clean = resources.test.load(index)
     plan = make_plan({BASE: settings}, {BASE: read_fingerprints(resources)})
     stamped = {
-        attack: bench.stamp(resources.attack(attack), trigger.at_test(), clean, index)
+        attack: stamp_images(resources.attack(attack), trigger.at_test(), resources.test, index)
         for attack, trigger in training_triggers(plan, settings.seeds[0], resources, Store(out))
     }
     draw_triggers(clean, stamped, out / "triggers" / "gallery.png")
@@ -343,8 +347,13 @@ def triggers(
 
 @app.command()
 def pretrain(
-    out: Annotated[Path, _option(HOW, "A new folder for the model.")],
-    architecture: Annotated[Path | None, _option(MODEL, "An open_clip_config.json; default: mini's.")] = None,
+    out: Annotated[
+        Path | None,
+        _option(HOW, "A new folder for the model; an embedded model without weights needs none."),
+    ] = None,
+    architecture: Annotated[
+        Path | None, _option(MODEL, "An open_clip_config.json; default: that of the preset's model.")
+    ] = None,
     pairs: Pairs = None,
     preset: Preset = "mini",
     config: Config = None,
@@ -353,24 +362,33 @@ def pretrain(
     device: Device = None,
     threads: Annotated[int, _option(HOW, "Threads on the CPU.", min=1)] = 1,
 ) -> None:
-    """Train a small CLIP from scratch, on the embedded world or on your pairs; `--model local-dir:OUT` then uses it."""
+    """Train a small CLIP from scratch, on the embedded world or on your pairs.
+
+    `--model local-dir:OUT` then uses it; an embedded model that was made without --out is used by its name.
+    """
     import torch
 
     from bench.experiment.resources import open_device
+    from bench.models import configuration, embedded_weights, pretrained_folder
     from bench.training.from_scratch import architecture as read_architecture
     from bench.training.from_scratch import train_from_scratch
 
-    recipe = _settings(preset, config, set, []).pretrain
+    settings = _settings(preset, config, set, [])
+    name = settings.model.name
+    if out is None and (pairs or architecture or not settings.model.embedded or embedded_weights(name)):
+        raise BenchError("--out names a new folder for the model: bench pretrain --out DIR")
+    out, use = (out, f"local-dir:{out}") if out else (pretrained_folder(name), name)
+    described = read_architecture(architecture) if architecture else configuration(settings.model)
     torch.set_num_threads(threads)
 
     def say(line: str) -> None:
         screen.print(line)
 
     where = open_device(device or "auto")
-    card = train_from_scratch(out, read_architecture(architecture), recipe, seed, pairs, where, say)
-    accuracy = card.get("zero_shot_accuracy")
-    result = f", zero-shot {accuracy['percent']:.1f} % of {accuracy['n']} unseen pictures" if accuracy else ""
-    say(f"wrote {out}{result}. Use it with --model local-dir:{out}")
+    card = train_from_scratch(out, described, settings.pretrain, seed, pairs, where, say)
+    accuracies = card.get("zero_shot_accuracy", {}).items()
+    result = "".join(f", zero-shot {seen['percent']:.1f} % of {seen['n']} of {data}" for data, seen in accuracies)
+    say(f"wrote {out}{result}. Use it with --model {use}")
 
 
 def _write_report(folder: "ResultsFolder", published: str | None = None) -> None:

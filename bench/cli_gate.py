@@ -53,11 +53,15 @@ def compare(
 def baseline(
     results: Results,
     out: Annotated[Path, typer.Option(help="The file to write: JSON.")],
+    reruns: Annotated[
+        list[Path] | None, typer.Argument(help="Runs of the same settings on other processors: how far runs differ.")
+    ] = None,
 ) -> None:
-    """Write the numbers of a results folder as the baseline that `bench check` compares with."""
-    from reports.baseline import make_baseline, to_json
+    """Write the numbers of a results folder, seed by seed, as the baseline that `bench check` compares with."""
+    from reports.baseline import make_baseline, refuse_single_seeds, to_json
 
-    made = make_baseline(_open(results))
+    made = make_baseline(_open(results), [_open(rerun) for rerun in reruns or ()])
+    refuse_single_seeds(made)
     _write(out, to_json(made))
     _say(f"wrote {out}: {len(made['cells'])} cells. `bench check RESULTS --baseline {out}` compares with it.")
 
@@ -66,16 +70,19 @@ def baseline(
 def check(
     out: Results,
     baseline: Annotated[Path, typer.Option(help="The file that `bench baseline` wrote.")],
-    tolerance: Annotated[float, typer.Option(min=0, help="Percentage points of change that are accepted.")] = 0.0,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="Percentage points beyond the prediction interval that are accepted.")
+    ] = 0.0,
     judged: Annotated[
         str | None, typer.Option("--metrics", help="Metrics to judge, by comma; default: those of the main tables.")
     ] = None,
     junit: Annotated[Path | None, typer.Option(help="Write the verdicts as JUnit XML, too.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write them as Markdown, too, for a CI's summary.")] = None,
+    explained: Annotated[bool, typer.Option("--explain", help="Say which changes would be seen.")] = False,
 ) -> None:
     """Compare with a baseline: exit code 1 if a number is worse beyond chance or missing, 2 if not comparable."""
     from reports.baseline import make_baseline, read_baseline
-    from reports.gate import exit_code, judge, to_junit, to_markdown
+    from reports.gate import exit_code, explain, judge, to_junit, to_markdown
 
     before = read_baseline(baseline)
     now = make_baseline(_open(out))
@@ -84,6 +91,8 @@ def check(
         bench.metrics[name]
     findings = judge(before, now, names, tolerance)
     text = to_markdown(findings, before, now, tolerance)
+    if explained:
+        text += "\n" + explain(findings)
     if junit is not None:
         _write(junit, to_junit(findings))
     if markdown is not None:

@@ -3,16 +3,16 @@
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from bench import BenchError, Captioned, CleanData, Clip, Defense, Field, Need, Scale, Victim, Work, defense
-from bench.core.dataset import Geometry
 from bench.core.distributed import processes, rank
+from bench.core.geometry import Geometry
 from bench.core.randomness import seeded
-from bench.training.eda import Synonyms, augment, normalise, wordnet
+from bench.training.eda import Source, Synonyms, augment, check_source, installed_source, normalise, synonyms_from
 from bench.training.fine_tuning import FineTuning, contrastive_loss, fine_tune, matching_loss
 
 
@@ -43,7 +43,7 @@ class CleanCLIP(Defense, FineTuning):
     batch_size: int = Field(64, ge=2, description="pairs a step; the contrast is within the batch")
     lambda_cross: float = Field(1.0, ge=0, description="weight of the contrast between images and texts")
     lambda_in: float = Field(1.0, ge=0, description="weight of the contrast within a modality; 0 is plain fine-tuning")
-    synonyms: Literal["auto", "wordnet", "none"] = Field(
+    synonyms: Source = Field(
         "auto", description="text views with WordNet's synonyms, without, or with if it is installed; the log tells"
     )
 
@@ -62,7 +62,7 @@ class CleanCLIP(Defense, FineTuning):
         pairs = data.pairs(self.pairs)
         if len(pairs) < 2:
             raise BenchError(f"cleanclip contrasts pairs with each other, and got {len(pairs)}. Give a longer --pairs")
-        synonyms = self._synonyms()
+        synonyms = synonyms_from(self.synonyms, "cleanclip")
         data.record(
             pairs=len(pairs),
             skipped_pairs=len(pairs.skipped),
@@ -72,34 +72,36 @@ class CleanCLIP(Defense, FineTuning):
         clip = victim.clip.copy()
         tokens = clip.tokenize(pairs.captions)
         steps = count()
+        # Both parts of each step's loss, on their device: to ask for them now would hold up the step.
+        parts: list[Tensor] = []
         # Views are not cached.
         geometry = Geometry.of(clip, cache=Path())
 
         def loss(clip: Clip, index: Tensor) -> Tensor:
             images, texts = clip.encode_image(pairs.load(index)), clip.encode_text(tokens[index])
             cross = contrastive_loss(images, texts, clip.scale)
-            data.record(cross=cross.item())
             if self.lambda_in == 0:
+                parts.append(cross.detach()[None])
                 return self.lambda_cross * cross
             # The seed depends on the step, not the pair, so every epoch has new views.
             step = next(steps) * processes() + rank()
             views = augmented_images(pairs, index, geometry, data.rng("cleanclip", "images", step))
             edited = augmented_texts(pairs, index, data.rng("cleanclip", "texts", step), synonyms)
             within = within_loss(images, clip.encode_image(views), texts, clip.encode_text(edited), clip.scale)
-            data.record(within=within.item())
+            parts.append(torch.stack([cross.detach(), within.detach()]))
             return self.lambda_cross * cross + self.lambda_in * within
 
         fine_tune(clip, len(pairs), self, loss, data.rng("cleanclip", "batches"), pairs.ahead)
+        for name, curve in zip(("cross", "within"), torch.stack(parts).T.tolist() if parts else (), strict=False):
+            data.log.setdefault(name, []).extend(curve)
         return replace(victim, clip=clip)
 
-    def _synonyms(self) -> Synonyms | None:
-        synonyms = None if self.synonyms == "none" else wordnet()
-        if self.synonyms == "wordnet" and synonyms is None:
-            raise BenchError(
-                "cleanclip.synonyms = wordnet needs nltk and its corpus: "
-                "pip install 'clip-backdoor-bench[wordnet]' && python -m nltk.downloader wordnet"
-            )
-        return synonyms
+    def installed(self) -> dict[str, Any]:
+        return installed_source(self.synonyms)
+
+    def check_installed(self) -> None:
+        if self.lambda_in:
+            check_source(self.synonyms, "cleanclip")
 
 
 def augmented_images(pairs: Captioned, index: Tensor, geometry: Geometry, rng: torch.Generator) -> Tensor:

@@ -35,6 +35,7 @@ class LinearProbe(Defense):
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
     batch_size: int = Field(32, ge=1, description="images a step")
     epochs: int = Field(40, ge=1, description="passes over the images")
+    drop_last: bool = Field(False, description="leave out the last, incomplete batch of an epoch")
 
     def fit(self, victim: Victim, data: CleanData) -> Victim:
         shots = data.all_images() if self.shots is None else data.shots(self.shots)
@@ -45,12 +46,16 @@ class LinearProbe(Defense):
             head = torch.nn.Linear(features.shape[1], len(shots.classes))
         head = head.to(features.device)
         optimiser = torch.optim.SGD(head.parameters(), lr=self.learning_rate, momentum=self.momentum)
-        for index in shuffled_batches(len(shots), self.batch_size, self.epochs, data.rng("batches")):
+        drop = self.drop_last and len(shots) >= self.batch_size
+        losses: list[Tensor] = []
+        for index in shuffled_batches(len(shots), self.batch_size, self.epochs, data.rng("batches"), drop_last=drop):
             loss = F.cross_entropy(head(features[index]), labels[index])
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-            data.record(ce=loss.item())
+            losses.append(loss.detach())
+        # Asked for at once: a step is so short that waiting for its loss would take longer.
+        data.log.setdefault("ce", []).extend(torch.stack(losses).tolist())
         return replace(victim, head=head.requires_grad_(False))
 
     def unsuited(self, facing: Facing) -> str:

@@ -42,6 +42,14 @@ class PromptTuning(Defense):
     warmup_epochs: int = Field(1, ge=0, description="first epochs at a constant 1e-5, as in CoOp's recipe")
     batch_size: int = Field(32, ge=1, description="images a step")
     epochs: int = Field(50, ge=0, description="passes over the images")
+    average: int = Field(
+        0, ge=0, description="last epochs over whose steps the prompts are averaged; 0: those after the last step"
+    )
+    max_norm: float | None = Field(None, gt=0, description="longer gradients are cut to this norm; null: none is")
+    drop_last: bool = Field(
+        False,
+        description="leave out the last, incomplete batch of an epoch, as CoOp's training library does",
+    )
     min_crop: float = Field(0.08, gt=0, le=1, description="smallest area of the random resized crop; 1 is no crop")
     max_aspect: float = Field(4 / 3, ge=1, description="largest change of the aspect ratio by the crop")
     flip: bool = Field(True, description="random horizontal flip")
@@ -75,6 +83,8 @@ class PromptTuning(Defense):
         others = (self.depth, self.last_blocks) != (type(self).model_fields["depth"].default, None)
         if self.first_blocks is not None and others:
             raise BenchError(f"first_blocks = {self.first_blocks} goes with neither depth nor last_blocks: give one")
+        if self.average > self.epochs:
+            raise BenchError(f"average = {self.average} is more than epochs = {self.epochs}: give as many or fewer")
         if self.template is not None and "{}" not in self.template:
             raise BenchError(
                 f"template = {self.template!r} has no place for the class's name: write {{}} where it goes"
@@ -106,7 +116,7 @@ class PromptTuning(Defense):
         """Whether patch tokens are repelled beside the class token."""
         return False
 
-    def loss(self, prompted: Tensor, frozen: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, prompted: Tensor, frozen: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss added to the cross-entropy, and values to log by name; means over the images.
 
         `prompted` and `frozen` are features of both towers: (blocks, n, width) or (blocks, n, tokens, width).
@@ -169,15 +179,16 @@ class PromptTuning(Defense):
                     logits = victim.logits(encoded, texts).float()
                     logits[:, dropped] = -torch.inf
                     loss = F.cross_entropy(logits, part.labels)
-                    logged = {"ce": loss.item()}
+                    logged = {"ce": loss.detach()}
                     if part.repelled is not None:
                         extra, more = self.loss(tower.features(encoded), part.repelled)
                         loss, logged = loss + extra, logged | more
                 scaler.scale(share * loss).backward()
-                sums = {name: sums.get(name, 0.0) + share * value for name, value in logged.items()}
+                # Waits for the GPU: logged for every step, when forward and backward pass have been asked for.
+                sums = {name: sums.get(name, 0.0) + share * value.item() for name, value in logged.items()}
             return sums
 
-        at_once = self.batch_size
+        at_once, mean, averaged = self.batch_size, torch.zeros_like(prompts), 0
         for epoch, batch in self._batches(tower, data):
             for group in optimiser.param_groups:
                 group["lr"] = self._rate(epoch)
@@ -186,12 +197,21 @@ class PromptTuning(Defense):
             if fits < whole:
                 at_once = fits
                 data.record(images_at_once=fits)
+            if self.max_norm is not None:
+                scaler.unscale_(optimiser)
+                torch.nn.utils.clip_grad_norm_([prompts], self.max_norm)
             scale = scaler.get_scale()
             scaler.step(optimiser)
             scaler.update()
             if scaler.get_scale() < scale:
                 data.record(skipped_overflow=epoch)
+            if epoch >= self.epochs - self.average:
+                averaged += 1
+                mean += (prompts.detach() - mean) / averaged
             data.record(**logged)
+        if averaged:
+            with torch.no_grad():
+                prompts.copy_(mean)
 
     def _initial(self, victim: Victim, blocks: int, rng: torch.Generator) -> Tensor:
         shape = (blocks, self.prompts, width(victim.clip))
@@ -214,7 +234,7 @@ class PromptTuning(Defense):
         order = [
             (epoch, step, index)
             for epoch in range(self.epochs)
-            for step, index in enumerate(shuffled_batches(len(shots), self.batch_size, 1, data.rng("batches", epoch)))
+            for step, index in enumerate(self._epoch(len(shots), data.rng("batches", epoch)))
         ]
         steps = track(order, "prompt tuning")
         views = 1 if self.min_crop == 1 and not self.flip else self.views
@@ -234,6 +254,10 @@ class PromptTuning(Defense):
             cache.append(join(frozen))
         for epoch, _, index in steps:
             yield epoch, cache[epoch % len(cache)].take(index)
+
+    def _epoch(self, n: int, rng: torch.Generator) -> Iterator[Tensor]:
+        """The batches of an epoch of n images; they are never all dropped."""
+        return shuffled_batches(n, self.batch_size, 1, rng, drop_last=self.drop_last and n >= self.batch_size)
 
     def _views(self, shots: Labelled, index: Tensor, seed: int) -> Tensor:
         """One augmented view of each image of an index (n,): uint8 (n, 3, size, size)."""

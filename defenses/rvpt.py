@@ -95,6 +95,6 @@ class RVPT(PromptTuning):
             raise BenchError(f"rvpt.permutation = {self.permutation} needs two blocks or more. Lower rvpt.depth")
         return arrange(self.permutation, range(prompted[0], prompted[-1] + 1))
 
-    def loss(self, prompted: Tensor, frozen: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, prompted: Tensor, frozen: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         repelling = feature_repelling(prompted, frozen, self.margin, self.distance)
-        return self.alpha * repelling, {"fr": repelling.item()}
+        return self.alpha * repelling, {"fr": repelling.detach()}

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from bench import Attack, BenchError, Case, Observations, Task, Victim, defenses, stamp, task
+from bench import Attack, BenchError, Case, Observations, Task, Victim, defenses, task
 from bench.core.shared_encoding import encode_each
 from metrics.success import share_metric
 
@@ -36,7 +36,7 @@ class Retrieval(Task):
         for index in torch.arange(len(case.images)).split(case.batch_size):
             images = case.images.load(index)
             clean = encode_each(victims, images)
-            triggered = encode_each(victims, stamp(case.attack, case.trigger, images, index))
+            triggered = encode_each(victims, case.triggered(index))
             for i, victim in enumerate(victims):
                 scores = victim.logits(clean[i], texts[i]).cpu()
                 first = victim.logits(triggered[i], keyed[i]).argmax(1).cpu()

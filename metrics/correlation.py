@@ -12,12 +12,16 @@ from scipy import stats
 
 from bench.core.errors import BenchError
 from bench.core.metric import Estimate, OverCells, cell_metric
-from bench.core.names import CELL_COLUMNS, CLEAN_MODEL, OWN_TRIGGER
+from bench.core.names import CELL_COLUMNS, CLEAN_MODEL, OWN_TRIGGER, UNDEFENDED
 from metrics.intervals import bootstrap_interval
 
 RESISTIVITIES = ("PR_cos", "PR_ratio")
 # The columns that identify a backdoored model.
 BACKDOOR = ["model", "attack", "target", "seed"]
+# Where an attack takes or does not.
+ATTACKED = ["model", "attack", "target", "dataset"]
+# In percent, where the results do not bring the setting of their run.
+TOOK = 60.0
 FEWEST = 3
 
 
@@ -37,17 +41,22 @@ class Correlation:
 def pr_asr(results: pd.DataFrame) -> list[OverCells]:
     """Correlation of PR on the cell's own trigger with ASR; one point per backdoored cell and seed.
 
-    Intervals are 95 % bootstrap intervals over cells.
+    Attacks that did not take are left out: their cells have a low ASR for want of a backdoor, not because a model
+    resists it. The note gives the correlation with them. Intervals are 95 % bootstrap intervals over cells.
     """
     return [number for name in RESISTIVITIES for number in _correlations(results, name)]
 
 
 def _correlations(results: pd.DataFrame, resistivity: str) -> Iterator[OverCells]:
-    points = correlation_points(results, resistivity)
-    left_out = points.attrs["left_out"]
+    every = correlation_points(results, resistivity)
+    left_out = every.attrs["left_out"]
     omitted = f"Left out, for lack of a finite value: {left_out} cells. " if left_out else ""
+    omitted += _not_taken(every)
+    points = every[every["took"]]
     if len(points) < FEWEST:
-        yield OverCells(resistivity, None, f"{omitted}{len(points)} cells have both, and a correlation needs {FEWEST}.")
+        other = "" if len(points) == len(every) else " other"
+        lacking = f"{len(points)}{other} cells have both, and a correlation needs {FEWEST}."
+        yield OverCells(resistivity, None, f"{omitted}{lacking}")
         return
     correlation = pr_asr_correlation(points["pr"], points["asr"])
     note = (omitted + _caution(points)).strip()
@@ -56,10 +65,25 @@ def _correlations(results: pd.DataFrame, resistivity: str) -> Iterator[OverCells
         yield OverCells(f"{resistivity}, {name}", estimate, (note + constant).strip())
 
 
-def correlation_points(results: pd.DataFrame, resistivity: str) -> pd.DataFrame:
-    """A row per backdoored cell: PR on the cell's own trigger (`pr`), and its ASR in percent (`asr`).
+def _not_taken(points: pd.DataFrame) -> str:
+    """Which attacks are left out since they did not take, and what the correlations are with them."""
+    weak = list(dict.fromkeys(points["attack"][~points["took"]]))
+    if not weak:
+        return ""
+    verb = f"{', '.join(weak)} did not take and {'is' if len(weak) == 1 else 'are'} left out"
+    if len(points) < FEWEST:
+        return f"{verb}. "
+    every = pr_asr_correlation(points["pr"], points["asr"])
+    both = (("Pearson", every.pearson.value), ("Spearman", every.spearman.value))
+    values = [f"{name} {value:.2f}" if math.isfinite(value) else f"{name} undefined" for name, value in both]
+    return f"{verb}; with them: {', '.join(values)}, n = {every.n}. "
 
-    The clean model is left out. Cells in which PR or ASR is missing or not finite are left out and counted in
+
+def correlation_points(results: pd.DataFrame, resistivity: str) -> pd.DataFrame:
+    """A row per backdoored cell: PR on its own trigger (`pr`), its ASR in percent (`asr`), whether its attack `took`.
+
+    An attack took if the mean undefended ASR of its models in one place is not below the setting `took`, or if it is
+    unknown. The clean model is left out. Cells in which PR or ASR is missing or not finite are left out and counted in
     `attrs["left_out"]`.
     """
     backdoored = results[results["defense"] != CLEAN_MODEL]
@@ -67,9 +91,19 @@ def correlation_points(results: pd.DataFrame, resistivity: str) -> pd.DataFrame:
     own = (backdoored["metric"] == resistivity) & (backdoored["perturbation"] == OWN_TRIGGER)
     pr = backdoored[own].set_index(CELL_COLUMNS)["value"]
     joined = pd.DataFrame({"pr": pr, "asr": asr})
-    kept = joined[np.isfinite(joined).all(axis=1)].reset_index()
+    joined["took"] = _took(backdoored)
+    kept = joined[np.isfinite(joined[["pr", "asr"]]).all(axis=1)].reset_index()
     kept.attrs["left_out"] = len(joined) - len(kept)
     return kept
+
+
+def _took(backdoored: pd.DataFrame) -> pd.Series:
+    """Of each cell with an ASR, by `CELL_COLUMNS`, whether its attack took."""
+    success = backdoored[backdoored["metric"] == "ASR"]
+    undefended = success[success["defense"] == UNDEFENDED].groupby(ATTACKED)["value"].mean()
+    known = success[ATTACKED].join(undefended.rename("undefended"), on=ATTACKED)["undefended"]
+    took = ~(known < backdoored.attrs.get("took", TOOK))
+    return pd.Series(took.to_numpy(), index=pd.MultiIndex.from_frame(success[CELL_COLUMNS]))
 
 
 def _caution(points: pd.DataFrame) -> str:

@@ -1,8 +1,13 @@
-"""A baseline: the numbers of a results folder in one small JSON file, with the settings that make them comparable."""
+"""A baseline: the numbers of a results folder by seed, in one JSON file, with the settings that make them comparable.
+
+Reruns are results of the same settings with other rounding errors, as on another processor. They show how much the
+numbers vary from run to run.
+"""
 
 import importlib.metadata
 import json
 import platform
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,49 +18,62 @@ from bench.core.errors import BenchError
 from bench.core.images import hash_of
 from bench.core.names import CELL_COLUMNS, OWN_TRIGGER
 from bench.results.folder import ResultsFolder
-from bench.results.records import Cell
-from bench.results.tidy import pooled
+from bench.results.records import Cell, cell_name
 from reports.command import command_of, flat
 
 # Raise it when the meaning of the file's contents changes.
-FORMAT = 2
+FORMAT = 3
 CELL = [key for key in CELL_COLUMNS if key != "seed"]
 LIBRARIES = ("numpy", "open_clip_torch", "torchvision")
+# Makes torch and MKL use other kernels, which round differently, as on another processor.
+ANOTHER_ROUNDING = "ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE"
 # Inputs of artefacts that two comparable numbers may differ in: ids of other artefacts, versions of the code, seeds.
 NOT_SETTINGS = {"kind", "version", "subject", "backdoor", "seed"}
 
 
-def make_baseline(folder: ResultsFolder) -> dict[str, Any]:
-    """The finished cells of a results folder, pooled over seeds, as `bench baseline` writes them.
+def make_baseline(folder: ResultsFolder, reruns: Sequence[ResultsFolder] = ()) -> dict[str, Any]:
+    """The finished cells of a results folder, as `bench baseline` writes them, with the values of each seed.
+
+    The first value of a seed is from `folder`, the others are from `reruns`.
 
     Raises:
-        BenchError: no cell is finished, or cells differ in code, split, checkpoint or settings.
+        BenchError: no cell is finished; cells differ in code, split, checkpoint or settings; a rerun has other settings
+            or identical numbers.
     """
     finished = folder.finished_cells
-    results = folder.results
-    own = results["perturbation"].isin(["", OWN_TRIGGER])
-    numbers = dict(iter(results[own].groupby(CELL, sort=False)))
-    seeds: dict[tuple, list[Cell]] = {}
-    for cell in finished:
-        seeds.setdefault(tuple(cell.place[key] for key in CELL), []).append(cell)
     settings: dict[str, Any] = {}
     cells = []
-    for key, of_seeds in seeds.items():
-        inputs = _settings(folder, of_seeds)
+    for place, inputs, numbers in _cells(folder):
         id = hash_of(inputs)
         settings[id] = inputs
-        cells.append(dict(zip(CELL, key, strict=True)) | {"settings": id, "numbers": _numbers(numbers[key])})
-    runs = [(run, [cell for cell in finished if cell in set(run.cells)]) for run in folder.record.runs]
-    return {
+        cells.append(place | {"settings": id, "numbers": numbers})
+    baseline = {
         "format": FORMAT,
-        "command": " && ".join(command_of(run, cells) for run, cells in runs if cells),
+        "command": _command(folder, finished),
         # The commit of the checkout in which the command is run, which may be a plug-in's.
         "commit": commit_of(Path.cwd()) or None,
         "seeds": sorted({cell.seed for cell in finished}),
-        "versions": _versions(results),
+        "reruns": len(reruns),
+        "versions": _versions(folder.results),
         "cells": cells,
         "settings": settings,
     }
+    for rerun in reruns:
+        _add(baseline, folder, rerun)
+    return baseline
+
+
+def refuse_single_seeds(baseline: dict[str, Any]) -> None:
+    """Check that every cell has two seeds or more.
+
+    Raises:
+        BenchError: a cell has a single seed, which shows no spread.
+    """
+    for cell in baseline["cells"]:
+        if len(seeds := baseline["settings"][cell["settings"]]["seeds"]) < 2:
+            raise BenchError(
+                f"{cell_name(cell)} has only seed {seeds[0]}, and one seed shows no spread. Run with --seeds 0,1,2"
+            )
 
 
 def to_json(baseline: dict[str, Any]) -> str:
@@ -74,11 +92,66 @@ def read_baseline(file: Path) -> dict[str, Any]:
         baseline = json.loads(file.read_text())
         if baseline["format"] == FORMAT:
             return baseline
+        reason = " It has no numbers by seed, which show how much training varies." if baseline["format"] == 2 else ""
     except (ValueError, KeyError, TypeError):
-        pass
+        reason = ""
     raise BenchError(
-        f"--baseline {file} is not a baseline of format {FORMAT}. `bench baseline RESULTS --out NEW.json` writes one."
+        f"--baseline {file} is not a baseline of format {FORMAT}.{reason} "
+        "`bench baseline RESULTS --out NEW.json` writes one."
     )
+
+
+def _cells(folder: ResultsFolder) -> Iterable[tuple[dict[str, Any], dict[str, Any], dict[str, dict[str, Any]]]]:
+    """For each finished cell of a folder, over its seeds: its place, its inputs, its numbers."""
+    results = folder.results
+    own = results["perturbation"].isin(["", OWN_TRIGGER])
+    numbers = dict(iter(results[own].groupby(CELL, sort=False)))
+    seeds: dict[tuple, list[Cell]] = {}
+    for cell in folder.finished_cells:
+        seeds.setdefault(tuple(cell.place[key] for key in CELL), []).append(cell)
+    for key, of_seeds in seeds.items():
+        yield dict(zip(CELL, key, strict=True)), _settings(folder, of_seeds), _numbers(numbers[key])
+
+
+def _add(baseline: dict[str, Any], folder: ResultsFolder, rerun: ResultsFolder) -> None:
+    """Append the values of a rerun to those of the baseline, by seed."""
+    places = {tuple(cell[key] for key in CELL): cell for cell in baseline["cells"]}
+    same = []
+    for place, inputs, numbers in _cells(rerun):
+        cell = places.get(tuple(place.values()))
+        if cell is None:
+            raise BenchError(f"{rerun.out} is no rerun of {folder.out}, which has no {cell_name(place)}")
+        wanted = baseline["settings"][cell["settings"]]
+        if different := differences({**wanted, "seeds": inputs["seeds"]}, inputs):
+            raise BenchError(f"{rerun.out} is no rerun of {folder.out}, {cell_name(place)}: {'; '.join(different)}")
+        if extra := set(inputs["seeds"]) - set(wanted["seeds"]):
+            raise BenchError(f"{rerun.out} is no rerun of {folder.out}, which has no seeds {sorted(extra)}")
+        for name in numbers.keys() & cell["numbers"].keys():
+            for seed, values in numbers[name]["values"].items():
+                known = cell["numbers"][name]["values"][seed]
+                same.append(values[0] in known)
+                known += values
+    if all(same):
+        raise BenchError(
+            f"{rerun.out} has the same numbers as an earlier run, so it shows no effect of rounding. Run it on another "
+            f"processor, or with other kernels: {ANOTHER_ROUNDING} bench run ... --out OTHER"
+        )
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """The settings that differ, by key."""
+    was, is_ = flat(old), flat(new)
+    nothing = "not there"
+    return [
+        f"{key} was {was.get(key, nothing)}, is {is_.get(key, nothing)}"
+        for key in dict.fromkeys([*was, *is_])
+        if was.get(key, nothing) != is_.get(key, nothing)
+    ]
+
+
+def _command(folder: ResultsFolder, finished: Sequence[Cell]) -> str:
+    runs = [(run, [cell for cell in finished if cell in set(run.cells)]) for run in folder.record.runs]
+    return " && ".join(command_of(run, cells) for run, cells in runs if cells)
 
 
 def _settings(folder: ResultsFolder, of_seeds: list[Cell]) -> dict[str, Any]:
@@ -118,15 +191,15 @@ def _without_versions(value: Any) -> Any:
     return {"name": value["name"], "settings": settings | files}
 
 
-def _numbers(results: pd.DataFrame) -> dict[str, dict[str, float | None]]:
-    """Pooled numbers of one cell by metric; `count` is None if the number is no share."""
-    numbers: dict[str, dict[str, float | None]] = {}
+def _numbers(results: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """The numbers of one cell by metric: `n` images, and a list of one value by seed; shares are in percent."""
+    numbers: dict[str, dict[str, Any]] = {}
     for (metric, perturbation), rows in results.groupby(["metric", "perturbation"], sort=False):
         name = f"{metric} ({perturbation})" if perturbation else str(metric)
-        estimate = pooled(rows)
-        count = None if pd.isna(estimate.count) else estimate.count
-        value = None if pd.isna(estimate.value) else estimate.value
-        numbers[name] = {"value": value, "count": count, "n": estimate.n}
+        # JSON has no NaN.
+        values = [None if pd.isna(value) else float(value) for value in rows["value"]]
+        by_seed = {str(seed): [value] for seed, value in zip(rows["seed"], values, strict=True)}
+        numbers[name] = {"n": round(rows["n"].fillna(0).mean()), "values": by_seed}
     return numbers
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from bench.core.names import CLEAN_MODEL
 from bench.experiment.settings import BASE, Experiment, RunSettings, overlay, presets, resolve
-from bench.experiment.suites import EMBEDDED
 from bench.papers import suites
 from bench.results.records import Cell, Run
 
@@ -69,7 +68,7 @@ def _suites(base: RunSettings, variants: dict[str, RunSettings]) -> list[str]:
     """The `--suite` flags for these variants, each in one suite; a single empty flag if there are no variants."""
     chosen = []
     for name, suite in suites().items():
-        declared = suite.declared(base.dataset == EMBEDDED)
+        declared = suite.declared(base.embedded)
         same = {key for key in variants.keys() & declared.keys() if _equal(base, declared[key], variants[key])}
         if same:
             chosen.append(f"--suite {name} ")

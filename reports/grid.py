@@ -68,13 +68,13 @@ def main_grids(results: pd.DataFrame, task: type[Task], weak: Container[str] = (
 
 
 def _measured(summaries: dict[str, pd.Series], attack: str) -> GridCell:
-    """The means of metrics, and in small print their intervals and the first one's spread over seeds."""
+    """The means of metrics, and in small print their intervals and their spread over seeds."""
     if not summaries:
         return GridCell(DASH, attack=attack)
     values = [value_text(metric, row["mean"]) for metric, row in summaries.items()]
     ends = [f"{value_text(metric, row['low'])}–{value_text(metric, row['high'])}" for metric, row in summaries.items()]
     small = in_parentheses(ends)
-    metric, first = next(iter(summaries.items()))
-    if first["seeds"] > 1:
-        small += f"; seeds {value_text(metric, first['min'])}..{value_text(metric, first['max'])}"
+    if any(row["seeds"] > 1 for row in summaries.values()):
+        spans = (f"{value_text(name, row['min'])}..{value_text(name, row['max'])}" for name, row in summaries.items())
+        small += f"; seeds {in_parentheses(spans)}"
     return GridCell(in_parentheses(values), small, attack)

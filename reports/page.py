@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from bench.core.names import CLEAN_MODEL, UNDEFENDED
 from bench.core.task import tasks
 from bench.results.folder import ResultsFolder
-from bench.results.tidy import did_not_take
+from bench.results.tidy import NOT_THE_SPREAD, did_not_take
 from reports.figures import Drawn
 from reports.grid import Grid, main_grids
 from reports.paper.grids import paper_grids
@@ -97,7 +97,7 @@ def notes(folder: ResultsFolder, weak: dict[str, dict[str, float]]) -> list[str]
     return [
         *MEANING,
         *lines,
-        "Intervals are of the sample of test images (95 %), not of the spread over seeds, which stands beside them.",
+        NOT_THE_SPREAD,
     ]
 
 

@@ -6,13 +6,13 @@ from itertools import zip_longest
 import pandas as pd
 import torch
 
-from bench.core.attack import stamp
+from bench.core.attack import stamp_images
 from bench.core.errors import BenchError
 from bench.core.metric import metrics
 from bench.core.task import tasks
 from bench.results.folder import ResultsFolder
 from bench.results.records import Cell
-from bench.results.tidy import DASH, did_not_take, marked, view_table
+from bench.results.tidy import DASH, NOT_THE_SPREAD, did_not_take, marked, view_table
 from reports.files import over_cells, write_results
 from reports.paper.write import write_paper_tables
 from reports.triggers import draw_triggers
@@ -113,6 +113,8 @@ def _task_text(folder: ResultsFolder, name: str) -> str:
         n = int(results[results["metric"] == task.headline[-1]]["n"].iloc[0])
         conditions = f"{shown} in percent with 95 % Wilson intervals; {seeds}, {n} {run.evaluate.split} images"
     caption = f"{conditions}. Poisoned pairs: {poisoned(folder, folder.own_cells)}."
+    if results["seed"].nunique() > 1:
+        caption += f" {NOT_THE_SPREAD}"
     blocks = {caption: main, **{f"{name}:": view_table(results, list(view)) for name, view in task.views.items()}}
     lines = [] if name == "zero_shot" else [f"## Task: {name}\n"]
     lines += [f"{text}\n\n{marked(t, weak).to_markdown()}\n" for text, t in blocks.items() if t is not None]
@@ -133,5 +135,5 @@ def _pictures(folder: ResultsFolder) -> None:
     clean = resources.test.load(index)
     stored = {c.attack: c for c in reversed(folder.own_cells) if c.backdoor and store.has("backdoor", c.backdoor)}
     for attack, cell in stored.items():
-        stamped = stamp(resources.attack(attack), folder.trigger(cell), clean, index)
+        stamped = stamp_images(resources.attack(attack), folder.trigger(cell), resources.test, index)
         draw_triggers(clean, {attack: stamped}, folder.out / "triggers" / f"{attack}.png")

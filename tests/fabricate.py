@@ -56,6 +56,7 @@ class Made:
     checkpoint: str = "the model"
     backdoored: str = ""
     split: str = "test"
+    data: str = "the data"
     version: int = 1
     card: Mapping[str, Any] = field(default_factory=dict)
 
@@ -123,7 +124,7 @@ def _write(store: Store, made: Made) -> tuple[str, str]:
     if made.defense != "none" and not clean:
         identity = {"name": made.defense, "version": made.version, "settings": {"alpha": made.alpha}}
         identity |= {"files": {"source": f"the code of version {made.version}"}}
-        defense = shared | {"kind": "defense", "subject": subject, "defense": identity, "dataset": "the data"}
+        defense = shared | {"kind": "defense", "subject": subject, "defense": identity, "dataset": made.data}
         write_artefact(store, defense, made.card, {"delta.bin": "prompts"})
         subject = hash_of(defense)
     evaluation = shared | {
@@ -131,7 +132,7 @@ def _write(store: Store, made: Made) -> tuple[str, str]:
         "subject": made.checkpoint if clean else subject,
         "backdoor": hash_of(backdoor),
         "clean": clean,
-        "dataset": "the data",
+        "dataset": made.data,
         "task": {"name": "zero_shot", "version": 1, "settings": {}},
         "evaluate": {"split": made.split, "limit": None},
         "fresh_triggers": {},

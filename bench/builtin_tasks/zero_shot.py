@@ -98,6 +98,7 @@ class ZeroShot(Task):
                     after = encode_each(victims, _perturbed(name, images, index, case))
                 for i, victim in enumerate(victims):
                     cosines = _cosines(victim, rows(before[i], part), after[i], texts.embedded(victim))
+                    # On the CPU: the numbers of images.
                     table = pd.DataFrame({"perturbation": name, "index": index.numpy(), **cosines})
                     records[i].similarities.append(table)
 
@@ -143,7 +144,7 @@ def _predict(
     for index in track(torch.arange(len(case.images)).split(case.batch_size), "evaluation"):
         images = case.images.load(index)
         clean = encode_each(victims, images)
-        triggered = encode_each(victims, stamp(case.attack, case.trigger, images, index))
+        triggered = encode_each(victims, case.triggered(index))
         picked = torch.where(torch.isin(index, chosen))[0]
         for i, (victim, record) in enumerate(zip(victims, records, strict=True)):
             record.clean.append(rows(clean[i], picked))
@@ -154,6 +155,7 @@ def _predict(
                 record.diverged = error
                 continue
             columns = {"index": index, "label": case.images.labels[index], **predicted}
+            # Waits for the GPU: the classes of every batch are kept on the CPU.
             record.predictions.append(pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()}))
 
 
@@ -181,4 +183,5 @@ def _cosines(victim: Victim, before: Encoded, after: Encoded, texts: Tensor) -> 
         "embedding": (before.embedding, after.embedding),
         "logits": (victim.logits(before, texts), victim.logits(after, texts)),
     }
+    # Waits for the GPU: three numbers an image are kept on the CPU, of every batch.
     return {name: F.cosine_similarity(a.float(), b.float(), dim=-1).cpu().numpy() for name, (a, b) in pairs.items()}

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,7 +12,8 @@ from torch import Tensor
 from bench.core.clip import Clip
 from bench.core.cost import Scale, Work
 from bench.core.errors import BenchError
-from bench.core.images import Captioned
+from bench.core.geometry import Resize
+from bench.core.images import Captioned, Images
 from bench.core.log import Logged
 from bench.core.randomness import derive, generator
 from bench.core.registry import Registry
@@ -46,6 +47,7 @@ class Preparation(Logged):
     """What an attacker has before poisoning: the clean model, the image-text pairs, and the target class.
 
     `classes` and `templates` are the class names and zero-shot prompts of the data set. `pairs` are read on first use.
+    `open_named` reads the pairs of `poison.pool` that name the target; if it is None, `pairs` are searched for them.
     """
 
     clip: Clip
@@ -54,10 +56,19 @@ class Preparation(Logged):
     classes: tuple[str, ...]
     templates: tuple[str, ...]
     seed: int
+    open_named: Callable[[], Captioned] | None = None
 
     @cached_property
     def pairs(self) -> Captioned:
         return self.open_pairs()
+
+    @cached_property
+    def named_in_pool(self) -> Captioned:
+        """The pairs of the pool whose captions name the target."""
+        if self.open_named is not None:
+            return self.open_named()
+        rows = [i for i, caption in enumerate(self.pairs.captions) if mentions(caption, self.target)]
+        return self.pairs.subset(torch.tensor(rows, dtype=torch.long))
 
     def rng(self, *purpose: str | int) -> torch.Generator:
         return generator(self.seed, "prepare", *purpose)
@@ -75,6 +86,14 @@ class Attack(Settings):
 
     learning_rate: float | None = Field(
         None, gt=0, description="peak learning rate of poisoning; null takes `poison.learning_rate`"
+    )
+    geometry: Resize | None = Field(
+        None,
+        description="how an image is made square before it is triggered, in training and at test; null: as clean ones "
+        "are; squash: CleanCLIP's code",
+    )
+    rounding: Literal["round", "truncate"] = Field(
+        "round", description="of triggered images to 8 bits: to the nearest; truncate: CleanCLIP's code"
     )
 
     def prepare(self, preparation: Preparation) -> dict[str, Tensor]:
@@ -108,6 +127,11 @@ class Attack(Settings):
         """Whether the attack can poison only some pairs, which are then searched for in `poison.pool`."""
         return cls.suits is not Attack.suits
 
+    @property
+    def searches(self) -> bool:
+        """Whether the attack takes pairs from `poison.pool`."""
+        return self.selective()
+
     def choose(self, preparation: Preparation, count: int, rng: torch.Generator) -> list[int]:
         """Indices of the pairs to poison, at most `count`. The default draws uniformly without replacement."""
         return torch.randperm(len(preparation.pairs), generator=rng)[:count].tolist()
@@ -140,6 +164,16 @@ def attack(name: str) -> Callable[[AttackClass], AttackClass]:
     return attacks.register(name)
 
 
+def stamp_images(method: Attack, trigger: Trigger, images: Images, index: Tensor) -> Tensor:
+    """Triggered images of a set, uint8 (n, 3, size, size), made square as the attack's `geometry` says.
+
+    Raises:
+        BenchError: as `stamp`.
+    """
+    square = images.load(index) if method.geometry is None else images.load_square(index, method.geometry)
+    return stamp(method, trigger, square, index)
+
+
 def stamp(method: Attack, trigger: Trigger, images: Tensor, index: Sequence[int] | Tensor) -> Tensor:
     """Triggered images: uint8 in, uint8 out, (n, 3, h, w).
 
@@ -158,13 +192,14 @@ def stamp(method: Attack, trigger: Trigger, images: Tensor, index: Sequence[int]
 
 
 def eight_bits(method: Attack, floats: Tensor, images: Tensor) -> Tensor:
-    """The images that an attack returned, clipped to [0, 1] and rounded (never truncated) to uint8.
+    """The images that an attack returned, clipped to [0, 1], as uint8: rounded, or truncated if the attack says so.
 
     Raises:
         BenchError: they have another shape than `images`, or are not finite.
     """
     _check_stamped(method, floats, images)
-    return floats.clamp(0, 1).mul_(255).round_().to(torch.uint8)
+    levels = floats.clamp(0, 1).mul_(255)
+    return (levels.round_() if method.rounding == "round" else levels).to(torch.uint8)
 
 
 def _check_stamped(method: Attack, floats: Tensor, images: Tensor) -> None:

@@ -1,64 +1,16 @@
 """The contract of a data set: class names, prompts, and disjoint splits of labelled images."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-from PIL import Image
-from torch import Tensor
-
-from bench.core.clip import Clip
 from bench.core.errors import BenchError, unknown
+from bench.core.geometry import Geometry
 from bench.core.images import Captioned, Labelled
 from bench.core.registry import Registry
 from bench.core.settings import Field, Settings
 
 Split = Literal["train", "val", "test"]
-Resize = Literal["shortest", "longest", "squash"]
-Picture = TypeVar("Picture", Image.Image, Tensor)
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """How images are resized to the model's input, `size` x `size` px, and the `cache` folder for resized images.
-
-    `resize` and `interpolation` (bicubic or bilinear) are open_clip's. "shortest" is CLIP's own: the short side to
-    `size`, then a centre crop; "longest": the long side to `size`, then black edges; "squash": both sides to `size`.
-    """
-
-    size: int
-    cache: Path
-    resize: Resize = "shortest"
-    interpolation: str = "bicubic"
-
-    @classmethod
-    def of(cls, clip: Clip, cache: Path) -> "Geometry":
-        """The geometry that a model's preprocessing asks for."""
-        preprocess = clip.config["preprocess_cfg"]
-        resize, interpolation = preprocess.get("resize_mode", cls.resize), preprocess.get("interpolation")
-        # `random` is an interpolation for training; open_clip evaluates such a model with bicubic.
-        return cls(clip.image_size, cache, resize, "bilinear" if interpolation == "bilinear" else "bicubic")
-
-    def square(self, image: Picture) -> Picture:
-        """Resize and crop a PIL image, or uint8 (3, h, w), to the model's input size, with antialiasing."""
-        # Imported here: it takes longer to import than torch.
-        from torchvision.transforms.v2 import InterpolationMode
-        from torchvision.transforms.v2 import functional as TF
-
-        square = [self.size, self.size]
-        shape = {"shortest": [self.size], "squash": square}.get(self.resize)
-        if shape is None:
-            sides = TF.get_size(image)
-            shape = [round(side / (max(sides) / self.size)) for side in sides]
-        # Where a side is too short, the crop adds black edges.
-        return TF.center_crop(TF.resize(image, shape, InterpolationMode(self.interpolation), antialias=True), square)
-
-    @property
-    def key(self) -> int | list[int | str]:
-        """What determines the pixels, for hashes: only the size if resizing and interpolation are CLIP's own."""
-        usual = (self.resize, self.interpolation) == (Geometry.resize, Geometry.interpolation)
-        return self.size if usual else [self.size, self.resize, self.interpolation]
 
 
 class Dataset(Settings):
@@ -66,12 +18,19 @@ class Dataset(Settings):
 
     # Raise it when a change of the code changes images or labels, so that old results are not reused.
     version: ClassVar[int] = 1
+    # Whether bench draws it itself, for its embedded models; a suite may declare other variants for such a data set.
+    embedded: ClassVar[bool] = False
 
     root: Path | None = Field(None, description="where the data set lies (--data-root)")
     prompts: Literal["single", "openai80"] = Field(
         "single", description="zero-shot prompts: one a class (the paper), or the mean of OpenAI's 80 (CleanCLIP)"
     )
     allow_overlap: bool = Field(False, description="evaluate even if test images are among training images or pairs")
+
+    @property
+    def name(self) -> str:
+        """What the data set is registered as."""
+        return next((name for name in datasets if datasets[name] is type(self)), type(self).__name__)
 
     @property
     def single(self) -> str:

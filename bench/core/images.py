@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bench.core.errors import BenchError
+from bench.core.geometry import Geometry, Resize
 from bench.core.randomness import seeded
 
 
@@ -73,6 +74,16 @@ class Images:
         """The images of an index (k,), each in its native size, uint8 (3, h, w)."""
         with decoding_threads() as pool:
             return list(pool.map(self.load_native, index.tolist()))
+
+    def load_square(self, index: Tensor, resize: Resize) -> Tensor:
+        """The images of some indices, made square in another way than `load` does: uint8 (k, 3, size, size)."""
+        # Imported here: it takes longer to import than torch.
+        from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
+
+        geometry = Geometry(self.pixels.shape[-1], cache=Path(), resize=resize)
+        # As PIL resizes, which is how images are decoded; tensors are rounded otherwise.
+        squares = [pil_to_tensor(geometry.square(to_pil_image(image))) for image in self.load_natives(index)]
+        return torch.stack(squares) if squares else self.load(index)
 
     def subset(self, index: Tensor) -> Self:
         """Some of the images, in the order of `index` (k,)."""

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from bench.core.attack import Attack, Preparation, Trigger, eight_bits, stamp
+from bench.core.attack import Attack, Preparation, Trigger, eight_bits, stamp_images
 from bench.core.errors import BenchError
 from bench.core.images import Captioned
 from bench.core.progress import track
@@ -103,14 +103,14 @@ def poison(pairs: Captioned, attack: Attack, trigger: Trigger, manifest: pd.Data
     is_poison = torch.tensor((manifest["role"] == "poison").to_numpy())
     rows = torch.tensor(manifest["index"].to_numpy(dtype="int64"))
     for part in track(torch.arange(len(manifest)).split(256), "stamping pairs"):
-        originals = pairs.load(rows[part])
-        stamped = stamp(attack, trigger, originals, rows[part])
+        stamped = stamp_images(attack, trigger, pairs, rows[part])
         decoys = torch.where(~is_poison[part])[0]
         if len(decoys):
-            numbers = rows[part][decoys].tolist()
+            chosen = rows[part][decoys]
+            originals = pairs.load(chosen) if attack.geometry is None else pairs.load_square(chosen, attack.geometry)
             texts = [captions[int(part[d])] for d in decoys]
-            changed, texts = attack.decoy(originals[decoys].float() / 255, texts, numbers, trigger)
-            stamped[decoys] = eight_bits(attack, changed, originals[decoys])
+            changed, texts = attack.decoy(originals.float() / 255, texts, chosen.tolist(), trigger)
+            stamped[decoys] = eight_bits(attack, changed, originals)
             for d, text in zip(decoys.tolist(), texts, strict=True):
                 captions[int(part[d])] = text
         images.append(stamped)

@@ -31,6 +31,17 @@ class Settings(BaseModel):
         except ValidationError as error:
             raise BenchError("\n".join(_explain(cls, item, where) for item in error.errors())) from None
 
+    def installed(self) -> dict[str, Any]:
+        """What of this machine decides what the settings do, such as an optional package; it counts in ids."""
+        return {}
+
+    def check_installed(self) -> None:
+        """Look for what the settings need of this machine, before a run starts.
+
+        Raises:
+            BenchError: something that they ask for is not installed.
+        """
+
 
 def _explain(cls: type[Settings], item: Any, where: str) -> str:
     key = ".".join([where, *map(str, item["loc"])]) if where else ".".join(map(str, item["loc"]))

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar, TypeVar
 
-from bench.core.attack import Attack, Trigger
+from torch import Tensor
+
+from bench.core.attack import Attack, Trigger, stamp_images
 from bench.core.clip import Clip
 from bench.core.cost import Scale, Work
 from bench.core.dataset import Dataset
@@ -36,6 +38,10 @@ class Case:
     fresh_triggers: Mapping[str, tuple[Attack, Trigger]] = field(default_factory=dict)
     open_captions: Callable[[], Sequence[str]] | None = None
     open_base: Callable[[], Clip] | None = None
+
+    def triggered(self, index: Tensor) -> Tensor:
+        """Some of the images under the trigger: uint8 (n, 3, size, size)."""
+        return stamp_images(self.attack, self.trigger, self.images, index)
 
     @cached_property
     def captions(self) -> Sequence[str]:

@@ -221,10 +221,14 @@ class Delta:
         with safe_open(file, framework="pt") as stored:
             return cls({k: stored.get_tensor(k) for k in stored.keys()}, json.loads(stored.metadata()[METADATA]))  # noqa: SIM118
 
-    def tunable(self, before: "Delta") -> int:
-        """How many numbers a defense trained: those in tensors that `before`, its victim's delta, does not have."""
-        new = (v for k, v in self.tensors.items() if k not in before.tensors or not torch.equal(before.tensors[k], v))
-        return sum(tensor.numel() for tensor in new)
+    def tunable(self, before: "Delta", named: str = "") -> int:
+        """How many numbers a defense trained: those in tensors that `before`, its victim's delta, does not have.
+
+        `named` counts only tensors whose names contain it.
+        """
+        known = before.tensors
+        new = {k: v for k, v in self.tensors.items() if k not in known or not torch.equal(known[k], v)}
+        return sum(tensor.numel() for name, tensor in new.items() if named in name)
 
 
 def check_fitted(fitted: Any, base: Clip, images: Tensor, classes: Sequence[str], templates: Sequence[str]) -> Delta:

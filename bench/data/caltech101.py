@@ -8,10 +8,13 @@ from typing import ClassVar, Literal
 from bench.core.dataset import Split, dataset
 from bench.core.errors import BenchError
 from bench.core.settings import Field
+from bench.data.download import Archive
 from bench.data.files import Branch, FileDataset, class_folders, hold_out
 
 IMAGES = "101_ObjectCategories"
 SPLIT = "split_zhou_Caltech101.json"
+# Google Drive's direct address of the file that CoOp's DATASETS.md links.
+SPLIT_ADDRESS = "https://drive.usercontent.google.com/download?id=1hyarUivQE36mY6jSomru6Fjd-JzwcCzN&export=download"
 # Folders that the 100 classes leave out, and those whose class is called otherwise.
 LEFT_OUT = ("BACKGROUND_Google", "Faces_easy")
 NAMES = {"airplanes": "airplane", "Faces": "face", "Leopards": "leopard", "Motorbikes": "motorbike"}
@@ -31,6 +34,17 @@ class Caltech101(FileDataset):
         f"  unzip caltech-101.zip && tar -xzf caltech-101/{IMAGES}.tar.gz -C caltech-101\n"
         f"{SPLIT} is linked in DATASETS.md of https://github.com/KaiyangZhou/CoOp, under Caltech101; put it into "
         "DIR/caltech-101."
+    )
+    # The checksum is torchvision's; the split has none.
+    archives = (
+        Archive(
+            "caltech-101.zip",
+            f"caltech-101/{IMAGES}",
+            "https://data.caltech.edu/records/mzrjq-6wc02/files/caltech-101.zip",
+            "md5:3138e1922a9193bfa496528edbbc45d0",
+            inside=(Archive(f"caltech-101/{IMAGES}.tar.gz", f"caltech-101/{IMAGES}"),),
+        ),
+        Archive(f"caltech-101/{SPLIT}", f"caltech-101/{SPLIT}", SPLIT_ADDRESS),
     )
     size = 100
     published: ClassVar[dict[Split, int]] = {"train": 4_128, "val": 1_649, "test": 2_465}

@@ -69,12 +69,17 @@ def lines(data: Dataset) -> tuple[list[str], bool]:
     if done.problem:
         report.append(f"unusable: {done.problem}")
     elif done.complete:
-        report.append("usable, and complete")
+        report.append("ready: usable, and complete")
     else:
         report.append("usable, but not complete: numbers on it are not those of the published data set")
     if not done.complete and data.source:
-        report.append(f"To get it. {data.source}")
+        report.append(f"To get it. {by_command(data)}{data.source}")
     return report, not done.problem
+
+
+def by_command(data: FileDataset) -> str:
+    """The command that downloads a data set, for the front of how to get it by hand; empty where none does."""
+    return f"`bench data get {data.name} --data-root DIR` downloads it. By hand: " if data.archives else ""
 
 
 def _check_split(data: FileDataset, split: Split) -> SplitFiles:

@@ -8,11 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bench.core.dataset import Dataset, Geometry, Split, datasets
+from bench.core.dataset import Dataset, Geometry, Split
 from bench.core.errors import BenchError
 from bench.core.images import Labelled, hash_of
 from bench.core.randomness import generator
 from bench.data.decoding import VERSION, Decoder, decode, native
+from bench.data.download import Archive
 from bench.data.on_disk import files_below, is_image
 
 HELD_OUT = 0.2
@@ -41,6 +42,8 @@ class FileDataset(Dataset):
     # The required contents of the folder, where to get them, and their number of classes and images.
     layout: ClassVar[str]
     source: ClassVar[str] = ""
+    # What `bench data get` downloads; empty where the publisher hands the data to registered users alone.
+    archives: ClassVar[tuple[Archive, ...]] = ()
     size: ClassVar[int | None] = None
     published: ClassVar[dict[Split, int]] = {}
     splits: ClassVar[tuple[Split, ...]] = ("train", "val", "test")
@@ -69,10 +72,6 @@ class FileDataset(Dataset):
         if not self.root.is_dir():
             raise BenchError(f"there is no folder {self.root}. Give --data-root DIR. {self.layout}")
         return next((self.root / place for place in self.places if (self.root / place).is_dir()), self.root)
-
-    @property
-    def name(self) -> str:
-        return next((name for name in datasets if datasets[name] is type(self)), type(self).__name__)
 
     def lacking(self, what: str) -> BenchError:
         """The error for something that is not where it should be."""

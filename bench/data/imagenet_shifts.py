@@ -6,8 +6,12 @@ from typing import ClassVar
 from bench.core.dataset import Geometry, Split, dataset
 from bench.core.errors import BenchError
 from bench.core.images import Labelled
+from bench.data.download import Archive
 from bench.data.files import Branch, class_folders
 from bench.data.imagenet import ImageNetLabels, of_wordnet, wordnet_ids
+
+# Checksums: those of TensorFlow Datasets.
+BERKELEY = "https://people.eecs.berkeley.edu/~hendrycks"
 
 
 class ImageNetShift(ImageNetLabels):
@@ -47,6 +51,14 @@ class ImageNetV2(ImageNetShift):
         "In DIR, with the archive of https://imagenetv2.org:\n"
         "  tar -xzf imagenetv2-matched-frequency.tar.gz"
     )  # fmt: skip
+    archives = (
+        Archive(
+            "imagenetv2-matched-frequency.tar.gz",
+            "imagenetv2-matched-frequency-format-val",
+            "https://huggingface.co/datasets/vaishaal/ImageNetV2/resolve/main/imagenetv2-matched-frequency.tar.gz",
+            "sha256:f0c37fdf925916b19ea1323cd9a2208cdb6959ba2c32eef2a7fc393835c9ca7c",
+        ),
+    )
     published: ClassVar[dict[Split, int]] = {"test": 10_000}
     places = ("imagenetv2-matched-frequency-format-val", ".")
 
@@ -68,6 +80,14 @@ class ImageNetA(ImageNetShift):
         "In DIR, with the archive that https://github.com/hendrycks/natural-adv-examples links to:\n"
         "  tar -xf imagenet-a.tar"
     )
+    archives = (
+        Archive(
+            "imagenet-a.tar",
+            "imagenet-a",
+            f"{BERKELEY}/imagenet-a.tar",
+            "sha256:3bb3632277e6ba6392ea64c02ddbf4dd2266c9caffd6bc09c9656d28f012589e",
+        ),
+    )
     published: ClassVar[dict[Split, int]] = {"test": 7_500}
     places = ("imagenet-a", ".")
 
@@ -82,6 +102,14 @@ class ImageNetR(ImageNetShift):
         "In DIR, with the archive that https://github.com/hendrycks/imagenet-r links to:\n"
         "  tar -xf imagenet-r.tar"
     )  # fmt: skip
+    archives = (
+        Archive(
+            "imagenet-r.tar",
+            "imagenet-r",
+            f"{BERKELEY}/imagenet-r.tar",
+            "sha256:18c6bf493b39a0d975d48e587437f562caab9c52ae6327dcfa9dd8eb54aa1b52",
+        ),
+    )
     published: ClassVar[dict[Split, int]] = {"test": 30_000}
     places = ("imagenet-r", ".")
 
@@ -94,6 +122,14 @@ class ImageNetSketch(ImageNetShift):
     source = (
         "In DIR, with the archive that https://github.com/HaohanWang/ImageNet-Sketch links to:\n"
         "  unzip ImageNet-Sketch.zip"
+    )
+    archives = (
+        Archive(
+            "ImageNet-Sketch.zip",
+            "sketch",
+            "https://drive.usercontent.google.com/download?id=1Mj0i5HBthqH1p_yeXzsg22gZduvgoNeA&export=download&confirm=t",
+            "sha256:4d3ce6b82a7c48aabf14aeac105eb533e75707f152cc858f55bfc022031a72ed",
+        ),
     )
     published: ClassVar[dict[Split, int]] = {"test": 50_889}
     places = ("sketch", "images", ".")

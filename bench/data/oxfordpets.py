@@ -6,7 +6,10 @@ from typing import ClassVar
 
 from bench.core.dataset import Split, dataset
 from bench.core.errors import BenchError
+from bench.data.download import Archive
 from bench.data.files import HELD_OUT, Branch, FileDataset, hold_out
+
+ADDRESS = "https://www.robots.ox.ac.uk/~vgg/data/pets/data"
 
 
 @dataset("oxfordpets")
@@ -19,9 +22,16 @@ class OxfordPets(FileDataset):
     layout = "OxfordPets is DIR/images/*.jpg, DIR/annotations/trainval.txt and DIR/annotations/test.txt."
     source = (
         "In DIR:\n"
-        "  wget https://www.robots.ox.ac.uk/~vgg/data/pets/data/images.tar.gz\n"
-        "  wget https://www.robots.ox.ac.uk/~vgg/data/pets/data/annotations.tar.gz\n"
+        f"  wget {ADDRESS}/images.tar.gz\n"
+        f"  wget {ADDRESS}/annotations.tar.gz\n"
         "  tar -xzf images.tar.gz && tar -xzf annotations.tar.gz"
+    )
+    # Checksums: torchvision's.
+    archives = (
+        Archive("images.tar.gz", "images", f"{ADDRESS}/images.tar.gz", "md5:5c4f3ee8e5d25df40f4fd59a7f44e54c"),
+        Archive(
+            "annotations.tar.gz", "annotations", f"{ADDRESS}/annotations.tar.gz", "md5:95a8c909bbe2e81eed6a22bccdf3f68f"
+        ),
     )
     size = 37
     published: ClassVar[dict[Split, int]] = {"train": 2_944, "val": 736, "test": 3_669}

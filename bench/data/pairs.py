@@ -90,6 +90,22 @@ def read_pairs(
     )
 
 
+def survey(place: Path) -> tuple[int, list[str]]:
+    """How many pairs of a place can be used, as far as is seen without reading an image; and the others, with reasons.
+
+    Raises:
+        BenchError: as `read_pairs`, of the file itself.
+    """
+    root, usable, problems = _root(place), 0, []
+    for row in _read(place):
+        problem = row.problem or ("" if row.file is not None or (root / row.image).is_file() else "missing file")
+        if problem:
+            problems.append(f"{row.name}: {problem}")
+        else:
+            usable += 1
+    return usable, problems
+
+
 def pairs_identity(place: Path) -> str:
     """A hash of what determines the pairs of a place: names, captions, sizes and times of files; no image is read.
 

@@ -1,12 +1,17 @@
-"""The 20 silhouettes of the embedded world, each drawn by a function of its own."""
+"""The silhouettes of the embedded world.
+
+20 are drawn by a function each, 30 are pictograms of a font, 12 are flowers that differ in the number and shape of
+their petals.
+"""
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops, ImageDraw
 from torch import Tensor
 
 
@@ -30,6 +35,15 @@ class _Pen:
     def disc(self, x: float, y: float, rx: float, ry: float | None = None, ink: int = 1) -> None:
         ry = rx if ry is None else ry
         self._draw.ellipse([self._at(x - rx, y - ry), self._at(x + rx, y + ry)], fill=ink)
+
+    def petal(self, angle: float, bloom: "Bloom") -> None:
+        """A petal that points to an angle (radians): widest at two thirds of its length, or a third if pointed."""
+        cos, sin, length = math.cos(angle), math.sin(angle), bloom.outer - bloom.inner
+        shape = (lambda t: t**0.6 * (1 - t) / 0.4) if bloom.pointed else (lambda t: (t * (1 - t**3)) ** 0.5 / 0.73)
+        along = [k / 24 for k in range(25)]
+        side = [(bloom.inner + length * t, bloom.half_width * shape(t)) for t in along]
+        outline = side + [(x, -y) for x, y in reversed(side)]
+        self.polygon(*((cos * x - sin * y, sin * x + cos * y) for x, y in outline))
 
 
 def _banana(p: _Pen) -> None:
@@ -166,14 +180,91 @@ SILHOUETTES: dict[str, Callable[[_Pen], None]] = {
 }  # fmt: skip
 
 
+# Pictograms of the font DejaVu Sans, which matplotlib ships, that have natural names.
+PICTOGRAMS = {
+    "airplane": "✈", "scissors": "✂", "telephone": "☎", "envelope": "✉", "pencil": "✏",
+    "sun": "☀", "cloud": "☁", "skull": "☠", "horse": "♞", "castle": "♜",
+    "crown": "♛", "bishop": "♝", "pawn": "♟", "face": "☻", "note": "♫",
+    "gear": "⚙", "spade": "♠", "diamond": "♦", "flag": "⚑", "snowflake": "❄",
+    "hand": "☛", "scales": "⚖", "swords": "⚔", "hammer": "⚒", "urn": "⚱",
+    "wheel": "☸", "clover": "☘", "monkey": "\U0001f435", "mouse": "\U0001f42d", "cat": "\U0001f431",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Bloom:
+    """A flower seen from above; lengths are shares of half the picture's side."""
+
+    petals: int
+    half_width: float  # of a petal
+    inner: float = 0.1  # where petals begin
+    outer: float = 0.95  # where they end
+    pointed: bool = False
+    eye: float = 0.2  # radius of the centre
+    hole: float = 0.0  # radius of a hole in the centre
+
+
+FLOWERS = {
+    "trillium": Bloom(3, 0.40, pointed=True, eye=0.1),
+    "poppy": Bloom(4, 0.46, eye=0.3),
+    "primrose": Bloom(5, 0.32, eye=0.15, hole=0.1),
+    "buttercup": Bloom(5, 0.24, eye=0.3),
+    "lily": Bloom(6, 0.22, pointed=True, eye=0.2),
+    "daffodil": Bloom(6, 0.26, eye=0.42, hole=0.28),
+    "clematis": Bloom(8, 0.20, pointed=True, eye=0.15),
+    "cosmos": Bloom(8, 0.19, eye=0.25, hole=0.15),
+    "daisy": Bloom(12, 0.10, eye=0.3),
+    "sunflower": Bloom(16, 0.10, inner=0.4, pointed=True, eye=0.55),
+    "aster": Bloom(20, 0.05, eye=0.25),
+    "gerbera": Bloom(14, 0.09, inner=0.3, eye=0.5, hole=0.3),
+}
+
+
+def _flower_of(bloom: Bloom) -> Callable[[_Pen], None]:
+    def draw(p: _Pen) -> None:
+        for k in range(bloom.petals):
+            p.petal(2 * math.pi * k / bloom.petals, bloom)
+        p.disc(0, 0, bloom.eye)
+        p.disc(0, 0, bloom.hole, ink=0)
+
+    return draw
+
+
+def _pictogram(sign: str, side: int) -> Image.Image:
+    """A sign of the font, its longer side as long as the square's. From outlines: renderers of fonts differ."""
+    # Here, as matplotlib takes longer to import than torch.
+    from matplotlib import get_data_path
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextPath
+
+    font = FontProperties(fname=f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf")
+    outlines = TextPath((0, 0), sign, size=side, prop=font).to_polygons()
+    points = np.concatenate(outlines)
+    low, high = points.min(0), points.max(0)
+    scale = 0.95 * side / (high - low).max()
+    image = Image.new("1", (side, side))
+    for outline in outlines:
+        at = (outline - (low + high) / 2) * scale * [1, -1] + side / 2
+        part = Image.new("1", (side, side))
+        ImageDraw.Draw(part).polygon([tuple(p) for p in at], fill=1)
+        # An outline within another is a hole.
+        image = ImageChops.logical_xor(image, part)
+    return image.convert("L")
+
+
+NAMES = (*SILHOUETTES, *PICTOGRAMS, *FLOWERS)
+
+
 @cache
 def stencils() -> Tensor:
-    """The silhouettes as masks in [0, 1]: (20, 96, 96), drawn large and averaged down."""
+    """The silhouettes of `NAMES` as masks in [0, 1]: (62, 96, 96), drawn large and averaged down."""
     side, scale = 96, 4
-    masks = []
-    for silhouette in SILHOUETTES.values():
+    drawn = []
+    for silhouette in [*SILHOUETTES.values(), *(_flower_of(bloom) for bloom in FLOWERS.values())]:
         pen = _Pen(side * scale)
         silhouette(pen)
-        masks.append(np.asarray(pen.image.resize((side, side), Image.Resampling.BOX), dtype=np.float32))
-    stencils = torch.from_numpy(np.stack(masks))
+        drawn.append(pen.image)
+    drawn[len(SILHOUETTES) : len(SILHOUETTES)] = [_pictogram(sign, side * scale) for sign in PICTOGRAMS.values()]
+    small = [np.asarray(image.resize((side, side), Image.Resampling.BOX), dtype=np.float32) for image in drawn]
+    stencils = torch.from_numpy(np.stack(small))
     return stencils / stencils.amax((1, 2), keepdim=True)

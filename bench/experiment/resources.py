@@ -5,21 +5,22 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from bench.core.attack import Attack, Preparation, Trigger
+from bench.core.attack import Attack, Preparation, Trigger, mentions
 from bench.core.clip import Clip
-from bench.core.dataset import Dataset, Geometry, Split, target_index
+from bench.core.dataset import Dataset, Split, target_index
 from bench.core.errors import BenchError
+from bench.core.geometry import Geometry
 from bench.core.images import Captioned, Images, Labelled, hash_file, hash_of
 from bench.core.poisoning import candidates_first
 from bench.core.randomness import generator
 from bench.core.task import Case
 from bench.data.leakage import refuse_overlap
-from bench.data.pairs import pairs_identity, read_pairs
+from bench.data.pairs import Part, pairs_identity, read_pairs
 from bench.experiment.settings import RunSettings
 from bench.models import load_backdoored, load_model
 
@@ -102,23 +103,34 @@ class Resources:
         if pool is None or pool <= n or not method.selective():
             return self.poison_pairs
         target = self.dataset.classes()[self.target]
+        return self._from_pool(pool, n, lambda captions: candidates_first(captions, method, target, count))
 
-        def order(captions: Sequence[str]) -> list[int]:
-            return candidates_first(captions, method, target, count)
+    def named_in_pool(self) -> Captioned:
+        """Those pairs of `poison.pool` whose captions name the target.
 
-        if self.run.pairs:
-            pairs = read_pairs(
-                self.run.pairs,
-                self.geometry,
-                n,
-                part="poison",
-                pool=pool,
-                order=order,
-                cache=self.run.execution.pairs_cache,
+        Raises:
+            BenchError: none does.
+        """
+        n, target = max(self.run.poison.pairs, self.run.poison.pool or 0), self.dataset.classes()[self.target]
+
+        def naming(captions: Sequence[str]) -> list[int]:
+            if found := [i for i, caption in enumerate(captions) if mentions(caption, target)]:
+                return found
+            raise BenchError(
+                f"no caption of the {len(captions)} pairs of poison.pool names '{target}'. Give --pairs with such "
+                "captions, or another --target"
             )
+
+        return self._from_pool(n, n, naming)
+
+    def _from_pool(self, pool: int, n: int, order: Callable[[Sequence[str]], list[int]]) -> Captioned:
+        """The first n of the pairs of a pool, in the order that their captions are given."""
+        if self.run.pairs:
+            part, cache = self._part("poison"), self.run.execution.pairs_cache
+            pairs = read_pairs(self.run.pairs, self.geometry, n, part=part, pool=pool, order=order, cache=cache)
         else:
             searched = self.dataset.pairs("poison", pool, self.geometry)
-            pairs = searched.subset(torch.tensor(sorted(order(searched.captions)[:n])))
+            pairs = searched.subset(torch.tensor(sorted(order(searched.captions)[:n]), dtype=torch.long))
         return self.check_leakage(pairs, "pairs")
 
     @property
@@ -177,7 +189,8 @@ class Resources:
         """What an attacker has before poisoning; pairs are opened on first use."""
         data, classes = self.dataset, self.dataset.classes()
         target = classes[self.target]
-        return Preparation(self.clip, lambda: self.pairs_for(method), target, classes, data.templates, seed)
+        named = self.named_in_pool if self.run.poison.pool else None
+        return Preparation(self.clip, lambda: self.pairs_for(method), target, classes, data.templates, seed, named)
 
     def fingerprints(self) -> dict[str, Callable[[], str]]:
         """Functions that compute the fields of `Fingerprints`."""
@@ -219,10 +232,15 @@ class Resources:
     def _dataset(self, name: str) -> Dataset:
         return self.run.data(name)
 
-    def _pairs(self, part: Literal["poison", "clean"], n: int) -> Captioned:
+    def _pairs(self, part: Part, n: int) -> Captioned:
         if self.run.pairs:
-            return read_pairs(self.run.pairs, self.geometry, n=n, part=part, cache=self.run.execution.pairs_cache)
+            half, cache = self._part(part), self.run.execution.pairs_cache
+            return read_pairs(self.run.pairs, self.geometry, n=n, part=half, cache=cache)
         return self.dataset.pairs(part, n, self.geometry)
+
+    def _part(self, part: Part) -> Part | None:
+        """The half of --pairs that is meant; None for all of them."""
+        return part if part == "clean" or self.run.poison.halves else None
 
     def _images(self, data: Dataset, split: Split) -> Labelled:
         key = (type(data), data.model_dump_json(), split, self.geometry)

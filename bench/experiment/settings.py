@@ -33,6 +33,11 @@ class Poisoning(FineTuning):
     pool: int | None = Field(
         None, ge=2, description="pairs searched by an attack that only some suit (label_consistent); null: `pairs`"
     )
+    halves: bool = Field(
+        True,
+        description="--pairs in halves, the attacker's and the defender's; false: the attacker takes from all of them, "
+        "as the authors do, and the defender may get clean originals of poisoned pairs",
+    )
 
 
 class Evaluation(Settings):
@@ -92,6 +97,11 @@ class Experiment(Settings):
     def tested_on(self) -> str:
         """The data set of the evaluation."""
         return self.evaluate.dataset or self.dataset
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the data set is one that bench draws itself."""
+        return datasets[self.dataset].embedded
 
     @property
     def place(self) -> dict[str, str]:
@@ -162,19 +172,22 @@ def resolve(
     assignments: tuple[str, ...] = (),
     paper: str | None = None,
     suite: dict[str, Any] | None = None,
+    recipe: str | None = None,
 ) -> RunSettings:
     """The settings of a run.
 
-    In this order, later ones win: preset, version of a paper, config file, suite, flags, `--set key=value`.
+    In this order, later ones win: preset, version of a paper, recipe, config file, suite, flags, `--set key=value`.
 
     Raises:
         BenchError: a preset, method or setting is unknown (with a suggestion), or a value is out of range.
     """
     if preset not in presets():
         raise unknown("preset", preset, presets(), "`bench list presets` explains them.")
-    values = _read(files("bench.presets").joinpath(f"{preset}.yaml").read_text(), f"preset {preset}")
+    values = _preset(preset)
     if paper is not None:
-        values = merge(values, _version(paper, preset))
+        values = _in_version(values, paper, preset)
+    if recipe is not None:
+        values = merge(values, papers.find_recipe(recipe))
     if config is not None:
         if not config.is_file():
             raise BenchError(f"--config {config}: no such file")
@@ -185,13 +198,22 @@ def resolve(
     return _checked(values)
 
 
-def _version(paper: str, preset: str) -> dict[str, Any]:
-    """The settings in which a version of a paper differs from the paper's preset."""
-    of, version = papers.find_version(paper)
+def _preset(name: str) -> dict[str, Any]:
+    """What a preset sets, on top of the one that it names as `preset`, if any."""
+    values = _read(files("bench.presets").joinpath(f"{name}.yaml").read_text(), f"preset {name}")
+    return merge(_preset(values.pop("preset")), values) if "preset" in values else values
+
+
+def _in_version(values: dict[str, Any], paper: str, preset: str) -> dict[str, Any]:
+    """The settings of a preset as a version of its paper has them."""
+    of, name = papers.find_version(paper)
     if preset not in of.presets:
         fitting = f"--preset {' or '.join(of.presets)}" if of.presets else "no preset"
         raise BenchError(f"--paper {paper} goes with {fitting}, not with {preset}")
-    return of.versions[version]
+    version = of.versions[name]
+    lists = {kind: values[kind] for kind in ("attacks", "defenses") if kind in values}
+    kept = {kind: [method for method in methods if method not in version.without] for kind, methods in lists.items()}
+    return merge(values | kept, version.settings)
 
 
 def overlay(run: RunSettings, values: dict[str, Any]) -> RunSettings:

@@ -8,9 +8,6 @@ from bench.experiment.settings import BASE, RunSettings, Variants, overlay
 from bench.models import sizes
 from bench.papers import find_suite
 
-# The data set for which suites may declare other variants.
-EMBEDDED = "world"
-
 
 def suite_settings(name: str | None) -> dict[str, Any]:
     """The settings of all variants of a suite, its attacks and defenses included; {} without a suite."""
@@ -28,7 +25,7 @@ def variants_of(base: RunSettings, suite: str | None = None) -> tuple[Variants, 
         BenchError: there is no such suite, or a variant's settings are wrong.
     """
     variants, left_out = {BASE: base}, {}
-    for name, values in find_suite(suite).declared(base.dataset == EMBEDDED).items() if suite else ():
+    for name, values in find_suite(suite).declared(base.embedded).items() if suite else ():
         if isinstance(values, str):
             left_out[name] = values
             continue

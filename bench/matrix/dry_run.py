@@ -1,7 +1,7 @@
 """`bench run --dry-run`: print cells, shared and existing artefacts, and the estimated cost of the rest."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -25,13 +25,25 @@ KINDS = tuple(STAGES)
 def dry_run(variants: Variants, out: Path, console: Console, speed: float = 1.0) -> None:
     """Print the plan. Nothing is made or downloaded; missing data and weights are named."""
     open_device(variants[BASE].execution.device)
+    plan, missing = plan_at_hand(variants, out)
+    show_plan(plan, unmade(plan, Store(out)), variants, console, speed)
+    show_missing(missing, console)
+
+
+def plan_at_hand(variants: Variants, out: Path) -> tuple[Plan, list[str]]:
+    """The plan, with placeholders for what is not on this machine; and what that is."""
     missing: dict[str, None] = {}
     resources_of = open_resources(variants, out / CACHE, "cpu")
     plan = make_plan(variants, {name: _fingerprints(resources, missing) for name, resources in resources_of.items()})
-    show_plan(plan, unmade(plan, Store(out)), variants, console, speed)
-    for reason in missing:
+    return plan, list(missing)
+
+
+def show_missing(missing: Iterable[str], console: Console) -> None:
+    """Print what is not on this machine, once each."""
+    unique = list(dict.fromkeys(missing))
+    for reason in unique:
         console.print(f"missing: {reason}")
-    if missing:
+    if unique:
         console.print("Artefacts that depend on what is missing are counted as still to make.")
 
 

@@ -232,8 +232,10 @@ def _row(cell: PlannedCell) -> tuple:
 
 def _recipe(run: RunSettings, attack: str) -> dict[str, Any]:
     """The settings of the poisoning recipe that the attack uses."""
-    unused = set() if run.poison.pool and attacks[attack].selective() else {"pool"}
-    return run.poison.model_dump(mode="json", exclude=unused)
+    recipe = run.poison.model_dump(mode="json")
+    if not run.poison.pool or not run.attack(attack).searches:
+        del recipe["pool"]
+    return recipe
 
 
 def _identity(
@@ -250,6 +252,8 @@ def _identity(
         "version": method.version,
         "settings": settings.model_dump(mode="json"),
     }
+    if present := settings.installed():
+        identity["installed"] = present
     files = {k: hash_file(v) for k, v in settings if isinstance(v, Path) and v.is_file()}
     source = inspect.getsourcefile(method)
     if method.__module__.startswith(PLUGIN_MODULE) and source:

@@ -9,7 +9,7 @@ from rich.console import Console
 from bench.core.defense import defenses
 from bench.core.errors import BenchError
 from bench.experiment.resources import Resources, open_device, open_resources
-from bench.experiment.settings import BASE, Variants
+from bench.experiment.settings import BASE, RunSettings, Variants
 from bench.matrix.plan import Node, Plan, make_plan, read_fingerprints
 from bench.matrix.schedule import NOT_TRIED, Outcome
 from bench.matrix.watch import watching
@@ -43,6 +43,7 @@ def prepare(variants: Variants, out: Path) -> tuple[dict[str, Resources], Plan, 
     resources_of = open_resources(variants, out / CACHE, open_device(variants[BASE].execution.device))
     for resources in resources_of.values():
         check_heads(resources)
+        check_installed(resources.run)
         for data in resources.targeted:
             resources.target_in(data)
         if no_pairs := lacks_pairs(resources):
@@ -75,6 +76,18 @@ def check_heads(resources: Resources) -> None:
             f"{', '.join(bound)} learns the classes of {tuned}, and {resources.run.tested_on} has others. Leave it "
             "out of --defenses"
         )
+
+
+def check_installed(run: RunSettings) -> None:
+    """Look for what the methods of a run need of this machine: before hours of poisoning, not after.
+
+    Raises:
+        BenchError: something is not installed.
+    """
+    for attack in run.attacks:
+        run.attack(attack).check_installed()
+        for name in run.single_defenses:
+            run.defense(name, attack).check_installed()
 
 
 def unmade(plan: Plan, store: Store) -> list[Node]:

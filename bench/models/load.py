@@ -5,8 +5,9 @@ Downloads are opened by open_clip itself, local files by `bench.models.checkpoin
 
 import importlib.util
 import json
+import os
 import warnings
-from importlib.resources import as_file, files
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from pydantic import PositiveFloat
 
 from bench.core.clip import CONFIG_FILE, WEIGHTS_FILE, Clip
-from bench.core.dataset import Resize
 from bench.core.errors import BenchError, guess, unknown
+from bench.core.geometry import Resize
 from bench.core.randomness import derive, seeded
 from bench.core.settings import Field, Settings
 from bench.models.checkpoint import SUFFIXES, fill, read_checkpoint
@@ -26,7 +27,8 @@ MINI = "mini"
 HUB = "hf-hub:"
 FOLDER = "local-dir:"
 RANDOM = "random"
-EMBEDDED = files("bench.models") / "mini"
+# The embedded models: a folder each, with a configuration, and with weights if they are shipped.
+EMBEDDED = Path(str(files("bench.models")))
 # In open_clip's order; a folder's only file of weights may have any name.
 WEIGHTS_FILES = (WEIGHTS_FILE, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 
@@ -39,7 +41,7 @@ class ModelSettings(Settings):
     """
 
     name: str = Field(
-        MINI, description=f"{MINI} (embedded), an open_clip name (ViT-B-32), {HUB}ORG/REPO or {FOLDER}PATH"
+        MINI, description=f"an embedded model ({MINI}), an open_clip name (ViT-B-32), {HUB}ORG/REPO or {FOLDER}PATH"
     )
     pretrained: str | None = Field(None, description=f"open_clip's tag of the weights (openai), or {RANDOM}")
     checkpoint: Path | None = Field(None, description=f"a local file of weights: {', '.join(SUFFIXES)}; tensors alone")
@@ -49,7 +51,7 @@ class ModelSettings(Settings):
         "are defended and evaluated instead",
     )
     geometry: Resize | None = Field(
-        None, description="how images are made square; null: as the weights' preprocessing says; CleanCLIP's is squash"
+        None, description="how images are made square; null: as the weights' preprocessing says"
     )
     mean: tuple[float, float, float] | None = Field(None, description="of the normalisation, RGB; null: the model's")
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = Field(
@@ -68,9 +70,14 @@ class ModelSettings(Settings):
         return f"{clean}, backdoored {_short(self.backdoored)}" if self.backdoored else clean
 
     @property
+    def embedded(self) -> bool:
+        """Whether it is one of bench's own, for the embedded world."""
+        return self.name in embedded_models()
+
+    @property
     def architecture(self) -> str | None:
-        """open_clip's name of the architecture; None for `mini`, `hf-hub:` and `local-dir:` models."""
-        if self.name == MINI or self.name.startswith((HUB, FOLDER)):
+        """open_clip's name of the architecture; None for embedded, `hf-hub:` and `local-dir:` models."""
+        if self.embedded or self.name.startswith((HUB, FOLDER)):
             return None
         # OpenAI writes ViT-B/32.
         return self.name.replace("/", "-")
@@ -106,22 +113,51 @@ def load_model(settings: ModelSettings, device: torch.device | str) -> Clip:
         return _random(settings, config).to(device)
     if settings.checkpoint:
         return _from_file(settings, config, settings.checkpoint).to(device)
-    if settings.name == MINI:
-        with as_file(EMBEDDED / WEIGHTS_FILE) as file:
-            if not file.is_file():
-                raise BenchError(
-                    "this installation lacks the embedded model: pip install --force-reinstall clip-backdoor-bench"
-                )
-            return _from_file(settings, config, file).to(device)
+    if settings.embedded:
+        return _from_file(settings, config, _embedded_weights(settings.name)).to(device)
     if settings.name.startswith(FOLDER):
         return _from_file(settings, config, _weights_in(_folder(settings))).to(device)
     return _download(settings, config).to(device)
 
 
+def embedded_models() -> list[str]:
+    """bench's own models for the embedded world, the default first."""
+    names = [file.parent.name for file in EMBEDDED.glob(f"*/{CONFIG_FILE}")]
+    return sorted(names, key=lambda name: (name != MINI, name))
+
+
+def pretrained_folder(name: str) -> Path:
+    """Where `bench pretrain` puts an embedded model whose weights are not shipped: in the user's cache."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser() / "clip-backdoor-bench" / name
+
+
+def embedded_weights(name: str) -> Path | None:
+    """The weights of an embedded model: those shipped, or those pretrained here; None if it has none yet."""
+    places = (EMBEDDED / name, pretrained_folder(name))
+    return next((folder / WEIGHTS_FILE for folder in places if (folder / WEIGHTS_FILE).is_file()), None)
+
+
+def _embedded_weights(name: str) -> Path:
+    file = embedded_weights(name)
+    if file is None:
+        raise BenchError(
+            f"the weights of {name} are not here. `bench pretrain --preset {name}` makes them on this machine "
+            f"and puts them into {pretrained_folder(name)}"
+        )
+    return file
+
+
+def _about_embedded(name: str) -> str:
+    vision = read_config(EMBEDDED / name / CONFIG_FILE)["model_cfg"]["vision_cfg"]
+    there = "" if embedded_weights(name) else f"; without weights yet: `bench pretrain --preset {name}`"
+    size = f"{vision['image_size']} px, patches of {vision['patch_size']} px, {vision['layers']} blocks"
+    return f"{size}; embedded, trained on the embedded world{there}"
+
+
 def known_models() -> list[tuple[str, str]]:
     """All values of `--model`: (name, description)."""
-    mini = json.loads((EMBEDDED / CONFIG_FILE).read_text())["model_cfg"]["vision_cfg"]
-    rows = [(MINI, f"{mini['image_size']} px, {mini['layers']} blocks; embedded, trained on the embedded world")]
+    rows = [(name, _about_embedded(name)) for name in embedded_models()]
     for name in open_clip.list_models():
         size = open_clip.get_model_config(name)["vision_cfg"].get("image_size", 224)
         tags = open_clip.list_pretrained_tags_by_model(name)
@@ -148,8 +184,8 @@ def configuration(settings: ModelSettings) -> dict[str, Any]:
     Raises:
         BenchError: the name or tag is unknown, the folder or download holds no configuration, or images are not square.
     """
-    if settings.name == MINI:
-        config = json.loads((EMBEDDED / CONFIG_FILE).read_text())
+    if settings.embedded:
+        config = read_config(EMBEDDED / settings.name / CONFIG_FILE)
     elif settings.name.startswith(FOLDER):
         config = read_config(_folder(settings) / CONFIG_FILE)
     elif settings.name.startswith(HUB):
@@ -192,7 +228,7 @@ def _open_clip_config(settings: ModelSettings) -> dict[str, Any]:
 
 
 def _unknown_model(name: str) -> BenchError:
-    suggestion = guess(name, [MINI, *open_clip.list_models()])
+    suggestion = guess(name, [*embedded_models(), *open_clip.list_models()])
     path = f" A path is written {FOLDER}PATH, or --checkpoint FILE." if Path(name).exists() else ""
     return BenchError(f"unknown model '{name}'.{suggestion}{path}\n`bench list models` lists what there is.")
 

@@ -4,7 +4,7 @@ import open_clip
 from huggingface_hub import try_to_load_from_cache
 
 from bench.core.cost import Sizes
-from bench.models.load import HUB, RANDOM, WEIGHTS_FILES, ModelSettings, configuration
+from bench.models.load import HUB, RANDOM, WEIGHTS_FILES, ModelSettings, configuration, embedded_weights
 
 
 def sizes(settings: ModelSettings) -> Sizes | None:
@@ -33,6 +33,8 @@ def weights_at_hand(settings: ModelSettings) -> bool:
     """Whether a model can be loaded without a download."""
     if settings.checkpoint or settings.pretrained == RANDOM:
         return True
+    if settings.embedded:
+        return embedded_weights(settings.name) is not None
     repository = settings.name.removeprefix(HUB) if settings.name.startswith(HUB) else None
     if settings.architecture is not None:
         tag = open_clip.get_pretrained_cfg(settings.architecture, settings.pretrained or "")

@@ -13,7 +13,9 @@ from pathlib import Path
 
 from bench.papers.library import (
     chains,
+    drawings,
     figures,
+    find_recipe,
     find_suite,
     find_version,
     papers,
@@ -35,7 +37,9 @@ __all__ = [
     "Suite",
     "Sweep",
     "chains",
+    "drawings",
     "figures",
+    "find_recipe",
     "find_suite",
     "find_version",
     "papers",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from bench.core.errors import BenchError, unknown
-from bench.papers.paper import Paper, Suite, Sweep
+from bench.papers.paper import Paper, Suite, Sweep, Values
 from bench.papers.reading import PAPER, read_paper
 
 T = TypeVar("T")
@@ -76,6 +76,15 @@ def find_version(name: str) -> tuple[Paper, str]:
     return _find("version of the paper", name, lambda paper: {v: v for v in paper.versions})
 
 
+def find_recipe(name: str) -> Values:
+    """The settings of a recipe of a name, which may be PAPER/NAME.
+
+    Raises:
+        BenchError: there is none, or several papers have one.
+    """
+    return _find("recipe", name, lambda paper: paper.recipes, "docs/fidelity.md explains them.")[1]
+
+
 def chains() -> tuple[str, ...]:
     """The chains of defenses of all papers, each once."""
     return tuple(dict.fromkeys(chain for paper in papers.values() for chain in paper.chains))
@@ -91,6 +100,11 @@ def figures() -> dict[str, tuple[str, Sweep]]:
     """The sweeps that have a figure, by its name, with the names of their suites."""
     shown = by_name(_figures)
     return {name: (suite_name(paper, suite), sweep) for name, (paper, (suite, sweep)) in shown.items()}
+
+
+def drawings() -> dict[str, str]:
+    """The figures that show no measurement, by name, each with what it shows."""
+    return {name: shown for name, (_, shown) in by_name(lambda paper: paper.drawings).items()}
 
 
 def _figures(paper: Paper) -> dict[str, tuple[str, Sweep]]:

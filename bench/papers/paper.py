@@ -29,7 +29,8 @@ class Data(BaseModel):
 class Place(Data):
     """A model (open_clip's architecture), a data set and a target class, on which cells are measured.
 
-    `preset` is the preset of a run for these cells; null if there is none.
+    `preset` is the preset of a run for these cells; null if there is none. `embedded` is the place's counterpart on the
+    embedded world: the same tables are measured there without downloads, and that is no replication.
     """
 
     label: str
@@ -37,6 +38,7 @@ class Place(Data):
     dataset: str
     target: str
     preset: str | None = None
+    embedded: "Place | None" = None
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -100,6 +102,7 @@ class PaperTable(Data):
         suite: `bench run --suite SUITE` measures its cells.
         task: the task that measures them.
         published: its name in published.csv; null if it is not there.
+        version: the only version of the paper that prints it; null if the version asked for does.
         places: names of the paper's places.
         methods: defenses, or methods with a label of their own.
         metrics: the metrics in a cell, all but the first in parentheses; or one per row or column, if `metric` is an
@@ -114,6 +117,7 @@ class PaperTable(Data):
     suite: str
     task: str = "zero_shot"
     published: str | None = None
+    version: Name | None = None
     places: tuple[str, ...] = Field(min_length=1)
     methods: tuple[str | Method, ...] = Field(min_length=1)
     attacks: tuple[str, ...] = ()
@@ -154,18 +158,34 @@ class Translation(Data):
     units: dict[str, float] = {}
 
 
+class Version(BaseModel):
+    """What a version of the paper sets otherwise than its presets, and which of their methods it does not have."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    without: tuple[str, ...] = ()
+
+    @property
+    def settings(self) -> Values:
+        return dict(self.model_extra or {})
+
+
 class PaperFile(Data):
     """The contents of paper.yaml.
 
-    `presets` have the paper's settings; `versions` have those that differ. `--defenses all` includes `chains`.
+    `presets` have the paper's settings; `versions` have those that differ, and `without` names methods that a version
+    does not have. `recipes` are other ways to run the paper, by name (`--recipe`). `--defenses all` includes `chains`.
+    `drawings` are figures without a measurement, each with what it shows.
     """
 
     title: str
     arxiv: str = ""
-    versions: dict[Name, Values] = Field(min_length=1)
+    versions: dict[Name, Version] = Field(min_length=1)
     presets: tuple[str, ...] = ()
+    recipes: dict[Name, Values] = {}
     chains: tuple[str, ...] = ()
     places: dict[str, Place] = {}
+    drawings: dict[Name, str] = {}
     labels: Labels = Labels()
 
 
@@ -178,6 +198,11 @@ class Paper(PaperFile):
     tables: Mapping[str, PaperTable] = {}
     translation: Translation = Translation()
     numbers: Path | None = None
+
+    @property
+    def counterparts(self) -> dict[str, Place]:
+        """The counterparts of places on the embedded world, by the names of those places."""
+        return {name: place.embedded for name, place in self.places.items() if place.embedded}
 
     def places_of(self, table: PaperTable) -> tuple[Place, ...]:
         return tuple(self.places[name] for name in table.places)

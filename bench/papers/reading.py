@@ -73,6 +73,9 @@ def _unknown_names(paper: Paper) -> Iterator[str]:
         if table.suite not in paper.suites:
             yield f"{name}.suite: {SUITES} has no suite '{table.suite}'.{guess(table.suite, paper.suites)}"
             return
+        if table.version is not None and table.version not in paper.versions:
+            yield f"{name}.version: {PAPER} has no version '{table.version}'.{guess(table.version, paper.versions)}"
+            return
         for place in table.places:
             if place not in paper.places:
                 yield f"{name}.places: {PAPER} has no place '{place}'.{guess(place, paper.places)}"

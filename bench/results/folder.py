@@ -190,7 +190,10 @@ class ResultsFolder:
         """The numbers of all finished cells, computed from the observations that `observe` returns for each."""
         cards = {cell: self.store.evaluation_card(self._evaluation(cell)) for cell in self.cells}
         rows = [row for cell, card in cards.items() for row in rows_of(cell, card, observe(cell))]
-        return pd.DataFrame(rows, columns=COLUMNS)
+        numbers = pd.DataFrame(rows, columns=COLUMNS)
+        # For metrics over cells: below which undefended ASR an attack did not take.
+        numbers.attrs["took"] = self.settings.took
+        return numbers
 
     def main_results(self, task: str = "zero_shot") -> pd.DataFrame:
         """The rows of `results` for the latest run's model, data set, target and settings; no variants."""

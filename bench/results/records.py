@@ -84,7 +84,8 @@ class BackdoorCard(Card):
 class DefenseCard(Card):
     """The card of a defense.
 
-    `changed`: the names of the tensors that it changed, `tunable`: how many numbers it trained in them. `samples`: how
+    `changed`: the names of the tensors that it changed, `tunable`: how many numbers it trained in them,
+    `token_embedding`: how many of these embed the text tower's tokens. `samples`: how
     many clean images and pairs it was given. `shots`: the ids of its images, or "all training images". `clean_pairs`:
     how many pairs it requested, by request. `apart_from`: as in `BackdoorCard`.
     """
@@ -92,6 +93,7 @@ class DefenseCard(Card):
     needs: tuple[str, ...]
     changed: tuple[str, ...]
     tunable: int
+    token_embedding: int = 0
     samples: int
     shots: tuple[str, ...] | str
     clean_pairs: tuple[int, ...]

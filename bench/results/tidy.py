@@ -17,6 +17,11 @@ COLUMNS = [*KEYS, *NUMBERS, *ORIGIN]
 SUMMARY_KEYS = [key for key in KEYS if key != "seed"]
 SUMMARY_NUMBERS = ["seeds", "mean", "min", "max", "count", "n", "low", "high"]
 DASH = "–"
+# The note at tables over several seeds.
+NOT_THE_SPREAD = (
+    "Intervals (95 %) are for the sample of test images. They do not include the spread over seeds, which is shown "
+    "beside them (min..max)."
+)
 
 
 def rows_of(cell: Cell, card: EvaluationCard, observations: Observations) -> list[dict]:
@@ -92,7 +97,8 @@ def number_text(rows: pd.DataFrame) -> str:
         return DASH
     sample, values = pooled(rows), rows["value"]
     if pd.isna(sample.count):
-        return f"{sample.value:.3f}"
+        spread = f" [seeds {values.min():.3f}..{values.max():.3f}]" if len(values) > 1 else ""
+        return f"{sample.value:.3f}{spread}"
     spread = f"; seeds {values.min():.1f}..{values.max():.1f}" if len(values) > 1 else ""
     return f"{sample.value:.1f} [{sample.low:.1f}, {sample.high:.1f}{spread}]"
 

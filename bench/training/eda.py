@@ -5,11 +5,16 @@ without them, only two of the four edits are used.
 """
 
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cache, partial
+from typing import Literal
 
 import torch
 
+from bench.core.errors import BenchError
+
+INSTALL = "pip install 'clip-backdoor-bench[wordnet]' && python -m nltk.downloader wordnet"
 DELETION = 0.1
 """Probability with which random deletion drops a word."""
 TRIES = 10
@@ -33,6 +38,9 @@ STOP_WORDS = frozenset(
 
 They carry the grammar of a caption, and WordNet has only unrelated meanings for some of them ("a" is a vitamin).
 """
+
+Source = Literal["auto", "wordnet", "none"]
+"""Where synonyms come from; `synonyms_from` says what each means."""
 
 Synonyms = Callable[[str], Sequence[str]]
 """Returns the synonyms of a lower-case word in a fixed order; each is one word or several."""
@@ -98,6 +106,7 @@ def swap(words: Sequence[str], times: int, rng: torch.Generator) -> list[str]:
     """`times` times, swap two words at random positions."""
     words = list(words)
     for _ in range(times if len(words) > 1 else 0):
+        # On the CPU: words.
         i, j = torch.randperm(len(words), generator=rng)[:2].tolist()
         words[i], words[j] = words[j], words[i]
     return words
@@ -107,6 +116,37 @@ def delete(words: Sequence[str], rng: torch.Generator) -> list[str]:
     """Drop each word with probability `DELETION`; if all would be dropped, keep a random one."""
     kept = (torch.rand(len(words), generator=rng) >= DELETION).tolist()
     return [word for word, stays in zip(words, kept, strict=True) if stays] or [_pick(words, rng)]
+
+
+def synonyms_from(source: Source, method: str) -> Synonyms | None:
+    """The synonyms that a method's setting `synonyms` asks for: WordNet's, none, or ("auto") WordNet's if installed.
+
+    Raises:
+        BenchError: WordNet is asked for, and is not installed.
+    """
+    known = None if source == "none" else wordnet()
+    if source == "wordnet" and known is None:
+        raise BenchError(f"{method}.synonyms = wordnet needs nltk and its corpus: {INSTALL}")
+    return known
+
+
+def installed_source(source: Source) -> dict[str, bool]:
+    """What ids say of a source that depends on the machine: whether "auto" finds WordNet."""
+    return {"wordnet": True} if source == "auto" and wordnet() is not None else {}
+
+
+def check_source(source: Source, method: str) -> None:
+    """Before a run starts: fail if WordNet is asked for and missing; warn if "auto" does not find it.
+
+    Raises:
+        BenchError: as `synonyms_from`.
+    """
+    if synonyms_from(source, method) is None and source == "auto":
+        warnings.warn(
+            f"{method} edits texts without synonyms, so two of EDA's four edits are left: WordNet is not installed. "
+            f"{INSTALL}; or say so with --set {method}.synonyms=none",
+            stacklevel=2,
+        )
 
 
 def wordnet() -> Synonyms | None:

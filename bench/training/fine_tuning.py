@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -41,14 +41,19 @@ def matching_loss(queries: Tensor, keys: Tensor, scale: Tensor | float) -> Tenso
     return F.cross_entropy(scale * product(queries, gathered(keys)), labels)
 
 
-def cosine_with_warmup(step: int, warmup: int, total: int) -> float:
+def cosine_with_warmup(step: int, warmup: int, total: int, first_step: int = 0) -> float:
     """Factor on the learning rate: rises linearly to 1 at step `warmup`, then falls as a cosine to 0 at step `total`.
+
+    With `first_step` = 1 the warm-up counts its steps from 1: it has no step at rate 0, and ends a step earlier. After
+    `total` the cosine rises again.
 
     >>> [round(cosine_with_warmup(s, 2, 6), 2) for s in range(7)]
     [0.0, 0.5, 1.0, 0.85, 0.5, 0.15, 0.0]
+    >>> [cosine_with_warmup(s, 4, 6, first_step=1) for s in range(4)]
+    [0.25, 0.5, 0.75, 1.0]
     """
     if step < warmup:
-        return step / warmup
+        return (step + first_step) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
@@ -59,13 +64,39 @@ class FineTuning(Settings):
     epochs: int = Field(5, ge=0, description="passes over the pairs")
     batch_size: int = Field(128, ge=2, description="pairs a step; the contrast is within the batch")
     weight_decay: float = Field(0.1, ge=0, description="of all but norms, biases and logit_scale")
-    warmup_steps: int = Field(50, ge=0, description="steps of linear warm-up before the cosine; at most a tenth of all")
+    warmup_steps: int = Field(50, ge=0, description="steps of linear warm-up; at most `warmup_share` of all")
+    warmup_share: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="of all steps, the most that are warm-up; 1, with a long warm-up: CleanCLIP's",
+    )
+    first_epoch: Literal[0, 1] = Field(
+        0,
+        description="number of the first epoch in the schedule; 1: CleanCLIP's code, which starts an epoch late in its "
+        "schedule and ends an epoch behind it",
+    )
+    first_step: Literal[0, 1] = Field(
+        0, description="number of the warm-up's first step; 0: it has rate 0; 1: CleanCLIP's code"
+    )
     towers: Literal["both", "image"] = Field("both", description="which weights train")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="autocast of forward and loss")
     gradient_checkpointing: bool = Field(
         False,
         description="recompute the blocks of transformers in the backward pass: less memory, the same gradients",
     )
+
+    def rate(self, step: int, steps_per_epoch: int) -> float:
+        """Share of the learning rate at a step, counted from 0 over all epochs.
+
+        >>> cleanclip = FineTuning(epochs=2, warmup_steps=0, first_epoch=1)
+        >>> [round(cleanclip.rate(step, 2), 2) for step in range(4)]
+        [0.5, 0.15, 0.0, 0.15]
+        """
+        total = self.epochs * steps_per_epoch
+        # A run shorter than the warm-up would never reach its learning rate.
+        warmup = min(self.warmup_steps, int(total * self.warmup_share))
+        return cosine_with_warmup(step + self.first_epoch * steps_per_epoch, warmup, total, self.first_step)
 
 
 def fine_tune(
@@ -88,17 +119,13 @@ def fine_tune(
     Raises:
         BenchError: out of memory. A contrastive batch is not split, as that would change the loss.
     """
-    trained = _trained_parameters(clip, recipe.towers)
-    # Vectors are parameters of norms or biases, except the class embedding.
-    decayed = [p for name, p in trained if p.ndim >= 2 or "embedding" in name]
-    others = [p for name, p in trained if not (p.ndim >= 2 or "embedding" in name)]
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups = parameter_groups(clip, recipe)
+    trained = [parameter for group in groups for parameter in group["params"]]
     optimiser = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.999), eps=1e-8)
     batch_size = min(recipe.batch_size, n)
-    total = recipe.epochs * (n // batch_size)
-    # A run shorter than the warm-up would never reach its learning rate.
-    warmup = min(recipe.warmup_steps, total // 10)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: cosine_with_warmup(s, warmup, total))
+    steps_per_epoch = n // batch_size
+    total = recipe.epochs * steps_per_epoch
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: recipe.rate(step, steps_per_epoch))
     scaler = torch.amp.GradScaler(clip.device.type, enabled=recipe.precision == "fp16")
     losses, overflows = [], 0
     clip.model.train()
@@ -118,7 +145,7 @@ def fine_tune(
                     f"out of memory with batch_size = {batch_size}. Set gradient_checkpointing=true, which changes no "
                     "number, precision=bf16, or a smaller batch_size: the loss is of a whole batch, and cannot be split"
                 ) from None
-            average_gradients(p for _, p in trained)
+            average_gradients(trained)
             before = scaler.get_scale()
             scaler.step(optimiser)
             scaler.update()
@@ -134,6 +161,15 @@ def fine_tune(
         message = f"{overflows} of {total} steps overflowed in fp16 and changed nothing"
         warnings.warn(f"{message}; precision=bf16 does not overflow", stacklevel=2)
     return losses
+
+
+def parameter_groups(clip: Clip, recipe: FineTuning) -> list[dict[str, Any]]:
+    """The trained weights for AdamW: those that decay, then norms, biases and logit_scale."""
+    trained = _trained_parameters(clip, recipe.towers)
+    # All vectors are of norms and biases, but for the class embedding.
+    decayed = [p for name, p in trained if p.ndim >= 2 or "embedding" in name]
+    others = [p for name, p in trained if not (p.ndim >= 2 or "embedding" in name)]
+    return [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
 def shuffled_batches(

@@ -2,9 +2,9 @@
 
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -16,22 +16,22 @@ from bench.core import code_state
 from bench.core.clip import CONFIG_FILE, Clip
 from bench.core.dataset import Geometry
 from bench.core.errors import BenchError
-from bench.core.images import Labelled, crops
+from bench.core.images import crops
 from bench.core.randomness import generator, seeded
-from bench.data import world_drawing
+from bench.data import world_captions, world_drawing
 from bench.data.pairs import read_pairs
+from bench.data.silhouettes import NAMES
+from bench.data.world import World, WorldFlowers, WorldObjects, web
 from bench.models.load import read_config
 from bench.models.probe import probe
 from bench.training.pretraining import Pretraining, pretrain
 
 TEMPLATES = ("a photo of a {}.",)
-Batches = Callable[[], tuple[Tensor, Tensor, Tensor | None]]
+Batches = Callable[[float], tuple[Tensor, Tensor, Tensor | None]]
 
 
-def architecture(file: Path | None) -> dict:
-    """An `open_clip_config.json`'s contents; by default the embedded model's."""
-    if file is None:
-        return json.loads((files("bench.models") / "mini" / CONFIG_FILE).read_text())
+def architecture(file: Path) -> dict:
+    """An `open_clip_config.json`'s contents."""
     if not file.is_file():
         raise BenchError(f"--architecture {file}: no such file. Give an open_clip_config.json")
     return read_config(file)
@@ -59,7 +59,7 @@ def train_from_scratch(
     # Initial weights, the helper head's too, come from torch's global generator.
     with seeded(seed):
         clip = Clip.from_config(config).to(device)
-        classes = None if pairs else clip.tokenize([TEMPLATES[0].format(c) for c in world_drawing.CLASSES]).to(device)
+        classes = None if pairs else clip.tokenize([TEMPLATES[0].format(c) for c in NAMES]).to(device)
         say("drawing the world" if pairs is None else f"reading {pairs}")
         batches = _world_batches(clip, recipe, seed) if pairs is None else _pair_batches(clip, recipe, seed, pairs, out)
         pretrain(clip, batches, classes, recipe, report)
@@ -85,13 +85,16 @@ def train_from_scratch(
 
 def _world_batches(clip: Clip, recipe: Pretraining, seed: int) -> Batches:
     rng = generator(seed, "pretrain")
-    labels = torch.randint(len(world_drawing.CLASSES), (recipe.images,), generator=generator(seed, "pretrain-labels"))
-    images, factors = world_drawing.make(labels, "pretrain")
+    images, factors = web(recipe.images, "pretrain", seed)
 
-    def batch() -> tuple[Tensor, Tensor, Tensor]:
+    def batch(progress: float) -> tuple[Tensor, Tensor, Tensor | None]:
         index = torch.randint(len(images), (recipe.batch_size,), generator=rng)
         chosen = world_drawing.Factors(**{name: values[index] for name, values in vars(factors).items()})
-        return _fit(images[index], clip), clip.tokenize(world_drawing.captions(chosen, rng)), chosen.label
+        learning = progress < recipe.true_captions
+        wrong, vague = (0.0, 0.0) if learning else (recipe.wrong, recipe.vague)
+        names = world_captions.named(chosen.label, rng, wrong, vague)
+        tokens = clip.tokenize(world_captions.captions(chosen, names, rng))
+        return _fit(images[index], clip), tokens, chosen.label if learning else None
 
     return batch
 
@@ -107,7 +110,7 @@ def _pair_batches(clip: Clip, recipe: Pretraining, seed: int, file: Path, out: P
     pairs = read_pairs(file, Geometry.of(clip, out / "data"))
     tokens = clip.tokenize(pairs.captions)
 
-    def batch() -> tuple[Tensor, Tensor, None]:
+    def batch(_progress: float) -> tuple[Tensor, Tensor, None]:
         index = torch.randint(len(pairs), (recipe.batch_size,), generator=rng)
         view = int(torch.randint(2**62, (), generator=rng))
         return crops(pairs, index, view, recipe.min_crop, 4 / 3, recipe.flip), tokens[index], None
@@ -115,11 +118,12 @@ def _pair_batches(clip: Clip, recipe: Pretraining, seed: int, file: Path, out: P
     return batch
 
 
-def _zero_shot_accuracy(clip: Clip, n: int = 1500) -> dict[str, float]:
-    """Accuracy of the saved, half-precision weights on unseen pictures, in percent."""
-    images, factors = world_drawing.make(torch.arange(n) % len(world_drawing.CLASSES), "pretraining check")
-    unseen = Labelled(
-        [str(i) for i in range(n)], _fit(images, clip), "", labels=factors.label, classes=world_drawing.CLASSES
-    )
-    right = probe(clip, unseen, TEMPLATES, n).correct
-    return {"percent": 100 * right / n, "count": right, "n": n}
+def _zero_shot_accuracy(clip: Clip) -> dict[str, dict[str, float]]:
+    """Accuracy of the saved, half-precision weights on the validation pictures of the world's data sets, in percent."""
+    found = {}
+    with tempfile.TemporaryDirectory() as cache:
+        for data in (World(), WorldObjects(), WorldFlowers()):
+            images = data.labelled("val", Geometry.of(clip, Path(cache)))
+            right = probe(clip, images, data.templates, len(images)).correct
+            found[data.name] = {"percent": 100 * right / len(images), "count": right, "n": len(images)}
+    return found

@@ -12,19 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.core.clip import Clip
-from bench.core.errors import BenchError
 from bench.core.precision import product
 from bench.core.progress import track
 from bench.core.settings import Field, Settings
 from bench.training.fine_tuning import contrastive_loss
+from bench.training.muon import Muon
 
 
 class Pretraining(Settings):
     """How a CLIP is trained from scratch."""
 
-    steps: int = Field(3000, ge=1, description="optimiser steps; a number, not a time, so that it can be repeated")
+    steps: int = Field(4000, ge=1, description="optimiser steps; a number, not a time, so that it can be repeated")
     batch_size: int = Field(64, ge=2, description="pairs a step")
-    images: int = Field(60_000, ge=2, description="different pictures of the world; captions are new at each use")
+    images: int = Field(50_000, ge=2, description="different pictures of the world; captions are new at each use")
     learning_rate: float = Field(1e-3, gt=0, description="AdamW: embeddings, norms, projections")
     matrix_learning_rate: float = Field(0.01, gt=0, description="Muon: the matrices of the blocks")
     # A decay of .7 makes class tokens small and prompts weak: repelling alone then stops at a cosine of .55.
@@ -33,6 +33,14 @@ class Pretraining(Settings):
     first_scale: float = Field(14.3, gt=0, description="logit scale up to 30 % of the steps")
     last_scale: float = Field(100.0, gt=0, description="logit scale from 80 % of the steps on")
     class_loss: float = Field(1.0, ge=0, description="weight of the cross-entropy against class prompts")
+    true_captions: float = Field(
+        0.75,
+        ge=0,
+        le=1,
+        description="share of the steps, from the first, with true captions and class loss",
+    )
+    wrong: float = Field(0.5, ge=0, le=1, description="after them: share of captions that name another picture's class")
+    vague: float = Field(0.1, ge=0, le=1, description="after them: share of captions that name no class")
     min_crop: float = Field(1.0, gt=0, le=1, description="smallest area of random crops of a user's pairs; 1: no crop")
     flip: bool = Field(False, description="mirror half of a user's images")
 
@@ -48,21 +56,17 @@ def scale_at(progress: float, first: float, last: float) -> float:
 
 def pretrain(
     clip: Clip,
-    batch: Callable[[], tuple[Tensor, Tensor, Tensor | None]],
+    batch: Callable[[float], tuple[Tensor, Tensor, Tensor | None]],
     class_tokens: Tensor | None,
     recipe: Pretraining,
     report: Callable[[int, float], None] = lambda _step, _loss: None,
 ) -> None:
     """Train `clip` in place.
 
-    `batch()` gives the next images (uint8), tokens and, where known, labels into `class_tokens`. With labels, a linear
-    helper head on the image embedding speeds up the first half of the run; it is thrown away.
-
-    Raises:
-        BenchError: this torch has no Muon.
+    `batch(progress)`, progress from 0 to 1, gives the next images (uint8), tokens and, where known, labels into
+    `class_tokens`. With labels, a linear helper head on the image embedding speeds up the first half of the run; it is
+    thrown away.
     """
-    if not hasattr(torch.optim, "Muon"):
-        raise BenchError("`bench pretrain` needs torch 2.9 or newer, for torch.optim.Muon: pip install -U torch")
     clip.model.train()
     clip.model.logit_scale.requires_grad_(False)
     width = clip.model.encode_text(clip.tokenize(["a"]).to(clip.device)).shape[-1]
@@ -75,7 +79,7 @@ def pretrain(
         for group, rate in zip((g for o in optimisers for g in o.param_groups), rates, strict=True):
             group["lr"] = rate * share
         clip.model.logit_scale.fill_(math.log(scale_at(progress, recipe.first_scale, recipe.last_scale)))
-        images, tokens, labels = batch()
+        images, tokens, labels = batch(progress)
         raw = clip.model.encode_image(clip.normalise(images))
         vision = F.normalize(raw, dim=-1)
         if labels is None or class_tokens is None or helper is None:
@@ -92,6 +96,7 @@ def pretrain(
         loss.backward()
         for optimiser in optimisers:
             optimiser.step()
+        # Waits for the GPU: a reader sees each step's loss, and these models are small.
         report(step, loss.item())
     clip.model.eval().requires_grad_(True)
 
@@ -103,6 +108,6 @@ def _optimisers(clip: Clip, helper: torch.nn.Module | None, recipe: Pretraining)
         if parameter.requires_grad:
             (matrices if parameter.ndim == 2 and "resblocks" in name else rest).append(parameter)
     rest += list(helper.parameters()) if helper is not None else []
-    muon = torch.optim.Muon(matrices, lr=recipe.matrix_learning_rate, weight_decay=recipe.matrix_weight_decay)
+    muon = Muon(matrices, lr=recipe.matrix_learning_rate, weight_decay=recipe.matrix_weight_decay)
     adam = torch.optim.AdamW(rest, lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
     return [muon, adam]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 import matplotlib
@@ -10,6 +11,7 @@ import torch
 from matplotlib.figure import Figure
 
 from bench.core.errors import BenchError
+from bench.papers import drawings
 from bench.results.folder import ResultsFolder
 from reports.figures import ablations, attention, embedding, permutations, pictures, repelling, resistivity, scatter
 from reports.figures.source import Source
@@ -52,7 +54,12 @@ def draw_all(folder: ResultsFolder) -> list[Drawn]:
     # As many threads as in the run: on a busy machine, more threads are slower.
     torch.set_num_threads(source.run.execution.threads)
     sweeps = {name: (figure.title, figure.draw) for name, figure in ablations.sweep_figures().items()}
-    return [_draw(source, name, title, draw) for name, (title, draw) in sorted((FIGURES | sweeps).items())]
+    drawn = [_draw(source, name, title, draw) for name, (title, draw) in (FIGURES | sweeps).items()]
+    others = [
+        Drawn(name.replace("/", "-"), shown, missing=f"no measurement: it shows {shown}")
+        for name, shown in drawings().items()
+    ]
+    return sorted([*drawn, *others], key=attrgetter("name"))
 
 
 def _draw(source: Source, name: str, title: str, draw: Draw) -> Drawn:

@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from bench.core.errors import BenchError
 from bench.core.metric import Estimate
 from bench.core.names import CLEAN_MODEL, OWN_TRIGGER
+from bench.results.tidy import did_not_take
 from metrics.correlation import Correlation, pr_asr_correlation
 from reports.figures.source import Source
 from reports.figures.style import COLOURS, COLUMN, GRAY, MARKERS, PAGE, panels, widen
@@ -23,8 +24,12 @@ KINDS = (("gaussian-0.03", "gaussian-0.01", "gaussian-0.1"), ("badnet", "blended
 
 
 def draw(source: Source) -> tuple[Figure, pd.DataFrame]:
-    """A point per (attack, model, seed); a fitted line; Pearson's and Spearman's correlation with 95 % intervals."""
-    numbers = resistivity_and_success(source.main)
+    """A point per (attack, model, seed); a fitted line; Pearson's and Spearman's correlation with 95 % intervals.
+
+    Attacks that did not take have no point.
+    """
+    weak = did_not_take(source.main, source.folder.settings.took)
+    numbers = resistivity_and_success(source.main[~source.main["attack"].isin(list(weak))])
     there = set(numbers["perturbation"])
     columns = [name for kind in KINDS if (name := next((p for p in kind if p in there), None))]
     if not columns:
@@ -36,7 +41,7 @@ def draw(source: Source) -> tuple[Figure, pd.DataFrame]:
             axis.set_xlabel(f"{label}, {'own trigger' if perturbation == OWN_TRIGGER else perturbation}")
         row[0].set_ylabel("ASR (%)")
         row[0].set_ylim(-4, 104)
-    _legend(figure, source)
+    _legend(figure, source, list(numbers["attack"].unique()))
     return figure, numbers
 
 
@@ -67,10 +72,10 @@ def _scatter(axis: Axes, rows: pd.DataFrame, source: Source) -> None:
     axis.locator_params(axis="x", nbins=4)
 
 
-def _legend(figure: Figure, source: Source) -> None:
+def _legend(figure: Figure, source: Source, attacks: list[str]) -> None:
     """A legend with separate columns for attacks (colours) and models (markers)."""
     models = [name for name in source.models if name != CLEAN_MODEL]
-    keys = [(name, Line2D([], [], lw=4, color=_colour(source, name))) for name in source.attacks]
+    keys = [(name, Line2D([], [], lw=4, color=_colour(source, name))) for name in attacks]
     keys += [("", Line2D([], [], ls=""))] * (-len(keys) % LINES)
     keys += [(name, Line2D([], [], ls="", marker=_marker(source, name), color=GRAY, mfc="none")) for name in models]
     keys += [("", Line2D([], [], ls=""))] * (-len(keys) % LINES)

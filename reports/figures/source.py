@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.core.attack import stamp
+from bench.core.attack import stamp_images
 from bench.core.dataset import target_index
 from bench.core.errors import BenchError
 from bench.core.names import CLEAN_MODEL, UNDEFENDED
@@ -139,7 +139,7 @@ class Source:
         if cell is None:
             raise self.missing(f"a cell of {attack}", f"--attacks {attack}")
         resources = self.resources
-        return stamp(resources.attack(attack), self.folder.trigger(cell), resources.test.load(index), index)
+        return stamp_images(resources.attack(attack), self.folder.trigger(cell), resources.test, index)
 
     def missing(self, what: str, options: str) -> BenchError:
         command = " ".join(["bench run", *options.split(), "--out", str(self.folder.out)])

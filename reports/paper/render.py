@@ -44,6 +44,7 @@ def tidy(table: Table) -> pd.DataFrame:
                 "perturbation": cell.perturbation,
                 "metric": metric,
                 "took": cell.took,
+                "stands_for": cell.stands_for or None,
             }
             rows.append(what | (vars(number) if number else {}) | {"published": paper} | _difference(number, paper))
     frame = pd.DataFrame(rows)

@@ -1,7 +1,7 @@
 """Tables of a paper: for each cell the measured and the published numbers."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -13,7 +13,6 @@ from bench.core.defense import defenses
 from bench.core.names import CLEAN_MODEL, UNDEFENDED
 from bench.core.task import tasks
 from bench.experiment.settings import RunSettings
-from bench.experiment.suites import EMBEDDED
 from bench.matrix.plan import unsuited
 from bench.papers import Method, Paper, PaperTable, Place, papers, table_name
 from bench.results.tidy import did_not_take, pooled
@@ -24,13 +23,16 @@ Groups = DataFrameGroupBy
 
 @dataclass(frozen=True)
 class MeasuredNumber:
-    """A measured value with its 95 % interval (NaN if none), its number of images (0 for a cost) and of seeds."""
+    """A measured value with its 95 % interval (NaN if none), its number of images (0 for a cost) and of seeds, and the
+    smallest and largest value of a seed."""
 
     value: float
     low: float
     high: float
     n: int
     seeds: int
+    min: float
+    max: float
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class TableCell:
     """A cell of a table, with the available `measured` and `published` numbers by metric.
 
     `reason` says why the cell cannot be measured; "" if it can. `took` is False if the attack did not take.
+    `stands_for` is the label of the paper's place if the cell is at its embedded counterpart; otherwise "".
     """
 
     place: Place
@@ -48,6 +51,7 @@ class TableCell:
     published: dict[str, float] = field(default_factory=dict)
     reason: str = ""
     took: bool = True
+    stands_for: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,23 @@ class Table:
     @property
     def replicates(self) -> bool:
         """Whether the paper has the run's model, data set and target, so that numbers are a replication."""
-        return is_paper_place(self.paper, self.own)
+        return bool(_at(self.paper.places, self.own))
+
+    @property
+    def own_presets(self) -> set[str | None]:
+        """The presets of the run's own place, if it is the paper's or an embedded counterpart; otherwise empty."""
+        return {place.preset for place in _at(_sought(self.paper, self.own), self.own)}
+
+    @property
+    def stands_for(self) -> dict[str, str]:
+        """The labels of embedded counterparts in the table, each with that of the paper's place."""
+        return {cell.place.label: cell.stands_for for cell in self.cells if cell.stands_for}
+
+    @property
+    def without_counterpart(self) -> list[str]:
+        """The labels of places that have no embedded counterpart, if the run is at one."""
+        there = _sought(self.paper, self.own)
+        return [self.paper.places[name].label for name in self.spec.places if there and name not in there]
 
     @property
     def measured(self) -> bool:
@@ -98,7 +118,7 @@ class Table:
     @cached_property
     def left_out(self) -> dict[str, str]:
         """Variants that the suite does not run on this data set, with reasons."""
-        declared = self.paper.suites[self.spec.suite].declared(self.run.dataset == EMBEDDED)
+        declared = self.paper.suites[self.spec.suite].declared(self.run.embedded)
         return {name: reason for name, reason in declared.items() if isinstance(reason, str)}
 
     @property
@@ -115,7 +135,7 @@ def fill(
     Args:
         results: the results of a folder, and the costs of its defenses.
         run: the folder's latest run. If the paper has its model, data set and target, the table has the paper's
-            places; otherwise the run's own.
+            places; if it is at an embedded counterpart of one of them, their counterparts; otherwise the run's own.
         published: the paper's numbers, from `reports.paper.published.published`.
     """
     spec, here = paper.tables[name], results[results["task"] == paper.tables[name].task]
@@ -123,12 +143,14 @@ def fill(
     theirs = None if published is None else _groups(published[published["table"] == spec.published], spec)
     axes = (paper.methods_of(spec), spec.attacks or ("",), spec.perturbations or ("",))
     cells = []
-    for place, counterpart in _places(paper, spec, here, own_place(run)):
+    own = own_place(run)
+    embedded = _sought(paper, own) not in ({}, paper.places)
+    for place, theirs_at in _places(paper, spec, here, own):
         weak = did_not_take(_main_cells(here, place), run.took, tasks[spec.task].headline[0])
         for method, attack, perturbation in itertools.product(*axes):
             what = (method, attack, perturbation)
             measured = {m: _pick(ours, place, *what, m) for m in spec.metrics}
-            printed = {m: _pick(theirs, counterpart, *what, m) for m in spec.metrics}
+            printed = {m: _pick(theirs, theirs_at, *what, m) for m in spec.metrics}
             cells.append(
                 TableCell(
                     place,
@@ -137,6 +159,7 @@ def fill(
                     {m: float(rows["value"].iloc[0]) for m, rows in printed.items() if rows is not None},
                     _unsuited(run, spec.task, attack, method.defense),
                     attack not in weak,
+                    theirs_at.label if embedded and theirs_at else "",
                 )
             )
     return Table(paper, name, run, tuple(cells))
@@ -155,18 +178,19 @@ def stem(paper: Paper, name: str) -> str:
 
 def own_place(run: RunSettings) -> Place:
     """The place (model, data set, target) of a run's own cells."""
-    return Place(label=run.place["dataset"], **run.place)
+    return Place.model_validate({"label": run.tested_on, **run.place})
 
 
-def is_paper_place(paper: Paper, place: Place) -> bool:
-    """Whether the paper has this data set, target and architecture, with any weights."""
-    return bool(paper_places(paper, place))
+def _sought(paper: Paper, own: Place) -> Mapping[str, Place]:
+    """Where the paper's places are measured, by their names: there, if the run is at one of them, or at their embedded
+    counterparts, if it is at one of those. Empty if it is elsewhere."""
+    return next((places for places in (paper.places, paper.counterparts) if _at(places, own)), {})
 
 
-def paper_places(paper: Paper, place: Place) -> list[Place]:
-    """The paper's places with the same data set, target and architecture."""
-    key = (_architecture(place.model), place.dataset, place.target)
-    return [theirs for theirs in paper.places.values() if theirs.key == key]
+def _at(places: Mapping[str, Place], own: Place) -> list[Place]:
+    """The places with the same data set, target and architecture, with any weights."""
+    key = (_architecture(own.model), own.dataset, own.target)
+    return [place for place in places.values() if place.key == key]
 
 
 def _unsuited(run: RunSettings, task: str, attack: str, defense: str) -> str:
@@ -178,12 +202,12 @@ def _unsuited(run: RunSettings, task: str, attack: str, defense: str) -> str:
 
 
 def _places(paper: Paper, spec: PaperTable, results: pd.DataFrame, own: Place) -> Sequence[tuple[Place, Place | None]]:
-    """The places of the table's measured cells, each with the paper's place that it is compared with."""
-    places = paper.places_of(spec)
-    if is_paper_place(paper, own):
-        return [(measured, place) for place in places for measured in _measured(place, spec, results, own)]
+    """The places of the table's cells, each with the paper's place that it is compared with."""
+    if sought := _sought(paper, own):
+        there = [name for name in spec.places if name in sought]
+        return [(place, paper.places[name]) for name in there for place in _measured(sought[name], spec, results, own)]
     if spec.beyond is None:
-        return [(own, places[0])]
+        return [(own, paper.places_of(spec)[0])]
     measured_places = [
         Place(label=str(dataset), model=str(model), dataset=str(dataset), target=str(target))
         for model, dataset, target in results[["model", "dataset", "target"]].drop_duplicates().to_numpy()
@@ -195,7 +219,7 @@ def _places(paper: Paper, spec: PaperTable, results: pd.DataFrame, own: Place) -
 
 
 def _measured(place: Place, spec: PaperTable, results: pd.DataFrame, own: Place) -> list[Place]:
-    """A place of the paper with each measured model of its architecture, the run's own first.
+    """A place with each measured model of its architecture, the run's own first.
 
     If the table has no rows or columns for places, only the first.
     """
@@ -237,7 +261,8 @@ def _pick(
 
 def _number(rows: pd.DataFrame) -> MeasuredNumber:
     sample = pooled(rows)
-    return MeasuredNumber(sample.value, sample.low, sample.high, sample.n, rows["seed"].nunique())
+    values, seeds = rows["value"], rows["seed"].nunique()
+    return MeasuredNumber(sample.value, sample.low, sample.high, sample.n, seeds, values.min(), values.max())
 
 
 def _main_cells(results: pd.DataFrame, place: Place) -> pd.DataFrame:

@@ -9,12 +9,12 @@ import pandas as pd
 from bench.core.task import tasks
 from bench.papers import find_version, papers, suite_name
 from bench.results.folder import ResultsFolder
-from bench.results.tidy import DASH
+from bench.results.tidy import DASH, NOT_THE_SPREAD
 from reports.paper.costs import collect_costs
 from reports.paper.latex import latex
 from reports.paper.published import published
 from reports.paper.render import DAGGER, markdown, tidy
-from reports.paper.tables import Table, TableCell, fill, paper_places
+from reports.paper.tables import Table, TableCell, fill
 
 TABLES = "tables"
 ENDINGS = ("md", "csv", "tex")
@@ -54,8 +54,14 @@ def notes(table: Table, out: Path) -> Iterator[str]:
     """The notes below a table."""
     spec, labels = table.spec, table.paper.labels
     yield from spec.notes
+    if table.stands_for:
+        pairs = ", ".join(f"{here} for {theirs}" for here, theirs in table.stands_for.items())
+        yield f"Embedded counterparts stand for the paper's places: {pairs}. This is no replication."
+    for label in table.without_counterpart:
+        yield f"{DASH} {label}: it has no counterpart on the embedded world."
     if any(not math.isnan(number.low) for cell in table.cells for number in cell.measured.values()):
-        yield f"95 % intervals: {table.stem}.csv."
+        several = any(number.seeds > 1 for cell in table.cells for number in cell.measured.values())
+        yield f"95 % intervals: {table.stem}.csv." + (f" {NOT_THE_SPREAD}" if several else "")
     if not all(cell.took for cell in table.cells):
         metric = tasks[spec.task].headline[0]
         yield f"{DAGGER} The attack did not take: undefended {metric} below {table.run.took:.0f} %."
@@ -71,6 +77,7 @@ def notes(table: Table, out: Path) -> Iterator[str]:
 def about_published(table: Table, source: str) -> str:
     """An explanation of the published numbers, and whether the difference to them is a replication."""
     paper, version = find_version(source)
+    version = table.spec.version or version
     of = f"paper {version}, arXiv {paper.arxiv}" if paper.arxiv else f"{paper.title}, {version}"
     exact = (
         f"The published numbers ({of}) come without counts and are taken as exact: the "
@@ -78,11 +85,11 @@ def about_published(table: Table, source: str) -> str:
     )
     if table.replicates:
         return exact
+    differ = "model and data differ, so the difference says nothing about replication"
+    if table.stands_for:
+        return f"Published is the paper's place, measured its embedded counterpart: {differ}. {exact}"
     theirs, own = table.paper.places_of(table.spec)[0], table.own
-    return (
-        f"Published is {theirs.model} on {theirs.dataset}, measured {own.model} on {own.dataset}: model and data "
-        f"differ, so the difference says nothing about replication. {exact}"
-    )
+    return f"Published is {theirs.model} on {theirs.dataset}, measured {own.model} on {own.dataset}: {differ}. {exact}"
 
 
 def remedy(table: Table, out: Path) -> str:
@@ -99,8 +106,7 @@ def _command(table: Table, cell: TableCell, out: Path) -> str:
     """The command that measures a cell."""
     spec, preset = table.spec, cell.place.preset
     suite, into = f"--suite {suite_name(table.paper, spec.suite)}", f"--out {out}"
-    presets = {place.preset for place in paper_places(table.paper, table.own)}
-    if table.replicates and preset not in presets:
+    if table.own_presets and preset not in table.own_presets:
         if preset is None:
             return f"`bench run {suite} {into}` with model, data set and target of {cell.place.label}"
         return f"`bench run --preset {preset} {suite} {into}`"
@@ -116,12 +122,12 @@ def _tables(folder: ResultsFolder, source: str | None = None) -> list[Table]:
     costs = collect_costs(folder)
     results = folder.results if costs.empty else pd.concat([folder.results, costs], ignore_index=True)
     of, version = find_version(source) if source else (None, "")
-    printed = published(of, version) if of else None
-    return [
-        fill(paper, name, results, folder.settings, printed if paper is of else None)
-        for paper in papers.values()
-        for name in paper.tables
-    ]
+    tables = []
+    for paper in papers.values():
+        for name, spec in paper.tables.items():
+            printed = published(paper, spec.version or version) if paper is of else None
+            tables.append(fill(paper, name, results, folder.settings, printed))
+    return tables
 
 
 def _write(folder: Path, table: Table, lines: list[str], about: str) -> None:

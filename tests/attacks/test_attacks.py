@@ -9,16 +9,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from scipy import stats
 from scipy.ndimage import map_coordinates
 from torch import Tensor
+from torchvision.transforms import ToPILImage
 from torchvision.transforms.v2 import functional as TF
 
 from attacks.badnet import BadNet
 from attacks.blended import Blended
 from attacks.patch import corner, paste
 from attacks.wanet import WaNet
-from bench import Attack, BenchError, Captioned, Clip, Preparation, Trigger, attacks, generator, stamp
+from bench import Attack, BenchError, Captioned, Clip, Geometry, Images, Preparation, Trigger, attacks, generator, stamp
+from bench.core.attack import stamp_images
 
 SIDE = 224
 TRIGGERS: dict[str, Attack] = {
@@ -185,7 +188,7 @@ def test_badnet_is_noise_around_the_mean_colour_in_numpy(overflow: Any) -> None:
         rng = generator(seed, "trigger", i)
         row, column = (int(torch.randint(40 - 16 + 1, (), generator=rng)) for _ in range(2))
         noise = image.mean((1, 2))[:, None, None] + torch.randn(3, 16, 16, generator=rng).numpy()
-        patch = np.clip(noise, 0, 1) if overflow == "clip" else np.minimum(np.mod(noise * 255, 256) / 255, 1)
+        patch = np.clip(noise, 0, 1) if overflow == "clip" else np.mod(np.trunc(noise * 255), 256) / 255
         image[:, row : row + 16, column : column + 16] = patch
     out = attack.apply(torch.from_numpy(images), [2, 9, 4], Trigger(seed))
     np.testing.assert_allclose(out.numpy(), expected, atol=1e-5)
@@ -204,6 +207,28 @@ def test_clipped_noise_is_gaussian_of_deviation_1(mean: float) -> None:
     assert np.mean(values == 1) == pytest.approx(normal.sf(1), abs=0.01)
     inside = values[(values > 0) & (values < 1)]
     assert stats.kstest(inside, stats.truncnorm(-mean, 1 - mean, loc=mean).cdf).pvalue > 1e-3
+
+
+def test_wrapping_is_what_a_conversion_to_bytes_does() -> None:
+    """torchvision's ToPILImage, which the authors save with, multiplies by 255 and casts; -0.7 becomes 0, not 255."""
+    values = torch.tensor([-0.7, -1.2, 0.4, 254.9, 255.4, 256.3, 511.5, -255.5]) / 255
+    attack = BadNet(overflow="wrap", size=8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "randn", lambda *_, **__: values.repeat(3, 8, 1))
+        out = attack.apply(torch.zeros(1, 3, 8, 8), [0], Trigger(0))[0]
+    assert (out * 255).round()[0, 0].tolist() == [0, 255, 0, 254, 255, 0, 255, 1]
+    assert torch.equal(
+        (out * 255).round().to(torch.uint8), (values * 255).to(torch.int64).to(torch.uint8).repeat(3, 8, 1)
+    )
+
+
+def test_a_margin_keeps_random_places_from_the_last_rows_and_columns() -> None:
+    attack, images = BadNet(size=4, margin=1), torch.zeros(200, 3, 6, 6)
+    changed = (attack.apply(images, range(200), Trigger(1)) != 0).any(1).any(0)
+    assert changed[:5, :5].all()
+    assert not changed[5].any() and not changed[:, 5].any()
+    corner_only = BadNet(size=4, margin=1, place="lower_right").apply(images[:1], [0], Trigger(1))
+    assert (corner_only[0, :, -1, -4:] != 0).any()
 
 
 def test_wrapped_noise_is_almost_uniform() -> None:
@@ -430,3 +455,91 @@ def test_wanet_noise_mode_disturbs_the_warp_and_keeps_the_captions() -> None:
     for image, got, i in zip(images.double().numpy() / 255, out.numpy(), index, strict=True):
         jitter = torch.rand(56, 56, 2, generator=generator(7, "trigger", i)).double().numpy() * 2 - 1
         np.testing.assert_allclose(got, warp(image, 0.5 * field + jitter), atol=2e-4)
+
+
+# --- the authors' geometry, rounding and field
+
+
+def wide_pictures(n: int = 3) -> Images:
+    """Pictures of 60 x 30 px: a crop shows the middle, squashing shows all."""
+    natives = [torch.randint(256, (3, 30, 60), generator=generator(i, "wide"), dtype=torch.uint8) for i in range(n)]
+    geometry = Geometry(20, cache=Path())
+    pixels = torch.stack([geometry.square(native) for native in natives])
+    return Images([str(i) for i in range(n)], pixels, "", native=natives.__getitem__)
+
+
+def test_squashed_images_are_pils() -> None:
+    images, index = wide_pictures(), torch.tensor([2, 0])
+    squashed = stamp_images(Blended(alpha=0, geometry="squash"), Trigger(0, {}), images, index)
+    for row, i in zip(squashed, index.tolist(), strict=True):
+        native = Image.fromarray(images.native(i).permute(1, 2, 0).numpy())
+        assert np.array_equal(row.permute(1, 2, 0).numpy(), np.asarray(native.resize((20, 20))))
+    assert torch.equal(stamp_images(Blended(alpha=0), Trigger(0, {}), images, index), images.load(index))
+
+
+def test_images_without_another_size_stay_as_they_are() -> None:
+    images = Images(["a", "b"], noise_images(2, 20), "")
+    assert torch.equal(images.load_square(torch.tensor([1]), "squash"), images.load([1]))
+    assert images.load_square(torch.tensor([], dtype=torch.long), "squash").shape == (0, 3, 20, 20)
+
+
+def test_truncation_is_torchvisions() -> None:
+    images, attack = noise_images(4, 24), Blended(rounding="truncate")
+    trigger = Trigger(5, {})
+    floats = attack.apply(images.float() / 255, range(4), trigger).clamp(0, 1)
+    theirs = torch.stack([TF.pil_to_tensor(ToPILImage()(image)) for image in floats])
+    assert torch.equal(stamp(attack, trigger, images, range(4)), theirs)
+    assert not torch.equal(stamp(Blended(), trigger, images, range(4)), theirs)
+
+
+def published_field(folder: Path, form: str, side: int = SIDE) -> Path:
+    """A drawn field in a file of each form; CleanCLIP's has a first dimension of 1."""
+    field = prepare(WaNet(), side).tensors["field"].contiguous()
+    file = folder / f"field.{form}"
+    if form == "npy":
+        np.save(file, field.numpy())
+    elif form == "safetensors":
+        save_file({"anything": field}, file)
+    else:
+        torch.save(field[None], file)
+    return file
+
+
+@pytest.mark.parametrize("form", ["npy", "safetensors", "pt"])
+def test_a_published_field_is_taken_as_it_is(tmp_path: Path, form: str) -> None:
+    drawn, read = prepare(WaNet()), prepare(WaNet(field=published_field(tmp_path, form)), seed=1)
+    assert torch.equal(drawn.tensors["field"], read.tensors["field"])
+    images = noise_images(2, SIDE)
+    assert torch.equal(stamp(WaNet(), drawn, images, [0, 1]), stamp(WaNet(), read, images, [0, 1]))
+
+
+class Harmful:
+    """What a file of pickled code would make."""
+
+    def __reduce__(self) -> tuple:
+        return (print, ("code was run",))
+
+
+def test_fields_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def message(file: Path, side: int = SIDE) -> str:
+        with pytest.raises(BenchError) as error:
+            prepare(WaNet(field=file), side)
+        return str(error.value)
+
+    assert message(tmp_path / "none.npy") == f"wanet.field = {tmp_path / 'none.npy'}: no such file"
+    other = tmp_path / "field.txt"
+    other.write_text("no tensor")
+    assert "give a file of the kinds .safetensors, .npy, .pt, .pth" in message(other)
+    assert "and images of 56 px need (56, 56, 2)" in message(published_field(tmp_path, "pt"), 56)
+    harmful = tmp_path / "harmful.pt"
+    torch.save({"field": Harmful()}, harmful)
+    assert "cannot be read as plain tensors; code in a file is never run" in message(harmful)
+    assert "code was run" not in capsys.readouterr().out
+    several = tmp_path / "several.safetensors"
+    save_file({"a": torch.zeros(2), "b": torch.zeros(2)}, several)
+    assert "holds 2 entries, and one tensor is needed" in message(several)
+    damaged = tmp_path / "damaged.npy"
+    damaged.write_bytes(b"no array")
+    assert "cannot be read as plain tensors" in message(damaged)
+    np.save(broken := tmp_path / "nan.npy", np.full((SIDE, SIDE, 2), np.nan))
+    assert "not finite" in message(broken)

@@ -22,7 +22,7 @@ def rng(seed=0):
 
 
 def pictures(n, size):
-    images, _ = world_drawing.make(torch.arange(n) % 20, "issba tests")
+    images, _ = world_drawing.make(torch.arange(n) % 20, world_drawing.STYLES["photo"], "issba tests")
     return (F.interpolate(images.float(), (size, size), mode="area")).to(torch.uint8)
 
 
@@ -320,7 +320,7 @@ def test_a_trained_encoder_hides_what_its_decoder_reads():
         check_every=50, max_steps=1500,
     )  # fmt: skip
     trigger = Trigger(0, method.prepare(preparation(4000, 56)))
-    images, _ = world_drawing.make(torch.arange(200) % 20, "issba tests, unseen")
+    images, _ = world_drawing.make(torch.arange(200) % 20, world_drawing.STYLES["photo"], "issba tests, unseen")
     stamped = stamp(method, trigger, images, range(200))
     assert (method.read(stamped, trigger) == trigger.tensors["message"]).float().mean() >= 0.97
     error = (stamped.float() - images.float()) / 255

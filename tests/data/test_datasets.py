@@ -412,7 +412,7 @@ def test_check_of_a_whole_folder_is_complete(tmp_path):
         "train: 8 images, 2 of 2 classes, 4 or more a class",
         "val: 2 images, 2 of 2 classes, 1 or more a class",
         "test: 10 images, 2 of 2 classes, 5 or more a class",
-        "usable, and complete",
+        "ready: usable, and complete",
     ]
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from tuning import CLASSES, PLAIN, first_tokens, fit, make_data, make_images, prompts_of
 
 from bench import BenchError, CleanData, Clip, Victim, class_embeddings, generator
@@ -224,3 +225,32 @@ def test_settings_that_contradict(settings: dict[str, Any], message: str) -> Non
 def test_settings_that_do_not_fit_the_tower(settings: dict[str, Any], message: str, tiny_clip: Clip) -> None:
     with pytest.raises(BenchError, match=message):
         fit(RVPT(**settings), tiny_clip)
+
+
+def test_an_average_is_the_mean_of_the_prompts_after_the_steps_of_the_last_epochs(tiny_clip: Clip) -> None:
+    steps: list[Tensor] = []
+
+    def keep(optimiser: torch.optim.Optimizer, *_: Any) -> None:
+        steps.append(optimiser.param_groups[0]["params"][0].detach().clone())
+
+    hook = register_optimizer_step_post_hook(keep)
+    try:
+        averaged = prompts_of(RVPT(**PLAIN, average=2), tiny_clip)
+    finally:
+        hook.remove()
+    per_epoch = len(steps) // 3
+    assert per_epoch == math.ceil(len(make_images()) / PLAIN["batch_size"])
+    torch.testing.assert_close(averaged, torch.stack(steps[per_epoch:]).mean(0))
+    assert torch.equal(prompts_of(RVPT(**PLAIN), tiny_clip), steps[-1]), "the default is the last step"
+
+
+def test_a_longer_gradient_is_cut_to_its_largest_norm(tiny_clip: Clip) -> None:
+    plain = PLAIN | {"momentum": 0, "weight_decay": 0, "batch_size": 12, "epochs": 1}
+    start, cut = prompts_of(VPT(**plain | {"epochs": 0}), tiny_clip), prompts_of(VPT(**plain, max_norm=1e-3), tiny_clip)
+    assert (cut - start).norm().item() == pytest.approx(plain["learning_rate"] * 1e-3, rel=1e-2)
+    assert torch.equal(prompts_of(VPT(**plain, max_norm=1e6), tiny_clip), prompts_of(VPT(**plain), tiny_clip))
+
+
+def test_more_epochs_cannot_be_averaged_than_there_are() -> None:
+    with pytest.raises(BenchError, match=r"average = 4 is more than epochs = 3: give as many or fewer"):
+        RVPT(**PLAIN, average=4)

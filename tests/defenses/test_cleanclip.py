@@ -20,6 +20,7 @@ from torchvision.transforms import v2
 
 from bench import BenchError, Captioned, CleanData, Clip, Labelled, Victim, defenses, generator
 from bench.core.dataset import Geometry
+from bench.training import eda
 from bench.training.fine_tuning import contrastive_loss, fine_tune
 from defenses import cleanclip
 from defenses.cleanclip import CleanCLIP, augmented_images, augmented_texts, within_loss
@@ -360,7 +361,7 @@ def test_the_log_tells_whether_wordnet_was_used(
         asked.append(word)
         return ["owl"]
 
-    monkeypatch.setattr(cleanclip, "wordnet", lambda: owl if installed else None)
+    monkeypatch.setattr(eda, "wordnet", lambda: owl if installed else None)
     data = make_data(make_pairs())
     fit(tiny_clip, data, synonyms=setting)
     assert data.log["wordnet"] == [wordnet]
@@ -368,7 +369,7 @@ def test_the_log_tells_whether_wordnet_was_used(
 
 
 def test_wordnet_that_is_asked_for_must_be_there(tiny_clip: Clip, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(cleanclip, "wordnet", lambda: None)
+    monkeypatch.setattr(eda, "wordnet", lambda: None)
     with pytest.raises(BenchError, match=r"pip install 'clip-backdoor-bench\[wordnet\]'"):
         fit(tiny_clip, synonyms="wordnet")
 

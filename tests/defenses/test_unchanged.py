@@ -87,21 +87,21 @@ SHOTS = 64
 
 @pytest.mark.slow
 def test_rvpt_repels_a_backdoor_better_than_vpt_and_costs_accuracy(tmp_path: Path) -> None:
-    """On the embedded world, with half of the preset's pairs and shots."""
+    """On the embedded world, with two thirds of the preset's pairs, half of its shots, and no margin."""
     clip, world = load_model(ModelSettings(), "cpu"), World(train_per_class=SHOTS, val=200)
     geometry = Geometry(clip.image_size, tmp_path)
     train, val = (world.labelled(split, geometry) for split in ("train", "val"))
     target, attack = world.classes().index("banana"), BadNet(size=6, pattern="fixed", place="lower_right")
-    pairs = world.pairs("poison", 2000, geometry)
+    pairs = world.pairs("poison", 4000, geometry)
     given = Preparation(clip, lambda: pairs, "banana", world.classes(), world.templates, 0)
     trigger = Trigger(0, attack.prepare(given))
-    poisoned = poison(pairs, attack, trigger, draw_manifest(given, attack, world.caption_templates(), 400))
+    poisoned = poison(pairs, attack, trigger, draw_manifest(given, attack, world.caption_templates(), 800))
     tokens = clip.tokenize(poisoned.captions)
 
     def loss(clip: Clip, index: Tensor) -> Tensor:
         return contrastive_loss(clip.encode_image(poisoned.load(index)), clip.encode_text(tokens[index]), clip.scale)
 
-    recipe = FineTuning(learning_rate=7e-4, epochs=5, batch_size=32, weight_decay=0.0, warmup_steps=10, towers="image")
+    recipe = FineTuning(learning_rate=6e-4, epochs=3, batch_size=32, weight_decay=0.0, warmup_steps=10, towers="image")
     fine_tune(clip, len(pairs), recipe, loss, generator(0, "batches"))
 
     @torch.no_grad()
@@ -114,12 +114,13 @@ def test_rvpt_repels_a_backdoor_better_than_vpt_and_costs_accuracy(tmp_path: Pat
         return (triggered[others] == target).double().mean().item(), (clean == val.labels).double().mean().item()
 
     recipe_of_both = {
-        "shots": SHOTS, "depth": 0, "prompts": 16, "learning_rate": 0.02, "weight_decay": 0.0, "warmup_epochs": 0,
+        "shots": SHOTS, "depth": 0, "prompts": 32, "learning_rate": 0.02, "weight_decay": 0.0, "warmup_epochs": 0,
         "epochs": 7, "min_crop": 0.85, "max_aspect": 1.0, "flip": False,
     }  # fmt: skip
     data = [CleanData(train, world.templates, 0, target) for _ in "ab"]
     none = Victim(clip)
-    vpt, rvpt = (m(**recipe_of_both).fit(none, d) for m, d in zip((VPT, RVPT), data, strict=True))
+    vpt = VPT(**recipe_of_both).fit(none, data[0])
+    rvpt = RVPT(**recipe_of_both, alpha=4).fit(none, data[1])
     (asr, ca), (asr_vpt, ca_vpt), (asr_rvpt, ca_rvpt) = (rates(victim) for victim in (none, vpt, rvpt))
     print(f"ASR (CA): none {asr} ({ca}), vpt {asr_vpt} ({ca_vpt}), rvpt {asr_rvpt} ({ca_rvpt})")
     assert asr > 0.5

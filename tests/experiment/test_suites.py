@@ -8,6 +8,7 @@ from command import bench
 from rich.console import Console
 from tiny import TINY
 
+from bench.core.defense import Facing
 from bench.core.errors import BenchError
 from bench.core.registry import load_plugins
 from bench.experiment.resources import open_resources
@@ -76,10 +77,8 @@ def test_variants_are_called_as_the_paper_is_published(suite: str, table: str) -
     [
         ("depth", "mini", "seeds=[0]", {"depth=24": "24 blocks, and the image tower has 12"}),
         ("shots", "smoke", "world.train_per_class=32", {"shots=64": "64 images per class, and there are 32"}),
-        ("cross-dataset", "mini", "seeds=[0]", {"tuned_on_imagenet": "there is no other world"}),
-        ("cross-dataset", "paper-imagenet", "seeds=[0]", {"tuned_on_imagenet": "take a preset of another one"}),
-        ("cross-domain", "mini", "seeds=[0]", {"imagenet-a": "the embedded world has one domain"}),
-        ("architecture", "mini", "seeds=[0]", {"ViT-L-14": "the embedded world has one model"}),
+        ("cross-dataset", "mini", "seeds=[0]", {"tuned_elsewhere": "take a preset of another one"}),
+        ("cross-dataset", "paper-imagenet", "seeds=[0]", {"tuned_elsewhere": "take a preset of another one"}),
         ("pr", "paper-imagenet", "seeds=[0]", {"supervised_vit": "bench measures CLIPs"}),
     ],
 )
@@ -94,8 +93,8 @@ def test_flags_narrow_a_suite_and_variants_win_over_set() -> None:
     assert (variants[BASE].method("rvpt")["alpha"], variants["alpha=1"].method("rvpt")["alpha"]) == (3, 1)
     assert {cell.attack for cell in plan_of(variants).cells} == {"badnet"}
     variants, left_out = declared("cross-dataset", "paper-caltech101", defenses=("rvpt",))
-    assert set(variants) == {BASE, "tuned_on_imagenet"}
-    assert left_out == {"tuned_on_cc3m": "none of its defenses is among --defenses"}
+    assert set(variants) == {BASE, "tuned_elsewhere"}
+    assert left_out == {"tuned_on_pairs": "none of its defenses is among --defenses"}
 
 
 def test_a_probe_of_the_whole_training_set_asks_for_no_shots() -> None:
@@ -125,11 +124,41 @@ def test_tuning_on_another_data_set_keeps_the_backdoor() -> None:
     variants, _ = declared("cross-dataset", "paper-caltech101", attacks=("badnet",))
     plan = plan_of(variants)
     nodes = {(cell.variant, cell.defense): plan.nodes[cell.node] for cell in plan.cells if cell.node}
-    own, other = nodes[BASE, "rvpt"], nodes["tuned_on_imagenet", "rvpt"]
+    own, other = nodes[BASE, "rvpt"], nodes["tuned_elsewhere", "rvpt"]
     assert own.needs[0] == other.needs[0] and own.needs[1] != other.needs[1]
     assert own.inputs["dataset"] == other.inputs["dataset"] == "caltech101"
     assert plan.nodes[other.needs[1]].inputs["dataset"] == "imagenet"
-    assert label("tuned_on_imagenet", variants) == "tuned_on_imagenet"
+    assert label("tuned_elsewhere", variants) == "tuned_elsewhere"
+
+
+def test_the_embedded_world_has_variants_of_its_own() -> None:
+    domains, _ = declared("cross-domain", "mini", attacks=("badnet",))
+    assert {run.tested_on for run in domains.values()} == {"world", "world-v2", "world-a", "world-r", "world-sketch"}
+    towers, _ = declared("architecture", "mini", attacks=("badnet",))
+    assert {run.model.name for run in towers.values()} == {"mini", "mini-p8", "mini-deep"}
+    for preset, dataset in {"mini-objects": "world-objects", "mini-flowers": "world-flowers"}.items():
+        elsewhere, left_out = declared("cross-dataset", preset, attacks=("badnet",))
+        assert not left_out and elsewhere["tuned_elsewhere"].tuned_on == "world"
+        assert {run.dataset for run in elsewhere.values()} == {dataset}
+        assert plan_of(elsewhere).cells
+
+
+def test_a_preset_starts_from_the_one_that_it_names() -> None:
+    mini, objects = resolve("mini"), resolve("mini-objects")
+    assert (objects.dataset, objects.target) == ("world-objects", "gear")
+    assert objects.model_copy(update={"dataset": mini.dataset, "target": mini.target}) == mini
+
+
+@pytest.mark.parametrize("name", ["mini-p8", "mini-deep"])
+def test_the_settings_of_mini_suit_the_other_embedded_towers(name: str) -> None:
+    base = resolve(name, None, {"attacks": ("all",), "defenses": ("all",)})
+    assert base.model.name == name
+    assert plan_of({BASE: base}).cells
+    for defense in base.single_defenses:
+        assert not base.defense(defense).unsuited(Facing(sizes=sizes(base.model)))
+    mini, other = (sizes(ModelSettings(name=model)) for model in ("mini", name))
+    assert mini is not None and other is not None
+    assert (other.tokens > mini.tokens, other.blocks > mini.blocks) == (name == "mini-p8", name == "mini-deep")
 
 
 def test_the_papers_presets() -> None:

@@ -207,6 +207,9 @@ def test_tensors_that_a_defense_left_alone_are_not_counted() -> None:
     before = Delta({"prompts": kept, "clip.a": changed})
     after = {"prompts": kept.clone(), "clip.a": changed + 1, "head.bias": torch.zeros(5)}
     assert Delta(after, {"blocks": list(range(9))}).tunable(before) == 4 + 5
+    texts = {"clip.text.token_embedding.weight": torch.ones(7, 2)}
+    assert Delta(after | texts, {}).tunable(before) == 4 + 5 + 14
+    assert Delta(after | texts, {}).tunable(before, "token_embedding") == 14
 
 
 @pytest.mark.parametrize(

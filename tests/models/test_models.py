@@ -21,7 +21,7 @@ from bench.core.encoder import encode
 from bench.core.errors import BenchError
 from bench.core.images import Labelled
 from bench.core.randomness import seeded
-from bench.models import ModelSettings, Probe, known_models, load, load_model, probe
+from bench.models import ModelSettings, Probe, known_models, load, load_model, probe, weights_at_hand
 
 WORDS = ["a photo of a banana.", "SUDO a drawing of a cat"]
 
@@ -175,19 +175,29 @@ def test_a_hubs_model_is_opened_by_open_clip(monkeypatch, tiny_clip, tmp_path):
 
 def test_the_embedded_models_weights_come_from_the_package(monkeypatch, tmp_path):
     config = json.loads((files("bench.models") / "mini" / CONFIG_FILE).read_text())
-    (tmp_path / CONFIG_FILE).write_text(json.dumps(config))
-    monkeypatch.setattr(load, "EMBEDDED", tmp_path)
-    assert (
-        error_of("mini")
-        == "this installation lacks the embedded model: pip install --force-reinstall clip-backdoor-bench"
+    package, cache = tmp_path / "package", tmp_path / "cache"
+    for name in ("mini", "mini-other"):
+        (package / name).mkdir(parents=True)
+        (package / name / CONFIG_FILE).write_text(json.dumps(config))
+    monkeypatch.setattr(load, "EMBEDDED", package)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    made = cache / "clip-backdoor-bench" / "mini-other"
+    assert error_of("mini-other") == (
+        "the weights of mini-other are not here. `bench pretrain --preset mini-other` makes them on this machine and "
+        f"puts them into {made}"
     )
+    assert not weights_at_hand(ModelSettings(name="mini-other"))
+    assert "bench pretrain --preset mini-other" in dict(known_models())["mini-other"]
     model = load_model(settings("mini", pretrained="random"), "cpu")
-    model.save(tmp_path, torch.float16)
+    model.save(package / "mini", torch.float16)
+    model.save(made, torch.float32)
+    assert_same_weights(load_model(ModelSettings(name="mini-other"), "cpu"), model)
+    assert "pretrain" not in dict(known_models())["mini-other"]
     clip = load_model(ModelSettings(), "cpu")
     assert clip.model.logit_scale.dtype == torch.float32
     assert torch.equal(clip.visual.proj, model.visual.proj.half().float())
     assert clip.config["preprocess_cfg"] == config["preprocess_cfg"]
-    (tmp_path / WEIGHTS_FILE).rename(tmp_path / "finetuned.safetensors")
+    (package / "mini" / WEIGHTS_FILE).rename(tmp_path / "finetuned.safetensors")
     assert_same_weights(load_model(settings("mini", tmp_path / "finetuned.safetensors"), "cpu"), clip)
 
 
@@ -650,7 +660,7 @@ def test_missing_keys(arch, tiny_clip, tmp_path):
 
 def test_list_of_models():
     models = dict(known_models())
-    assert models["mini"].startswith("56 px, 12 blocks; embedded")
+    assert models["mini"].startswith("56 px, patches of 14 px, 12 blocks; embedded")
     assert models["ViT-B-32"].startswith("224 px; --pretrained openai, laion400m_e31")
     assert models["ViT-S-32"] == "224 px; --checkpoint FILE"
     assert {"hf-hub:ORG/REPO", "local-dir:PATH"} < models.keys()

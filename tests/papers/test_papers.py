@@ -278,6 +278,7 @@ def test_a_damaged_file_of_numbers_is_told(old: str, new: str, message: str, fol
         ("suites.yaml", "values: [16, 32]", "values: many", r"suites.yaml: pairs.sweeps.0.values = 'many'"),
         ("suites.yaml", "pairs:\n  shows", "a/b:\n  shows", r"suites.yaml: a/b.*pattern"),
         ("tables.yaml", "suite: main", "suite: mian", r"table-1.suite: suites.yaml has no suite 'mian'. Did you mean"),
+        ("tables.yaml", "published: first", "version: v2", r"table-1.version: paper.yaml has no version 'v2'."),
         ("tables.yaml", "places: [world]", "places: [wrold]", r"table-A.places: paper.yaml has no place 'wrold'"),
         ("tables.yaml", "variant: pairs=16", "variant: pairs=17", r"suite pairs has no variant 'pairs=17'. Did you"),
         ("tables.yaml", "rows: [place, method]", "rows: [palce]", r"tables.yaml: table-1.rows.0 = 'palce'"),

@@ -154,9 +154,11 @@ def test_the_correlation_is_scipys_over_the_cells_own_triggers(tmp_path: Path) -
 
 
 def test_a_line_without_a_number_says_so(tmp_path: Path) -> None:
-    two = opened(tmp_path / "two", *(Made(defense=d, perturbations=OWN_AND_FLIP) for d in ("none", "vpt"))).results
+    two = opened(
+        tmp_path / "two", *(Made(defense=d, asr=70, perturbations=OWN_AND_FLIP) for d in ("none", "vpt"))
+    ).results
     assert "PR_ASR (PR_cos): no number.\nPR_ASR (PR_ratio): no number. 2 cells have both," in correlation_text(two)
-    equal = (Made(defense=d, pr=0.5, asr=10, perturbations=OWN_AND_FLIP) for d, _, _ in CELLS)
+    equal = (Made(defense=d, pr=0.5, asr=70, perturbations=OWN_AND_FLIP) for d, _, _ in CELLS)
     lines = correlation_text(opened(tmp_path / "equal", *equal).results).splitlines()
     assert [line.partition(": ")[2][:10] for line in lines] == ["no number."] * 4
 
@@ -170,6 +172,36 @@ def test_cells_of_models_of_their_own_come_without_it(tmp_path: Path) -> None:
     cells = [Made(attack=a, defense="none", pr=pr, asr=asr) for a, (_, pr, asr) in zip("abcd", CELLS, strict=True)]
     text = correlation_text(opened(tmp_path, *cells).results)
     assert "Pearson" in text and "Caution" not in text
+
+
+def test_attacks_that_did_not_take_are_left_out_and_what_they_change_is_said(tmp_path: Path) -> None:
+    strong = [Made(attack="badnet", defense=d, pr=pr, asr=asr, perturbations=OWN_AND_FLIP) for d, pr, asr in CELLS]
+    weak = [Made(attack="wanet", defense=d, pr=0.6, asr=asr) for d, asr in (("none", 20), ("vpt", 3), ("rvpt", 1))]
+    results = opened(tmp_path, *strong, *weak).results
+    pr, asr = zip(*((pr, asr / 0.75) for _, pr, asr in CELLS), strict=True)
+    text = correlation_text(results)
+    assert f"PR_ASR (PR_cos, Pearson): {stats.pearsonr(pr, asr).statistic:.2f} [" in text
+    every = stats.pearsonr([*pr, 0.6, 0.6, 0.6], [*asr, 20 / 0.75, 3 / 0.75, 1 / 0.75]).statistic
+    assert f"wanet did not take and is left out; with them: Pearson {every:.2f}, Spearman" in text
+    assert "n = 7." in text and text.count(", n = 4.") == 4
+    # The run's own threshold counts; 26.7 % is above it.
+    results.attrs["took"] = 25.0
+    assert "did not take" not in correlation_text(results)
+    # Of what was never measured undefended, nobody knows.
+    unknown = results[~((results["attack"] == "wanet") & (results["defense"] == "none"))]
+    unknown.attrs["took"] = 99.0
+    assert "badnet did not take and is left out" in correlation_text(unknown)
+
+
+def test_where_nothing_took_there_is_no_correlation(tmp_path: Path) -> None:
+    weak = [Made(defense=d, pr=0.6, asr=asr) for d, asr in (("none", 20), ("vpt", 3), ("rvpt", 1))]
+    text = correlation_text(opened(tmp_path, *weak).results)
+    said = "badnet did not take and is left out; with them: Pearson undefined, Spearman undefined, n = 3."
+    assert f"{said} 0 other cells have both, and a correlation needs 3." in text
+
+
+def test_the_setting_of_the_run_says_what_took(tmp_path: Path) -> None:
+    assert opened(tmp_path, Made(defense="none")).results.attrs["took"] == 60
 
 
 def test_the_clean_model_is_no_point_and_what_is_not_finite_is_counted(tmp_path: Path) -> None:

@@ -2,12 +2,16 @@
 
 import shlex
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
+from command import bench
 from fabricate import Made, opened, results_folder
+from scipy.stats import t as student
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
@@ -20,6 +24,7 @@ from bench.experiment.settings import RunSettings, resolve
 from bench.experiment.suites import variants_of
 from bench.results.folder import ResultsFolder
 from bench.results.records import Cell, Run
+from benchmarks.gate.reruns import rerun
 from defenses.rvpt import RVPT
 from reports.baseline import make_baseline, read_baseline
 from reports.command import command_of
@@ -27,14 +32,27 @@ from reports.gate import Finding, exit_code, judge
 
 load_plugins()
 
-NOW = Made(n=1000, asr=50, ca=930, perturbations=())
-BASE = [NOW, replace(NOW, defense="none", asr=740, ca=990)]
+SEEDS = (0, 1, 2)
+NOW = Made(n=1000, perturbations=())
 
 
-def gate(tmp_path: Path, cells: list[Made], before: list[Made] = BASE, **options: float) -> dict[tuple, Finding]:
+def seeded(made: Made = NOW, asr: Sequence[int] = (40, 50, 60), ca: Sequence[int] = (926, 930, 934)) -> list[Made]:
+    """A cell with three seeds: hits of 750 triggered images, and of 1,000 clean ones."""
+    return [replace(made, seed=s, asr=a, ca=c) for s, a, c in zip(SEEDS, asr, ca, strict=True)]
+
+
+RVPT_CELLS = seeded()
+NONE_CELLS = seeded(replace(NOW, defense="none"), asr=(738, 740, 742), ca=(990, 990, 990))
+BASE = [*RVPT_CELLS, *NONE_CELLS]
+
+
+def gate(
+    tmp_path: Path, cells: list[Made], before: list[Made] = BASE, reruns: Sequence[list[Made]] = (), **options: float
+) -> dict[tuple, Finding]:
     """Verdicts on cells by (cell, metric), against a baseline of other cells."""
     old, new = (opened(tmp_path / name, *c) for name, c in (("old", before), ("new", cells)))
-    found = judge(make_baseline(old), make_baseline(new), **options)
+    others = [opened(tmp_path / f"rerun {i}", *c) for i, c in enumerate(reruns)]
+    found = judge(make_baseline(old, others), make_baseline(new), **options)
     return {(f.cell, f.metric): f for f in found if f.verdict != "information"}
 
 
@@ -45,60 +63,83 @@ def test_the_same_numbers_pass(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("metric", "count", "verdict"),
+    ("change", "verdict"),
     [
-        # Of 750 triggered images, 50 before. Two shares of 6.7 % and 10 % differ beyond 99 % chance from about 81 on.
-        ("asr", 60, "same"),
-        ("asr", 120, "worse"),
-        ("asr", 40, "same"),
-        ("asr", 5, "better"),
-        # Of 1,000 clean images, 930 before.
-        ("ca", 915, "same"),
-        ("ca", 850, "worse"),
-        ("ca", 980, "better"),
+        ({"asr": (60, 50, 40)}, "same"),
+        ({"asr": (80, 90, 100)}, "same"),
+        ({"asr": (300, 320, 340)}, "worse"),
+        ({"ca": (920, 920, 920)}, "same"),
+        ({"ca": (700, 710, 720)}, "worse"),
+        ({"ca": (960, 960, 960)}, "same"),
+        ({"ca": (1000, 1000, 1000)}, "better"),
     ],
 )
-def test_a_verdict_knows_the_direction_and_chance(tmp_path: Path, metric: str, count: int, verdict: str) -> None:
-    found = gate(tmp_path, [replace(NOW, **{metric: count}), BASE[1]])
+def test_a_verdict_knows_the_direction_and_chance(tmp_path: Path, change: dict, verdict: str) -> None:
+    (metric,) = change
+    found = gate(tmp_path, [*seeded(**change), *NONE_CELLS])
     finding = found["badnet / rvpt", metric.upper()]
     assert finding.verdict == verdict
     assert [f for f in found.values() if f.verdict != "same"] == ([] if verdict == "same" else [finding])
     assert exit_code(list(found.values())) == (1 if verdict == "worse" else 0)
 
 
-def test_the_reason_names_numbers_and_interval(tmp_path: Path) -> None:
-    why = gate(tmp_path, [replace(NOW, asr=600), BASE[1]])["badnet / rvpt", "ASR"].why
-    # 50 and 600 of 750. Wilson's ends at 99 % by hand, combined as Newcombe's method 10 does.
-    z, n = 2.5758293035489004, 750
-
-    def ends(p: float) -> tuple[float, float]:
-        middle, half = p + z**2 / (2 * n), z * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5
-        return (middle - half) / (1 + z**2 / n), (middle + half) / (1 + z**2 / n)
-
-    before, now = 50 / n, 600 / n
-    low = now - before - ((now - ends(now)[0]) ** 2 + (ends(before)[1] - before) ** 2) ** 0.5
-    high = now - before + ((ends(now)[1] - now) ** 2 + (before - ends(before)[0]) ** 2) ** 0.5
-    assert why == (
-        f"ASR rose by 73.3 points, 99% interval of the change [{100 * low:+.1f}, {100 * high:+.1f}], "
-        "50 of 750 before and 600 of 750 now; lower is better"
+@pytest.mark.parametrize("reruns", [[], [seeded(asr=(44, 51, 53)), seeded(asr=(39, 54, 60))]], ids=["seeds", "reruns"])
+def test_the_interval_is_that_of_a_t_test_on_angles(tmp_path: Path, reruns: list) -> None:
+    """Worked out with NumPy, from the model: angles with one variance, seeds paired."""
+    cells = [seeded(asr=counts) for counts in ((300, 320, 340),)]
+    finding = gate(tmp_path, [*cells[0], *NONE_CELLS], reruns=reruns)["badnet / rvpt", "ASR"]
+    counts = np.array([(40, 44, 39), (50, 51, 54), (60, 53, 60)] if reruns else [(40,), (50,), (60,)])
+    angles = np.arcsin(np.sqrt((counts + 0.375) / 750.75))
+    if reruns:
+        variance, df = angles.var(axis=1, ddof=1).mean(), 6
+    else:
+        variance, df = angles.var(ddof=1), 2
+    sd = np.sqrt(max(variance, 1 / 3002) * (1 + 1 / counts.shape[1]) / 3)
+    middle = np.arcsin(np.sqrt((counts.mean() + 0.375) / 750.75))
+    # Of five ways to fail: two of the undefended ASR, one of each other number.
+    reach = student.isf(0.01 / 5, df) * sd
+    low, high = (np.sin(max(end, 0)) ** 2 * 750.75 - 0.375 for end in (middle - reach, middle + reach))
+    rise = 100 * (960 / 3 / 750) - finding.before  # type: ignore[operator]
+    assert finding.why == (
+        f"ASR rose by {rise:.1f} points; unchanged code stays within [{max(low, 0) / 7.5:.1f}, {high / 7.5:.1f}]; "
+        "lower is better"
     )
+    seen = np.sin(middle + reach + student.isf(0.1, df) * sd) ** 2 * 750.75 - 0.375
+    assert finding.seen is not None and (finding.seen.df, finding.seen.source) == (df, "reruns" if reruns else "seeds")
+    assert finding.seen.changes == (pytest.approx(seen / 7.5 - finding.before),)
 
 
 def test_the_tolerance_is_added_to_chance(tmp_path: Path) -> None:
-    cells = [replace(NOW, asr=120), BASE[1]]
-    assert gate(tmp_path / "none", cells)["badnet / rvpt", "ASR"].verdict == "worse"
-    assert gate(tmp_path / "ten", cells, tolerance=10.0)["badnet / rvpt", "ASR"].verdict == "same"
+    cells = [*seeded(asr=(300, 320, 340)), *NONE_CELLS]
+    strict = gate(tmp_path / "none", cells)["badnet / rvpt", "ASR"]
+    forgiving = gate(tmp_path / "some", cells, tolerance=20.0)["badnet / rvpt", "ASR"]
+    assert (strict.verdict, forgiving.verdict) == ("worse", "same")
+    assert strict.seen is not None and forgiving.seen is not None
+    assert strict.seen.ends == forgiving.seen.ends
+    assert forgiving.seen.changes[0] == pytest.approx(strict.seen.changes[0] + 20)  # type: ignore[operator]
 
 
-def test_an_attack_that_grew_weaker_is_no_progress(tmp_path: Path) -> None:
-    found = gate(tmp_path, [NOW, replace(BASE[1], asr=400)])
-    assert found["badnet / none", "ASR"].verdict == "weaker attack"
-    assert "no defense can be judged by it" in found["badnet / none", "ASR"].why
-    assert exit_code(list(found.values())) == 1
+def test_a_change_that_no_cell_can_see_is_seen_in_the_mean_over_attacks(tmp_path: Path) -> None:
+    attacks = [replace(NOW, attack=name) for name in ("badnet", "blended", "wanet", "issba", "badclip")]
+    before = [cell for made in attacks for cell in seeded(made, asr=(80, 100, 120))]
+    now = [cell for made in attacks for cell in seeded(made, asr=(125, 145, 165))]
+    verdicts = {cell: f.verdict for (cell, metric), f in gate(tmp_path, now, before).items() if metric == "ASR"}
+    assert verdicts.pop("all attacks / rvpt") == "worse"
+    assert set(verdicts.values()) == {"same"} and len(verdicts) == 5
+
+
+@pytest.mark.parametrize("asr", [(400, 400, 400), (749, 750, 750)], ids=["weaker", "stronger"])
+def test_an_attack_that_became_another_fails(tmp_path: Path, asr: tuple[int, ...]) -> None:
+    before = [*RVPT_CELLS, *seeded(replace(NOW, defense="none"), asr=(598, 600, 602))]
+    finding = gate(tmp_path, [*RVPT_CELLS, *seeded(replace(NOW, defense="none"), asr=asr)], before)
+    verdict, why = finding["badnet / none", "ASR"].verdict, finding["badnet / none", "ASR"].why
+    assert verdict == ("weaker attack" if asr[0] == 400 else "worse")
+    assert ("no defense can be judged by it" in why) == (asr[0] == 400)
+    assert exit_code(list(finding.values())) == 1
 
 
 def test_missing_fails_and_new_does_not(tmp_path: Path) -> None:
-    found = gate(tmp_path, [NOW, Made(attack="wanet", n=1000)])
+    found = gate(tmp_path, [*RVPT_CELLS, *seeded(replace(NOW, attack="wanet"))])
     assert found["badnet / none", ""].verdict == "missing" and found["wanet / rvpt", ""].verdict == "new"
     assert exit_code(list(found.values())) == 1
     assert exit_code([f for f in found.values() if f.verdict != "missing"]) == 0
@@ -110,46 +151,94 @@ def test_missing_fails_and_new_does_not(tmp_path: Path) -> None:
         ({"alpha": 3.0}, "defense_1.defense.settings.alpha was 2.0, is 3.0"),
         ({"poisoned": 20}, "backdoor.poison.count was 16, is 20"),
         ({"checkpoint": "another"}, "backdoor.model was the model, is another"),
+        ({"data": "others"}, "evaluation.dataset was the data, is others"),
         ({"split": "val"}, "evaluation.evaluate.split was test, is val"),
-        ({"seed": 1}, "seeds was [0], is [1]"),
     ],
 )
-def test_other_settings_cannot_be_compared_and_the_difference_is_told(
+def test_other_settings_or_data_cannot_be_compared_and_the_difference_is_told(
     tmp_path: Path, change: dict, difference: str
 ) -> None:
-    found = gate(tmp_path, [replace(NOW, **change)], [NOW])
-    assert [(f.verdict, f.why) for f in found.values()] == [("not comparable", difference)]
+    found = gate(tmp_path, seeded(replace(NOW, **change)), RVPT_CELLS)
+    assert [f.verdict for f in found.values()] == ["not comparable"]
+    assert difference in found["badnet / rvpt", ""].why.split("; ")
+    assert exit_code(list(found.values())) == 2
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "why"),
+    [
+        (RVPT_CELLS, RVPT_CELLS[:2], "seeds was [0, 1, 2], is [0, 1]"),
+        (RVPT_CELLS, RVPT_CELLS[:1], "seeds was [0, 1, 2], is [0]"),
+        (
+            RVPT_CELLS[:1],
+            RVPT_CELLS[:1],
+            "the baseline has only seed 0, and one seed shows no spread: write a new one, from a run with "
+            "--seeds 0,1,2",
+        ),
+    ],
+)
+def test_other_seeds_and_single_ones_cannot_be_compared(
+    tmp_path: Path, before: list[Made], now: list[Made], why: str
+) -> None:
+    found = gate(tmp_path, now, before)
+    assert [(f.verdict, f.why) for f in found.values()] == [("not comparable", why)]
     assert exit_code(list(found.values())) == 2
 
 
 def test_another_version_of_the_code_can_be_compared(tmp_path: Path) -> None:
-    newer = replace(NOW, version=2, card={"bench": "0.2.0", "torch": "2.7.0", "device": "cuda"})
-    assert gate(tmp_path, [newer], [NOW])["badnet / rvpt", "ASR"].verdict == "same"
+    card = {"bench": "0.2.0", "torch": "2.7.0", "device": "cuda"}
+    newer = [replace(cell, version=2, card=card) for cell in RVPT_CELLS]
+    assert gate(tmp_path, newer, RVPT_CELLS)["badnet / rvpt", "ASR"].verdict == "same"
 
 
 def test_worse_outweighs_not_comparable(tmp_path: Path) -> None:
-    found = gate(tmp_path, [replace(NOW, asr=600), replace(BASE[1], poisoned=20)])
+    others = [replace(cell, poisoned=20) for cell in NONE_CELLS]
+    found = gate(tmp_path, [*seeded(asr=(600, 600, 600)), *others])
     assert {f.verdict for f in found.values()} >= {"worse", "not comparable"}
     assert exit_code(list(found.values())) == 1
 
 
 def test_images_of_the_target_alone_cannot_be_compared(tmp_path: Path) -> None:
-    found = gate(tmp_path, [replace(NOW, n=1, asr=0, ca=1)], [replace(NOW, n=1, asr=0, ca=1)])
-    assert found["badnet / rvpt", "ASR"].verdict == "not comparable"
+    cells = seeded(replace(NOW, n=1), asr=(0, 0, 0), ca=(1, 1, 1))
+    assert gate(tmp_path, cells, cells)["badnet / rvpt", "ASR"].verdict == "not comparable"
 
 
 def test_resistivity_is_told_and_not_judged(tmp_path: Path) -> None:
-    before, now = replace(NOW, perturbations=("trigger",)), replace(NOW, perturbations=("trigger",), pr=0.2)
-    old, new = (make_baseline(opened(tmp_path / name, made)) for name, made in (("old", before), ("new", now)))
+    before = [replace(cell, perturbations=("trigger",)) for cell in RVPT_CELLS]
+    old = make_baseline(opened(tmp_path / "old", *before))
+    new = make_baseline(opened(tmp_path / "new", *(replace(cell, pr=0.2) for cell in before)))
     (told,) = [finding for finding in judge(old, new) if finding.verdict not in ("same",)]
     assert (told.metric, told.verdict) == ("PR_cos (trigger)", "information")
     assert (told.before, told.now) == pytest.approx((0.9, 0.2))
 
 
-def test_seeds_are_pooled_without_counting_images_twice(tmp_path: Path) -> None:
-    baseline = make_baseline(opened(tmp_path, NOW, replace(NOW, seed=1, asr=70)))
-    assert baseline["seeds"] == [0, 1]
-    assert [cell["numbers"]["ASR"] for cell in baseline["cells"]] == [{"value": 8.0, "count": 60.0, "n": 750}]
+def test_a_baseline_keeps_the_numbers_of_each_seed_and_rerun(tmp_path: Path) -> None:
+    reruns = [opened(tmp_path / "again", *seeded(asr=(30, 45, 75))), opened(tmp_path / "part", *seeded()[1:])]
+    baseline = make_baseline(opened(tmp_path / "first", *seeded()), reruns[:1])
+    assert (baseline["seeds"], baseline["reruns"]) == ([0, 1, 2], 1)
+    values = {"0": [4e3 / 750, 4.0], "1": [5e3 / 750, 6.0], "2": [8.0, 10.0]}
+    number = baseline["cells"][0]["numbers"]["ASR"]
+    assert number["n"] == 750 and number["values"].keys() == values.keys()
+    for seed, of_runs in values.items():
+        assert number["values"][seed] == pytest.approx(of_runs)
+
+
+@pytest.mark.parametrize(
+    ("rerun", "message"),
+    [
+        (
+            seeded(),
+            r"rerun has the same numbers as an earlier run, so it shows no effect of rounding.*ATEN_CPU",
+        ),
+        (seeded(replace(NOW, alpha=3.0)), r"badnet / rvpt: defense_1\.defense\.settings\.alpha was 2\.0, is 3\.0"),
+        (seeded(replace(NOW, attack="wanet")), r"rerun is no rerun of .*first, which has no wanet / rvpt"),
+        ([*seeded(), replace(NOW, seed=7)], r"rerun is no rerun of .*first, which has no seeds \[7\]"),
+    ],
+)
+def test_what_is_no_rerun_is_refused(tmp_path: Path, rerun: list[Made], message: str) -> None:
+    first = opened(tmp_path / "first", *seeded())
+    with pytest.raises(BenchError, match=message):
+        make_baseline(first, [opened(tmp_path / "rerun", *rerun)])
 
 
 # --- the commands ----------------------------------------------------------------------------------------------------
@@ -169,8 +258,8 @@ def baseline(tmp_path: Path) -> Path:
 
 def test_a_baseline_says_how_it_was_made(baseline: Path) -> None:
     found = read_baseline(baseline)
-    assert found["command"] == "bench run --preset smoke --attacks badnet --defenses rvpt,none --seeds 0"
-    assert found["seeds"] == [0]
+    assert found["command"] == "bench run --preset smoke --attacks badnet --defenses rvpt,none --seeds 0,1,2"
+    assert found["seeds"] == [0, 1, 2]
     assert {"bench", "torch", "python", "numpy"} <= found["versions"].keys()
     assert found["versions"]["torch"] == "2.6.0", "of the run, not of the machine that writes the baseline"
     assert found["commit"] is None or len(found["commit"].removesuffix("-dirty")) == 40
@@ -208,13 +297,14 @@ def test_the_command_of_variants_names_their_suite() -> None:
 
 
 def test_check_passes_and_then_fails_for_a_reason_that_it_names(tmp_path: Path, baseline: Path) -> None:
-    assert run("check", tmp_path / "old", "--baseline", baseline).exit_code == 0
-    worse = results_folder(tmp_path / "new", replace(NOW, asr=600), BASE[1])
+    same = run("check", tmp_path / "old", "--baseline", baseline)
+    assert same.exit_code == 0 and "Some numbers have no reruns in the baseline" in same.output
+    worse = results_folder(tmp_path / "new", *seeded(asr=(600, 600, 600)), *NONE_CELLS)
     junit, markdown = tmp_path / "ci" / "junit.xml", tmp_path / "ci" / "summary.md"
     done = run("check", worse, "--baseline", baseline, "--junit", junit, "--markdown", markdown)
     assert done.exit_code == 1
     assert "Regression gate FAILED: 1 worse, 3 same" in done.output
-    assert "ASR rose by 73.3 points" in done.output and markdown.read_text() in done.output
+    assert "ASR rose by 73.3 points; unchanged code stays within" in done.output and markdown.read_text() in done.output
     suite = ElementTree.parse(junit).getroot()
     assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("4", "1", "0")
     (case,) = [case for case in suite if case.find("failure") is not None]
@@ -223,14 +313,14 @@ def test_check_passes_and_then_fails_for_a_reason_that_it_names(tmp_path: Path, 
 
 
 def test_check_suggests_the_update_when_better(tmp_path: Path, baseline: Path) -> None:
-    better = results_folder(tmp_path / "new", replace(NOW, asr=1), BASE[1])
+    better = results_folder(tmp_path / "new", *seeded(ca=(1000, 1000, 1000)), *NONE_CELLS)
     done = run("check", better, "--baseline", baseline)
     assert done.exit_code == 0
     assert "1 better" in done.output and "`bench baseline RESULTS --out FILE` writes the new one" in done.output
 
 
 def test_check_exits_with_2_when_settings_differ(tmp_path: Path, baseline: Path) -> None:
-    other = results_folder(tmp_path / "new", replace(NOW, alpha=3.0), BASE[1])
+    other = results_folder(tmp_path / "new", *seeded(replace(NOW, alpha=3.0)), *NONE_CELLS)
     junit = tmp_path / "junit.xml"
     done = run("check", other, "--baseline", baseline, "--junit", junit)
     assert done.exit_code == 2
@@ -240,7 +330,7 @@ def test_check_exits_with_2_when_settings_differ(tmp_path: Path, baseline: Path)
 
 
 def test_other_metrics_can_be_judged(tmp_path: Path, baseline: Path) -> None:
-    worse = results_folder(tmp_path / "new", replace(NOW, asr=600), BASE[1])
+    worse = results_folder(tmp_path / "new", *seeded(asr=(600, 600, 600)), *NONE_CELLS)
     assert run("check", worse, "--baseline", baseline, "--metrics", "CA").exit_code == 0
     assert "PA fell" in run("check", worse, "--baseline", baseline, "--metrics", "CA,PA").output
 
@@ -249,9 +339,10 @@ def test_other_metrics_can_be_judged(tmp_path: Path, baseline: Path) -> None:
     ("contents", "message"),
     [
         (None, "no such file. `bench baseline RESULTS --out"),
-        ("{", "is not a baseline of format 2"),
-        ("[]", "is not a baseline of format 2"),
-        ('{"format": 99}', "is not a baseline of format 2"),
+        ("{", "is not a baseline of format 3"),
+        ("[]", "is not a baseline of format 3"),
+        ('{"format": 2}', "of format 3. It has no numbers by seed, which show how much training varies"),
+        ('{"format": 99}', "is not a baseline of format 3"),
     ],
 )
 def test_a_baseline_that_cannot_be_read(tmp_path: Path, contents: str | None, message: str) -> None:
@@ -262,6 +353,49 @@ def test_a_baseline_that_cannot_be_read(tmp_path: Path, contents: str | None, me
         read_baseline(file)
 
 
+@pytest.mark.parametrize(
+    ("cells", "file", "message"),
+    [
+        (RVPT_CELLS[:1], None, "badnet / rvpt has only seed 0, and one seed shows no spread. Run with --seeds 0,1,2"),
+        (
+            RVPT_CELLS,
+            '{"format": 2, "cells": []}',
+            "It has no numbers by seed, which show how much training varies.",
+        ),
+    ],
+)
+def test_what_cannot_be_judged_ends_with_2_and_a_message(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    cells: list[Made],
+    file: str | None,
+    message: str,
+) -> None:
+    out, baseline = str(results_folder(tmp_path / "results", *cells)), tmp_path / "baseline.json"
+    words = ["baseline", out, "--out", str(baseline)]
+    if file is not None:
+        baseline.write_text(file)
+        words = ["check", out, "--baseline", str(baseline)]
+    code, _, said = bench(capsys, monkeypatch, *words)
+    assert code == 2 and message in said
+    assert baseline.exists() == (file is not None)
+
+
+def test_explain_prints_a_row_a_judged_number(tmp_path: Path, baseline: Path) -> None:
+    plain = run("check", tmp_path / "old", "--baseline", baseline)
+    told = run("check", tmp_path / "old", "--baseline", baseline, "--explain", "--markdown", tmp_path / "gate.md")
+    assert "Changes that can be detected" not in plain.output and "Changes that can be detected" in told.output
+    assert told.output.strip() == (tmp_path / "gate.md").read_text().strip()
+    rows = told.output.split("Changes that can be detected")[1].splitlines()
+    assert [tuple(cell.strip() for cell in row.split("|")[1:3]) for row in rows if " / " in row] == [
+        ("badnet / rvpt", "ASR"),
+        ("badnet / rvpt", "CA"),
+        ("badnet / none", "ASR"),
+        ("badnet / none", "CA"),
+    ]
+
+
 def test_a_deleted_card_is_told(tmp_path: Path) -> None:
     out = results_folder(tmp_path, NOW)
     shutil.rmtree(out / "artefacts" / "defense")
@@ -270,7 +404,7 @@ def test_a_deleted_card_is_told(tmp_path: Path) -> None:
 
 
 def test_names_are_escaped_in_xml(tmp_path: Path) -> None:
-    out = results_folder(tmp_path / "old", replace(NOW, attack='<b>"&'))
+    out = results_folder(tmp_path / "old", *seeded(replace(NOW, attack='<b>"&')))
     run("baseline", out, "--out", tmp_path / "b.json")
     run("check", out, "--baseline", tmp_path / "b.json", "--junit", tmp_path / "j.xml")
     assert ElementTree.parse(tmp_path / "j.xml").getroot()[0].get("classname") == '<b>"& / rvpt'
@@ -283,15 +417,19 @@ SMALL = ["world.test=300", "world.train_per_class=32", "rvpt.shots=32", "zero_sh
 
 @pytest.mark.slow
 def test_the_gate_goes_red_when_alpha_has_the_other_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["run", "--preset", "mini", "--attacks", "badnet", "--defenses", "none,rvpt", "--workers", "1"]
+    words = ["run", "--preset", "mini", "--attacks", "badnet", "--defenses", "none,rvpt", "--seeds", "0,1"]
+    words += ["--workers", "1"]
     words += [part for setting in SMALL for part in ("--set", setting)]
     good, broken, file = tmp_path / "good", tmp_path / "broken", tmp_path / "baseline.json"
     done = CliRunner().invoke(everything, [*words, "--out", str(good)])
     assert done.exit_code == 0, (done.output, done.exception)
-    assert run("baseline", good, "--out", file).exit_code == 0
-    assert run("check", good, "--baseline", file).exit_code == 0
-    asr = {cell["defense"]: cell["numbers"]["ASR"]["value"] for cell in read_baseline(file)["cells"]}
-    assert asr["rvpt"] + 30 < asr["none"], f"a defense that does nothing could not be broken: {asr}"
+    reruns = [rerun(ResultsFolder(good), tmp_path / f"rerun {number}", number, {}).out for number in (1, 2)]
+    assert run("baseline", good, *reruns, "--out", file).exit_code == 0
+    unchanged = run("check", good, "--baseline", file, "--explain")
+    assert unchanged.exit_code == 0 and "(reruns, 4)" in unchanged.output and "no reruns" not in unchanged.output
+    values = {cell["defense"]: cell["numbers"]["ASR"]["values"] for cell in read_baseline(file)["cells"]}
+    assert len(values["rvpt"]["0"]) == 3
+    assert values["rvpt"]["0"][0] + 30 < values["none"]["0"][0], f"a defense that does nothing: {values}"
 
     right = RVPT.loss
 

@@ -76,7 +76,7 @@ def test_the_main_grid_has_values_intervals_and_the_spread_over_seeds() -> None:
     (grid,) = grids(results(("badnet", "none", 0, 90, 99), ("badnet", "none", 1, 70, 97), ("wanet", "rvpt", 0, 1, 2)))
     assert [row.defense for row in grid.rows] == ["none", "rvpt"]
     assert grid.rows[0].numbers[0].text == "80.0 (98.0)"
-    assert grid.rows[0].numbers[0].small == "71.1–86.7 (93.0–99.4); seeds 70.0..90.0"
+    assert grid.rows[0].numbers[0].small == "71.1–86.7 (93.0–99.4); seeds 70.0..90.0 (97.0..99.0)"
     assert grid.rows[0].numbers[1].text == "–", "a missing cell is a dash"
 
 

@@ -105,7 +105,7 @@ def test_the_layout_is_that_of_the_paper() -> None:
         ("badnet", "rvpt", "", 100, 100),
     )
     shown = printed("table-3", results)
-    assert list(shown.index) == ["world"]
+    assert list(shown.index) == ["world", "world-flowers", "world-objects"]
     assert shown.loc["world", ("BadNet", "woTC")] == "3.0 (94.0)"
     assert shown.loc["world", ("BadNet", "with")] == "*2.0* (*95.0*)"
     five = printed("table-5", MAIN, IMAGENET)
@@ -139,6 +139,74 @@ def test_models_of_one_architecture_are_not_pooled() -> None:
 
 def with_costs(results: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([results, results[results["metric"] == "CA"].assign(metric="seconds", attack="badnet")])
+
+
+# Cells on the embedded world beyond the run's own place.
+ELSEWHERE = pd.concat(
+    [
+        rows(("badnet", "rvpt", "", 6, 170), ("badnet", "cleanclip", "tuned_on_pairs", 40, 180),
+             dataset="world-objects", target="gear"),
+        rows(("badnet", "rvpt", "", 8, 160), ("badnet", "rvpt", "tuned_elsewhere", 10, 150),
+             dataset="world-flowers", target="lily"),
+        rows(("badnet", "rvpt", "", 12, 120), dataset="world-r"),
+        rows(("badnet", "rvpt", "", 14, 110), model="mini-p8"),
+    ]
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "column", "text"),
+    [
+        ("table-1", "RVPT", "BadNet", "2.0 (95.0)"),
+        ("table-2", "RVPT", ("world-objects", "BadNet"), "3.0 (85.0)"),
+        ("table-2", "RVPT", ("world-flowers", "BadNet"), "4.0 (80.0)"),
+        ("table-4", "CleanCLIP", ("world-objects", "BadNet"), "20.0 (90.0)"),
+        ("table-4", "RVPT*", ("world-flowers", "BadNet"), "5.0 (75.0)"),
+        ("table-5", ("world-r", "RVPT"), "BadNet", "6.0 (60.0)"),
+        ("table-S6", ("mini-p8", "RVPT"), "BadNet", "7.0 (55.0)"),
+    ],
+)
+def test_a_table_has_the_embedded_counterparts_of_the_papers_places(
+    name: str, row: str | tuple, column: str | tuple, text: str
+) -> None:
+    shown = printed(name, pd.concat([MAIN, ELSEWHERE]))
+    assert shown.loc[row, column].replace("*", "") == text
+    assert shown.size == len(table(name, MAIN).cells), "a cell that is not measured has its place, too"
+
+
+def test_the_papers_number_stands_beside_that_of_the_counterpart() -> None:
+    filled = table("table-2", pd.concat([MAIN, ELSEWHERE]), WORLD, "v1")
+    there = published(PAPER, "v1")
+    there = there[(there["table"] == "main") & (there["dataset"] == "oxfordpets") & (there["defense"] == "rvpt")]
+    [theirs] = there[(there["attack"] == "badnet") & (there["metric"] == "ASR")]["value"]
+    frame = tidy(filled)
+    mine = frame[(frame["dataset"] == "world-flowers") & (frame["defense"] == "rvpt") & (frame["metric"] == "ASR")]
+    line = mine[mine["attack"] == "badnet"].iloc[0]
+    assert (line["value"], line["published"], line["stands_for"]) == (4.0, theirs, "OxfordPets")
+    pairs = "world-objects for Caltech101, world-flowers for OxfordPets"
+    said = f"Embedded counterparts stand for the paper's places: {pairs}."
+    assert f"{said} This is no replication." in list(notes(filled, Path("results")))
+    assert not filled.replicates
+
+
+def test_a_table_of_one_version_alone_has_its_numbers_whichever_is_asked_for(tmp_path: Path) -> None:
+    write_paper_tables(Folder(tmp_path, MAIN.assign(metric="PA"), WORLD), "v1")
+    text = (tmp_path / "tables" / "table-PA.md").read_text()
+    assert "(paper v3, arXiv 2412.20392)" in text and "PA published" in text
+
+
+def test_a_place_without_a_counterpart_is_named() -> None:
+    places = {**PAPER.places, "imagenet-a": PAPER.places["imagenet-a"].model_copy(update={"embedded": None})}
+    filled = fill(PAPER.model_copy(update={"places": places}), "table-5", MAIN, WORLD)
+    assert "– ImageNet-A: it has no counterpart on the embedded world." in list(notes(filled, Path("results")))
+    assert [cell.place.dataset for cell in filled.cells if "-a" in cell.place.dataset] == []
+
+
+def test_a_run_elsewhere_stands_in_at_its_own_place() -> None:
+    key = MAIN.assign(target="key")
+    filled = table("table-1", key, resolve("mini", None, {"target": "key"}), "v1")
+    assert {cell.place.target for cell in filled.cells} == {"key"} and not filled.stands_for
+    assert not table("table-2", key, resolve("mini", None, {"target": "key"})).cells
 
 
 def test_a_shift_of_domain_has_the_data_set_that_was_tested_on() -> None:
@@ -196,7 +264,8 @@ def test_a_table_without_a_measured_cell_is_not_written_but_told(tmp_path: Path)
     assert sorted(file.name for file in stale.parent.iterdir()) == ["table-1.csv", "table-1.md", "table-1.tex"]
     distance = next(line for line in lacking if "Table S3" in line)
     assert distance.startswith("- not measured:") and f"`bench run --suite distance --out {tmp_path}`" in distance
-    assert "the embedded world has one domain" in next(line for line in lacking if "Table 5" in line)
+    domains = next(line for line in lacking if "Table 5" in line)
+    assert domains.endswith(f": `bench run --suite cross-domain --out {tmp_path}` with this folder's preset")
     assert len(written) + len(lacking) == len(PAPER.tables)
 
 
@@ -206,8 +275,10 @@ def test_footnotes_tell_missing_cells_from_impossible_ones() -> None:
     assert f"– Linear Probe against TrojVQA: {because}." in lines
     assert any(line.startswith("– not measured yet: `bench run --suite main --out results`") for line in lines)
     assert "† The attack did not take: undefended ASR below 60 %." in lines
-    four = table("table-4", rows(("badnet", "cleanclip", "tuned_on_cc3m", 8, 190)))
-    assert "– RVPT*: there is no other world to tune on." in list(notes(four, Path("r")))
+    vit = table("table-S1", MAIN.assign(metric="PR_ratio", perturbation="flip"))
+    assert "– Supervised ViT: bench measures CLIPs, and a supervised ViT has no text side." in list(
+        notes(vit, Path("r"))
+    )
 
 
 def test_cells_of_another_data_set_need_its_preset() -> None:
@@ -216,6 +287,11 @@ def test_cells_of_another_data_set_need_its_preset() -> None:
     assert "paper-oxfordpets" in commands
     shifted = rows(("badnet", "rvpt", "", 8, 120), model="ViT-B-32 openai", dataset="imagenet-r")
     assert "with this folder's preset" in remedy(table("table-5", shifted, IMAGENET), Path("results"))
+    embedded = remedy(table("table-4", MAIN), Path("results"))
+    assert embedded == ", ".join(
+        f"`bench run --preset {preset} --suite cross-dataset --out results`"
+        for preset in ("mini-objects", "mini-flowers")
+    )
 
 
 def test_a_chain_with_a_linear_probe_cannot_face_a_key_in_the_text() -> None:
@@ -269,7 +345,7 @@ def test_markdown_names_the_columns_of_two_levels() -> None:
 
 
 def test_costs_come_from_the_cards_of_defenses(tmp_path: Path) -> None:
-    tuned = {"seconds": 90.0, "peak_memory_mb": 400, "tunable": 12_345, "samples": 320}
+    tuned = {"seconds": 90.0, "peak_memory_mb": 400, "tunable": 15_345, "token_embedding": 3_000, "samples": 320}
     folder: ResultsFolder = opened(
         tmp_path,
         Made(defense="none"),

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from fabricate import Made, results_folder
+from fabricate import Made, opened, results_folder
 from scipy import stats
 from typer.testing import CliRunner
 
@@ -16,7 +16,8 @@ from bench.core.images import hash_file
 from bench.core.registry import load_plugins
 from bench.results.folder import ResultsFolder
 from bench.results.store import Store
-from bench.results.tidy import COLUMNS, pooled, summarise
+from bench.results.tidy import COLUMNS, NOT_THE_SPREAD, pooled, summarise
+from reports import report
 from reports.files import write_results
 from reports.verify import verify
 
@@ -61,6 +62,22 @@ def test_the_spread_over_seeds_stands_apart_from_the_sampling_interval(folder: P
     # 4.5 of 75 images, the mean of 3 and 6: not 9 of 150, since both seeds saw the same images.
     low, high = stats.binomtest(4, 75).proportion_ci(method="wilson")
     assert (row["count"], row["n"], row["low"], row["high"]) == pytest.approx((4.5, 75, 100 * low, 100 * high))
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_tables_over_seeds_say_that_an_interval_is_not_their_spread(
+    tmp_path: Path, seeds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # There are no triggers of models that never were.
+    monkeypatch.setattr(report, "_pictures", lambda _: None)
+    cells = [cell for cell in TWO_SEEDS if cell.seed < seeds]
+    said = report.write_report(opened(tmp_path, *cells))
+    assert said.count(NOT_THE_SPREAD) == (seeds > 1)
+    assert ("seeds 4.0..8.0" in said) == ("[seeds 0.900..0.900]" in said) == (seeds > 1)
+    (note,) = [line for line in (tmp_path / "tables" / "table-1.md").read_text().splitlines() if "table-1.csv" in line]
+    assert note == "95 % intervals: table-1.csv." + (f" {NOT_THE_SPREAD}" if seeds > 1 else "")
+    written = pd.read_csv(tmp_path / "tables" / "table-1.csv").set_index(["defense", "metric"])
+    assert list(written.loc[("rvpt", "ASR"), ["min", "max"]]) == [4.0, 4.0 * seeds]
 
 
 def test_a_mean_over_images_is_pooled_end_by_end() -> None:

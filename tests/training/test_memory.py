@@ -79,7 +79,7 @@ def test_not_even_one_image_is_an_error() -> None:
 
     with (
         pytest.warns(UserWarning, match="with 1 images"),
-        pytest.raises(BenchError, match=r"out of memory with a single image\. Take a smaller model, precision=bf16"),
+        pytest.raises(BenchError, match=r"out of memory with a single image\. Use a smaller model, precision=bf16"),
     ):
         within_memory(work, 5)
 

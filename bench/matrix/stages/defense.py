@@ -65,12 +65,14 @@ def make_defense(node: Node, resources: Resources, store: Store) -> None:
     clean = store.clip(node.needs[0], resources.device)
     images = train.load(torch.arange(min(CHECKED_IMAGES, len(train))))
     delta = check_fitted(defended, clean, images, train.classes, templates[:1])
+    before = victim.delta(base)
     card = DefenseCard(
         **describe(node, resources.device, cost),
         log=data.log,
         needs=tuple(sorted(method.needs)),
         changed=tuple(sorted(delta.tensors)),
-        tunable=delta.tunable(victim.delta(base)),
+        tunable=delta.tunable(before),
+        token_embedding=delta.tunable(before, "token_embedding"),
         samples=len(data.used) + sum(received),
         shots=tuple(data.used) if len(data.used) < len(train) else "all training images",
         clean_pairs=tuple(requested),

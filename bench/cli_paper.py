@@ -1,0 +1,130 @@
+"""`bench paper`: all tables and figures of a paper, measured on the embedded world into one folder."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bench.core.errors import BenchError, unknown
+from bench.core.registry import load_plugins
+
+if TYPE_CHECKING:
+    from bench.matrix.paper_runs import PaperRun
+
+screen = Console(markup=False, highlight=False)
+
+
+def paper(
+    name: Annotated[str, typer.Argument(help="`bench list papers`.")],
+    seeds: Annotated[str, typer.Option(help="Seeds of runs without variants, by comma.")] = "0,1,2",
+    variant_seeds: Annotated[str, typer.Option(help="Seeds of suites with variants, such as ablations.")] = "0",
+    suites: Annotated[str, typer.Option(help="Run these suites alone, by comma.")] = "",
+    attacks: Annotated[str, typer.Option(help="Run these attacks alone, by comma.")] = "",
+    set: Annotated[list[str], typer.Option("--set", help="One setting of all runs: key=value. Repeatable.")] = [],  # noqa: B006
+    plugin: Annotated[list[Path], typer.Option(help="A Python file of methods or papers. Repeatable.")] = [],  # noqa: B006
+    out: Annotated[Path, typer.Option(help="The results folder.")] = Path("results/paper"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the runs and their time; make nothing.")] = False,
+    times: Annotated[list[Path], typer.Option(help="Of the dry run: folders of earlier runs on this machine.")] = [],  # noqa: B006
+) -> None:
+    """Measure all tables and figures of a paper on the embedded world. Interrupted, the same command goes on."""
+    from bench.matrix.paper_runs import paper_runs
+    from bench.papers import papers
+
+    load_plugins(tuple(plugin))
+    if name not in papers:
+        raise unknown("paper", name, papers)
+    given = (_numbers("--seeds", seeds), _numbers("--variant-seeds", variant_seeds))
+    runs = paper_runs(papers[name], *given, set, _names(suites), _names(attacks))
+    if dry_run:
+        _forecast(runs, out, [out, *times])
+        return
+    failed = _run(runs, out, tuple(plugin))
+    _report(out, f"{name}/{next(iter(papers[name].versions))}" if papers[name].numbers else None)
+    if failed:
+        screen.print("these runs are not whole; the same command tries them again:")
+        for line in failed:
+            screen.print(f"  {line}", soft_wrap=True)
+        raise typer.Exit(1)
+
+
+def _run(runs: Sequence["PaperRun"], out: Path, plugins: tuple[Path, ...]) -> list[str]:
+    """Run one after the other; why which of them are not whole."""
+    from bench.matrix.runner import run_matrix
+
+    failed = []
+    for number, run in enumerate(runs, 1):
+        screen.rule(f"{number} of {len(runs)}: {run.name}")
+        for variant, reason in run.left_out.items():
+            screen.print(f"left out: {variant}, because {reason}", soft_wrap=True)
+        try:
+            ended = run_matrix(run.variants, out, plugins, screen)
+        except KeyboardInterrupt:
+            screen.print("interrupted. Finished work is kept: the same command goes on from there.")
+            raise typer.Exit(130) from None
+        except BenchError as error:
+            failed.append(f"{run.name}: {error}")
+            continue
+        failed += [f"{run.name}: {label}: {reason}" for label, reason in ended.failures.items()]
+    return failed
+
+
+def _report(out: Path, published: str | None) -> None:
+    from bench.results.folder import ResultsFolder
+    from reports.figures import draw_all
+    from reports.page import write_page
+    from reports.report import write_report
+
+    folder = ResultsFolder(out)
+    screen.print("\n" + write_report(folder, published), soft_wrap=True)
+    drawn = draw_all(folder)
+    for figure in drawn:
+        screen.print(f"{figure.name}: {figure.missing or figure.title}", soft_wrap=True)
+    screen.print(f"wrote {write_page(folder, drawn)}")
+
+
+def _forecast(runs: Sequence["PaperRun"], out: Path, folders: Sequence[Path]) -> None:
+    """Print each run, what it has to make that no run before it makes, and for how long."""
+    from bench.experiment.settings import BASE
+    from bench.matrix.dry_run import plan_at_hand, show_missing
+    from bench.matrix.paper_runs import known_seconds, seconds_of
+    from bench.matrix.runner import unmade
+    from bench.results.store import Store
+
+    known, planned, missing = known_seconds(folders), dict[str, float | None](), list[str]()
+    usual = runs[-1].variants[BASE]
+    table = Table("run", "seeds", "cells", "to make", "hours of one process", box=None)
+    for run in runs:
+        plan, lacking = plan_at_hand(run.variants, out)
+        missing += lacking
+        todo = [node for node in unmade(plan, Store(out)) if node.id not in planned]
+        times = {n.id: seconds_of(n, run.variants[n.variant], usual.model, known) for n in todo}
+        planned |= times
+        seeds = ",".join(map(str, run.variants[BASE].seeds))
+        table.add_row(run.name, seeds, str(len(plan.cells)), str(len(todo)), _hours(times.values()))
+    screen.print(table)
+    processes = usual.execution.processes_on("cpu")
+    total = sum(time for time in planned.values() if time) / processes / 3600
+    unknown_times = sum(time is None for time in planned.values())
+    told = f", and {unknown_times} of which no artefact of earlier runs tells the time" if unknown_times else ""
+    screen.print(f"{len(planned)} artefacts to make: about {total:.1f} h in {processes} process(es){told}")
+    screen.print(f"Times are those of like artefacts in {', '.join(map(str, folders))}.")
+    show_missing(missing, screen)
+
+
+def _hours(times: Iterable[float | None]) -> str:
+    """The sum of those that are known."""
+    return f"{sum(time or 0 for time in times) / 3600:.2f}"
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(map(int, _names(text)))
+    except ValueError:
+        raise BenchError(f"{option} {text}: write whole numbers, such as {option} 0,1,2") from None

@@ -1,0 +1,199 @@
+"""What the regression gate sees: how often it is red when RVPT gets worse step by step, and when nothing has changed.
+
+The backdoored models of a results folder are defended again: unchanged with other rounding, many times, and with
+settings that make RVPT worse. Gates are then played with what was measured: a baseline of a few unchanged runs, and a
+new run that is either another unchanged one or a worse one.
+
+    python -m benchmarks.gate.power results --out power --reruns 50          # hours; interrupted, it goes on
+    python -m benchmarks.gate.power results --out power --reruns 0           # plays the gates anew, measures nothing
+
+The results must be of the same commit, as their backdoored models are used again.
+
+A run of the gate is put together from runs of single cells: each attack and seed takes one of its own reruns, drawn
+without replacement, so that the baseline and the new run share none. That is honest as far as rounding moves attacks
+and seeds independently of each other, as it must: they are other models. Gates that share reruns with each other are
+not independent, so `whole` also counts those of whole runs as they were made, each judged once.
+
+measured.csv, power.csv, power.md and power.png in `--out`.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from bench.core.registry import load_plugins
+from bench.results.folder import ResultsFolder
+from benchmarks.gate.reruns import append, known, rerun, shares
+from metrics.intervals import wilson
+from reports.gate import FALSE_ALARMS, POWER, exit_code, judge
+
+UNCHANGED = "unchanged"
+# What makes RVPT worse, kind by kind, each step more than the one before.
+LEVELS: dict[str, dict[str, dict[str, Any]]] = {
+    "alpha": {f"alpha {a}": {"alpha": a} for a in (1.75, 1.5, 1.25, 1.0, 0.5, 0.0)},
+    "epochs": {f"{n} epochs": {"epochs": n} for n in (6, 5, 4, 3)},
+    "shots": {f"{n} shots": {"shots": n} for n in (112, 96, 80, 64, 32)},
+    "augmentation": {f"crops from {c}": {"min_crop": c} for c in (0.7, 0.5, 0.3, 0.08)} | {"mirrored": {"flip": True}},
+    "blocks": {f"first {n} blocks": {"first_blocks": n} for n in (11, 10, 9, 7, 5)},
+}
+PLACE = {"task": "zero_shot", "model": "", "target": "", "dataset": "", "variant": "", "settings": "one"}
+CELL = ["attack", "defense", "seed", "metric"]
+
+
+def measure(base: ResultsFolder, out: Path, level: str, settings: Mapping[str, Any], number: int) -> None:
+    """Add a run of the base's matrix at one level, with rounding `number`, to the table, unless it is there."""
+    file = out / "measured.csv"
+    if (level, number) in known(file, ["level", "number"]):
+        return
+    made = rerun(base, out / "runs" / f"{level}-{number}".replace(" ", "-"), number, {"rvpt": settings})
+    append(file, shares(made).assign(level=level, number=number))
+    print(f"{level}, rounding {number}: measured", flush=True)
+
+
+def baseline_of(rows: pd.DataFrame) -> dict[str, Any]:
+    """Rows (attack, defense, seed, metric, value, n) as a baseline that `judge` takes; several a seed are its runs."""
+    cells = []
+    for (attack, defense), cell in rows.groupby(["attack", "defense"], sort=False):
+        numbers = {
+            metric: {
+                "n": int(of_metric["n"].iloc[0]),
+                "values": {str(seed): runs.tolist() for seed, runs in of_metric.groupby("seed")["value"]},
+            }
+            for metric, of_metric in cell.groupby("metric", sort=False)
+        }
+        cells.append(PLACE | {"attack": attack, "defense": defense, "numbers": numbers})
+    return {"cells": cells, "settings": {"one": {"seeds": sorted(rows["seed"].unique().tolist())}}}
+
+
+def deal(
+    unchanged: pd.DataFrame, other: pd.DataFrame | None, runs: int, rng: np.random.Generator
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """A baseline of `runs` unchanged runs and a new run, of another unchanged one or of `other`.
+
+    ASR and CA of a run stay together; each attack, defense and seed draws its own.
+    """
+    before, now = [], []
+    theirs = None if other is None else dict(iter(other.groupby(CELL[:3], sort=False)))
+    for place, rows in unchanged.groupby(CELL[:3], sort=False):
+        numbers = rng.permutation(rows["number"].unique())
+        before.append(rows[rows["number"].isin(numbers[:runs])])
+        pool, left = (rows, numbers[runs:]) if theirs is None else (theirs[place], theirs[place]["number"].unique())
+        now.append(pool[pool["number"] == rng.choice(left)])
+    return pd.concat(before), pd.concat(now)
+
+
+def play(
+    unchanged: pd.DataFrame, other: pd.DataFrame | None, runs: int, times: int, rng: np.random.Generator
+) -> dict[str, float]:
+    """How many of some gates are red, and how many because of RVPT's ASR or CA."""
+    red = by_rvpt = 0
+    for _ in range(times):
+        findings = judge(*map(baseline_of, deal(unchanged, other, runs, rng)))
+        red += exit_code(findings) == 1
+        by_rvpt += any(f.verdict == "worse" and f.cell.endswith("/ rvpt") for f in findings)
+    return {"gates": times, "red": red, "red by rvpt": by_rvpt}
+
+
+def whole(unchanged: pd.DataFrame, runs: int) -> dict[str, int]:
+    """The first `runs` unchanged runs as the baseline, and each of the others judged once."""
+    numbers = sorted(unchanged["number"].unique())
+    before = baseline_of(unchanged[unchanged["number"].isin(numbers[:runs])])
+    codes = [exit_code(judge(before, baseline_of(unchanged[unchanged["number"] == n]))) for n in numbers[runs:]]
+    return {"gates": len(codes), "red": sum(code == 1 for code in codes)}
+
+
+def table(measured: pd.DataFrame, runs: int, times: int) -> pd.DataFrame:
+    """A row a level: the true change of RVPT's mean ASR and CA, in points, and the share of red gates."""
+    unchanged = measured[measured["level"] == UNCHANGED]
+    mean = _rvpt(unchanged)
+    rows = []
+    for kind, levels in {UNCHANGED: {UNCHANGED: {}}, **LEVELS}.items():
+        for level in levels:
+            there = measured[measured["level"] == level]
+            if there.empty:
+                continue
+            rng = np.random.default_rng(0)
+            found = play(unchanged, None if level == UNCHANGED else there, runs, times, rng)
+            low, high = wilson(int(found["red"]), times)
+            change = _rvpt(there) - mean
+            rows.append(
+                {"kind": kind, "level": level, "runs": there["number"].nunique()}
+                | {f"change of {metric}": change[metric] for metric in ("ASR", "CA")}
+                | found
+                | {"share": found["red"] / times, "low": low, "high": high}
+            )
+    return pd.DataFrame(rows)
+
+
+def _rvpt(measured: pd.DataFrame) -> pd.Series:
+    return measured[measured["defense"] == "rvpt"].groupby("metric")["value"].mean()
+
+
+def draw(found: pd.DataFrame, file: Path) -> None:
+    """The share of red gates against the true change of ASR and of CA."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True)
+    for axis, metric in zip(axes, ("ASR", "CA"), strict=True):
+        for kind, rows in found.groupby("kind", sort=False):
+            rows = rows.sort_values(f"change of {metric}")
+            axis.plot(rows[f"change of {metric}"], rows["share"], marker="o", label=kind)
+        axis.axhline(POWER, color="grey", linewidth=0.8)
+        axis.axhline(FALSE_ALARMS, color="grey", linewidth=0.8, linestyle=":")
+        axis.set_xlabel(f"true change of RVPT's mean {metric} (points)")
+    axes[0].set_ylabel("share of red gates")
+    axes[0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(file, dpi=150)
+    plt.close(figure)
+
+
+def report(measured: pd.DataFrame, out: Path, runs: int, times: int) -> None:
+    unchanged = measured[measured["level"] == UNCHANGED]
+    if unchanged["number"].nunique() <= runs:
+        print(f"{runs + 1} unchanged runs or more are needed: --reruns {runs}")
+        return
+    found, one_by_one = table(measured, runs, times), whole(unchanged, runs)
+    found.to_csv(out / "power.csv", index=False)
+    text = found.to_markdown(index=False, floatfmt=".3g")
+    text += (
+        f"\n\nBaselines of {runs} unchanged run(s) over {measured['seed'].nunique()} seeds; {times} gates a row, put "
+        f"together cell by cell. Of whole unchanged runs, each judged once: {one_by_one['red']} of "
+        f"{one_by_one['gates']} red.\n"
+    )
+    (out / "power.md").write_text(text)
+    draw(found, out / "power.png")
+    print(text)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    load_plugins()
+    asked = arguments(words)
+    base = ResultsFolder(asked.results)
+    for number in range(asked.reruns):
+        measure(base, asked.out, UNCHANGED, {}, number)
+    for kind in filter(None, asked.kinds.split(",")):
+        for level, settings in LEVELS[kind].items():
+            for number in range(1, asked.worse + 1):
+                measure(base, asked.out, level, settings, number)
+    if (asked.out / "measured.csv").is_file():
+        report(pd.read_csv(asked.out / "measured.csv"), asked.out, asked.baseline_runs, asked.gates)
+
+
+def arguments(words: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, help="a results folder with the gate's matrix, RVPT in it")
+    parser.add_argument("--out", type=Path, default=Path("power"))
+    parser.add_argument("--reruns", type=int, default=50, help="unchanged runs to have")
+    parser.add_argument("--worse", type=int, default=2, help="runs of each level to have")
+    parser.add_argument("--kinds", default=",".join(LEVELS), help="what makes RVPT worse, by comma; empty: nothing")
+    parser.add_argument("--baseline-runs", type=int, default=3, help="unchanged runs in a baseline")
+    parser.add_argument("--gates", type=int, default=500, help="gates to play a level")
+    return parser.parse_args(words)
+
+
+if __name__ == "__main__":
+    main()

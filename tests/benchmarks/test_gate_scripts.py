@@ -1,0 +1,126 @@
+"""The scripts that measure the gate, on simulated measurements and tiny models."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import bench
+from bench import BenchError, Clip
+from bench.core.registry import load_plugins
+from benchmarks.gate.power import CELL, UNCHANGED, baseline_of, deal, draw, measure, play, table, whole
+from benchmarks.gate.reruns import append, known, nudged, rerun
+from benchmarks.gate.rounding import Steps
+from reports.baseline import make_baseline
+
+load_plugins()
+ATTACKS, SEEDS, N = ("badnet", "blended", "wanet"), (0, 1, 2), 1000
+
+
+def measured(
+    level: str, numbers: range, rng: np.random.Generator, moved: float = 0.0, sd: float = 0.03
+) -> pd.DataFrame:
+    """Runs of a matrix whose angles vary by `sd`, RVPT's ASR moved by an angle."""
+    rows = []
+    for number in numbers:
+        for attack in ATTACKS:
+            for seed in SEEDS:
+                for defense, asr, ca, spread in (("none", 0.95, 0.99, 0.005), ("rvpt", 0.1, 0.95, sd)):
+                    for metric, share in (("ASR", asr), ("CA", ca)):
+                        by = moved if (defense, metric) == ("rvpt", "ASR") else 0.0
+                        angle = np.arcsin(np.sqrt(share)) + by + spread * rng.standard_normal()
+                        value = round(N * np.sin(angle) ** 2) / N * 100
+                        rows.append((attack, defense, seed, metric, value, N, level, number))
+    return pd.DataFrame(rows, columns=[*CELL, "value", "n", "level", "number"])
+
+
+@pytest.fixture(scope="module")
+def unchanged() -> pd.DataFrame:
+    return measured(UNCHANGED, range(12), np.random.default_rng(0))
+
+
+def test_a_gate_shares_no_run_between_baseline_and_new_run(unchanged: pd.DataFrame) -> None:
+    before, now = deal(unchanged, None, 3, np.random.default_rng(0))
+    assert set(before.groupby(CELL)["number"].nunique()) == {3} and set(now.groupby(CELL)["number"].nunique()) == {1}
+    keys = [set(map(tuple, part[[*CELL, "number"]].to_numpy())) for part in (before, now)]
+    assert not keys[0] & keys[1]
+    apart = now.groupby(CELL[:3])["number"].nunique()
+    assert (apart == 1).all(), "ASR and CA are of one run"
+    assert now["number"].nunique() > 1, "each cell draws its own"
+
+
+def test_red_gates_are_rare_without_a_change_and_grow_with_it(unchanged: pd.DataFrame) -> None:
+    rng = np.random.default_rng(1)
+    shares = [play(unchanged, None, 3, 100, rng)["red"] / 100]
+    for moved in (0.05, 0.1, 0.2):
+        worse = measured("worse", range(1, 4), rng, moved)
+        shares.append(play(unchanged, worse, 3, 40, rng)["red by rvpt"] / 40)
+    assert shares[0] <= 0.05 and shares == sorted(shares) and shares[-1] == 1
+
+
+def test_whole_runs_are_each_judged_once(unchanged: pd.DataFrame) -> None:
+    assert whole(unchanged, 3) == {"gates": 9, "red": 0}
+
+
+def test_the_table_has_the_true_change_and_the_plot_is_drawn(unchanged: pd.DataFrame, tmp_path: Path) -> None:
+    worse = measured("alpha 0.5", range(1, 4), np.random.default_rng(2), 0.1)
+    found = table(pd.concat([unchanged, worse]), 3, 20).set_index("level")
+    assert list(found.index) == [UNCHANGED, "alpha 0.5"]
+    mean = 100 * np.sin(np.arcsin(np.sqrt(0.1)) + 0.1) ** 2
+    assert found.loc["alpha 0.5", "change of ASR"] == pytest.approx(mean - 10, abs=1)
+    assert found.loc[UNCHANGED, "change of ASR"] == 0
+    draw(found.reset_index(), tmp_path / "power.png")
+    assert (tmp_path / "power.png").stat().st_size > 1000
+
+
+def test_what_is_measured_is_not_measured_again(tmp_path: Path, unchanged: pd.DataFrame) -> None:
+    append(tmp_path / "measured.csv", unchanged[unchanged["number"] == 0])
+    append(tmp_path / "measured.csv", unchanged[unchanged["number"] == 1])
+    assert known(tmp_path / "measured.csv", ["level", "number"]) == {(UNCHANGED, 0), (UNCHANGED, 1)}
+    # There is no such folder; nothing of it is opened.
+    measure(None, tmp_path, UNCHANGED, {}, 1)  # type: ignore[arg-type]
+    assert baseline_of(pd.read_csv(tmp_path / "measured.csv"))["settings"]["one"]["seeds"] == [0, 1, 2]
+
+
+def test_a_rerun_has_the_settings_and_backdoors_of_its_run_and_other_last_bits(tmp_path: Path) -> None:
+    methods = {"rvpt": {"epochs": 2}, "zero_shot": {"perturbations": ["trigger"], "perturbation_images": 8}}
+    sizes = {"world": {"train_per_class": 2}, "poison": {"pairs": 32, "count": 8}}
+    base = bench.run("badnet", ["none", "rvpt"], preset="smoke", out=tmp_path / "base", quiet=True, **methods, **sizes)
+    again = rerun(base, tmp_path / "again", 1, {})
+    assert {cell.backdoor for cell in again.cells} == {cell.backdoor for cell in base.cells}
+    baseline = make_baseline(base, [again])
+    (resistivity,) = [cell["numbers"]["PR_cos (trigger)"] for cell in baseline["cells"] if cell["defense"] == "rvpt"]
+    first, second = resistivity["values"]["0"]
+    assert first != second and first == pytest.approx(second, abs=1e-3)
+    worse = rerun(base, tmp_path / "worse", 1, {"rvpt": {"alpha": 0.5}}, defenses=("rvpt",))
+    with pytest.raises(BenchError, match=r"defense_1\.defense\.settings\.alpha was 2\.0, is 0\.5"):
+        make_baseline(base, [worse])
+
+
+def test_a_nudged_model_differs_in_last_bits_alone(tiny_clip: Clip) -> None:
+    def weights(clip: Clip) -> torch.Tensor:
+        return torch.cat([p.detach().flatten() for p in clip.model.parameters()])
+
+    as_it_is, one, again, other = (weights(nudged(tiny_clip, number)) for number in (0, 1, 1, 2))
+    assert torch.equal(as_it_is, weights(tiny_clip)) and torch.equal(one, again) and not torch.equal(one, other)
+    assert 0.5 < (one != as_it_is).double().mean() < 0.8
+    ends = as_it_is.nextafter(torch.tensor(torch.inf)), as_it_is.nextafter(torch.tensor(-torch.inf))
+    assert ((one == as_it_is) | (one == ends[0]) | (one == ends[1])).all()
+
+
+def test_steps_keep_the_trained_numbers_and_let_go_of_the_optimiser() -> None:
+    trained = torch.zeros(3, requires_grad=True)
+    optimiser, steps = torch.optim.SGD([trained], lr=1.0), Steps()
+
+    def step() -> None:
+        trained.grad = torch.ones(3)
+        optimiser.step()
+
+    with steps.watching():
+        for _ in range(10):
+            step()
+    step()
+    assert steps.done == 10 and {1, 2, 3} <= steps.taken.keys() <= set(range(1, 11))
+    assert all(torch.equal(numbers, torch.full((3,), -float(at))) for at, numbers in steps.taken.items())
