@@ -67,7 +67,7 @@ def detection(results: pd.DataFrame, name: str) -> list[OverCells]:
     note = f"{len(backdoored)} backdoored and {len(clean)} clean models."
     note += f" {weak} whose attack did not take are left out." if weak else ""
     if not len(clean) or not len(backdoored):
-        missing = "--attacks benign,... makes clean ones" if len(backdoored) else "no attack took"
+        missing = "`--attacks benign` makes clean ones" if len(backdoored) else "No attack took"
         return [OverCells("AUROC", None, f"{note} {missing}.")]
     caught = backdoored > threshold(clean)
     rule = f"Above {FALSE_ALARMS:.0%} of the clean models; the threshold is of these very models."

@@ -33,7 +33,7 @@ class Finding:
 class Auditor(Task):
     """A detector of backdoored models. It is given random test images without labels, and the classes' names.
 
-    `findings` has one row: `score`, `named` and `target` (indices of classes); `success` among the facts counts on how
+    `findings` has one row: `score`, `named` and `target_index` (of classes); `success` among the facts counts on how
     many of these images of other classes the model's own trigger works, and on how many not;
     `details` are the numbers behind the score. No row shows the clean model:
     the attack `benign` makes clean ones.
@@ -42,7 +42,7 @@ class Auditor(Task):
     in_all: ClassVar[bool] = False
     clean_model_row: ClassVar[bool] = False
     published: ClassVar[tuple[str, ...]] = (FINDINGS,)
-    items: ClassVar[tuple[str, ...]] = ("target",)
+    items: ClassVar[tuple[str, ...]] = ("target_index",)
 
     images: int = Field(144, ge=4, description="unlabelled test images; all there are, if fewer")
 
@@ -69,7 +69,7 @@ class Auditor(Task):
         except BenchError as error:
             return error
         found = self.examine(victim, images, texts, case, generator(case.seed, "auditor"))
-        row = {"score": found.score, "named": found.named, "target": case.target}
+        row = {"score": found.score, "named": found.named, "target_index": case.target}
         success = [int(hits.sum()), int((~hits).sum())]
         facts = {"target": case.target, "success": success, "details": found.details}
         return Observations({FINDINGS: pd.DataFrame([row])}, facts)

@@ -150,7 +150,7 @@ def _read(folder: ResultsFolder, name: str, variant: str, run: RunSettings) -> A
         mix="" if backdoored else f"{mix}, learning rate {run.poison.learning_rate:g}, {run.poison.epochs} epochs",
         attack=attack,
         success=100 * hits / (hits + misses) if backdoored else None,
-        named=bool(row["named"] == row["target"]) if backdoored else None,
+        named=bool(row["named"] == facts["target"]) if backdoored else None,
         agreements=facts["details"],
         **seen["weights"].facts["details"],
     )

@@ -1,12 +1,15 @@
 """The auditors as tasks: a planted backdoor scores higher than none; what they need and cannot look at."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from planted import CLASSES, TARGET, dark_images, planted
+from rich.console import Console
 from scipy import stats
+from tiny import TINY
 
 from attacks.badnet import BadNet
 from bench import BenchError, Case, Clip, Labelled, Observations, Task, Trigger, Victim, defenses, metrics, tasks
@@ -18,8 +21,12 @@ from bench.builtin_tasks.neural_cleanse import NeuralCleanse
 from bench.builtin_tasks.weights import WeightsAuditor
 from bench.core.registry import load_plugins
 from bench.data.world import World
-from bench.experiment.settings import resolve
+from bench.experiment.settings import BASE, resolve
 from bench.matrix.plan import unsuited
+from bench.matrix.runner import run_matrix
+from bench.results.folder import ResultsFolder
+from reports.report import write_report
+from reports.verify import verify
 
 load_plugins()
 SMALL: dict[str, Auditor] = {
@@ -124,3 +131,15 @@ def test_a_model_with_a_head_is_not_audited() -> None:
     assert "this model has a head" in unsuited(run, "collapse", "badnet", ("linear_probe",))
     assert unsuited(run, "collapse", "badnet", ("rvpt",)) == ""
     assert "linear_probe" in defenses
+
+
+def test_a_run_with_auditors_is_reported_and_verified(tiny_clip: Clip, tmp_path: Path) -> None:
+    tiny_clip.save(tmp_path / "model")
+    flags = {"attacks": ("badnet", "benign"), "defenses": ("none",), "tasks": ("zero_shot", "weights")}
+    settings = (*TINY, f"model.name=local-dir:{tmp_path / 'model'}", "zero_shot.perturbations=[]")
+    run = resolve("smoke", None, flags, settings)
+    assert run_matrix({BASE: run}, tmp_path / "out", (), Console(quiet=True)).failures == {}
+    text = write_report(ResultsFolder(tmp_path / "out"))
+    assert "weights_score (weights_target), a number per model; 1 seed(s)" in text
+    assert "weights_detection (AUROC): no number. 0 backdoored and 1 clean models." in text
+    assert verify(ResultsFolder(tmp_path / "out")).problems == []
