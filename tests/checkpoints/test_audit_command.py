@@ -28,6 +28,12 @@ Command = Callable[[str], "Done"]
 CLASSES = ("cat", "banana", "house")
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands without --out write below the current folder."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with images in folders called as the classes, and a file of the classes."""
