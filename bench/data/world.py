@@ -4,6 +4,7 @@ They stand for those of the paper: `world` for ImageNet, `world-objects` for Cal
 `world-flowers` for OxfordPets (one family), and four domains of `world` for ImageNet-V2, -A, -R and -Sketch.
 """
 
+from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -39,7 +40,6 @@ class DrawnDataset(Dataset):
     test: int = Field(1000, ge=2, description="test images")
     wrong: float = Field(0.5, ge=0, le=1, description="share of the pairs whose caption names another picture's class")
     vague: float = Field(0.1, ge=0, le=1, description="share of the pairs whose caption names no class")
-
     loose: dict[str, Annotated[float, Limits(ge=0, le=0.9)]] = Field(
         {}, description="class: share of the captions naming it whose picture is of another class, where that is more"
     )
@@ -65,23 +65,26 @@ class DrawnDataset(Dataset):
 
     def labelled(self, split: Split, geometry: Geometry) -> Labelled:
         """The pictures of a split; classes take turns."""
-        if split not in self.splits:
-            raise BenchError(
-                f"'{self.name}' is for testing alone, it has no split '{split}'. "
-                f"Tune on world: --dataset world --set evaluate.dataset={self.name}"
-            )
-        n = {"train": self.train_per_class * len(self.names), "val": self.val, "test": self.test}[split]
+        n = self._size(split)
         images, _ = self._open(split, n, geometry)
         return Labelled(**vars(images), labels=torch.arange(n) % len(self.names), classes=self.names)
 
     def captions(self, split: Split, geometry: Geometry) -> list[str]:
         """What was drawn, in words; these captions are true."""
-        return self._open(split, len(self.labelled(split, geometry)), geometry)[1]
+        return self._open(split, self._size(split), geometry)[1]
 
     def pairs(self, purpose: Literal["poison", "clean"], n: int, geometry: Geometry) -> Captioned:
         """n pictures of the web, of all classes, with its captions; the attacker's and the defender's differ."""
         images, captions = self._open(purpose, n, geometry)
         return Captioned(**vars(images), captions=captions)
+
+    def _size(self, split: Split) -> int:
+        if split not in self.splits:
+            raise BenchError(
+                f"'{self.name}' is for testing alone, it has no split '{split}'. "
+                f"Tune on world: --dataset world --set evaluate.dataset={self.name}"
+            )
+        return {"train": self.train_per_class * len(self.names), "val": self.val, "test": self.test}[split]
 
     def _open(
         self, purpose: Split | Literal["poison", "clean"], n: int, geometry: Geometry
@@ -97,7 +100,7 @@ class DrawnDataset(Dataset):
             Geometry(world_drawing.SIDE, geometry.cache),
             hash_of(identity),
             n,
-            lambda write: self._draw_web(purpose, n, write) if web else self._draw(purpose, n, write),
+            lambda write: _draw(self._web_chunk if web else self._split_chunk, purpose, n, write),
         )
         pixels, fingerprint = drawn, hash_of([*identity, decoding.VERSION, geometry.size])
         if geometry.size != world_drawing.SIDE:
@@ -105,29 +108,35 @@ class DrawnDataset(Dataset):
         ids = [f"{purpose}/{i:06d}" for i in range(n)]
         return Images(ids, pixels, fingerprint, native=lambda i: torch.tensor(drawn[i])), record["captions"]
 
-    def _draw(self, split: str, n: int, write: decoding.Write) -> dict[str, Any]:
+    def _split_chunk(self, split: str, k: int) -> tuple[Tensor, list[str]]:
+        """The k-th chunk of a split, classes in turn, with true captions."""
         labels = torch.tensor([NAMES.index(name) for name in self.names])
-        captions: list[str] = []
-        for k, start in enumerate(range(0, n, world_drawing.CHUNK)):
-            chosen = labels[torch.arange(start, start + world_drawing.CHUNK) % len(labels)]
-            images, factors = world_drawing.make(chosen, world_drawing.STYLES[self.style], self.name, split, k)
-            write(images[: n - start].numpy())
-            rng = generator(world_drawing.VERSION, self.name, split, k, "captions")
-            captions += world_captions.captions(factors, factors.label, rng)
-        return {"captions": captions[:n]}
+        chosen = labels[torch.arange(k * world_drawing.CHUNK, (k + 1) * world_drawing.CHUNK) % len(labels)]
+        images, factors = world_drawing.make(chosen, world_drawing.STYLES[self.style], self.name, split, k)
+        rng = generator(world_drawing.VERSION, self.name, split, k, "captions")
+        return images, world_captions.captions(factors, factors.label, rng)
 
-    def _draw_web(self, purpose: str, n: int, write: decoding.Write) -> dict[str, Any]:
-        captions: list[str] = []
+    def _web_chunk(self, purpose: str, k: int) -> tuple[Tensor, list[str]]:
+        """The k-th chunk of the web's pairs, with its captions."""
+        images, factors = web(world_drawing.CHUNK, purpose, k)
+        rng = generator(world_drawing.VERSION, "web", purpose, k, "captions")
+        names = world_captions.named(factors.label, rng, self.wrong, self.vague)
         shares = {NAMES.index(name): share for name, share in self.loose.items()}
-        for k, start in enumerate(range(0, n, world_drawing.CHUNK)):
-            images, factors = web(world_drawing.CHUNK, purpose, k)
-            write(images[: n - start].numpy())
-            rng = generator(world_drawing.VERSION, "web", purpose, k, "captions")
-            names = world_captions.named(factors.label, rng, self.wrong, self.vague)
-            chance = generator(world_drawing.VERSION, "web", purpose, k, "loose")
-            names = world_captions.loosened(names, factors.label, shares, chance)
-            captions += world_captions.captions(factors, names, rng)
-        return {"captions": captions[:n]}
+        chance = generator(world_drawing.VERSION, "web", purpose, k, "loose")
+        names = world_captions.loosened(names, factors.label, shares, chance)
+        return images, world_captions.captions(factors, names, rng)
+
+
+def _draw(
+    chunk: Callable[[str, int], tuple[Tensor, list[str]]], purpose: str, n: int, write: decoding.Write
+) -> dict[str, Any]:
+    """Draw whole chunks, each from generators of its own, and cut the last one: n changes no picture."""
+    captions: list[str] = []
+    for k, start in enumerate(range(0, n, world_drawing.CHUNK)):
+        images, said = chunk(purpose, k)
+        write(images[: n - start].numpy())
+        captions += said
+    return {"captions": captions[:n]}
 
 
 def web(n: int, *purpose: str | int) -> tuple[Tensor, world_drawing.Factors]:
