@@ -17,6 +17,7 @@ from rich.table import Table
 import bench
 from bench import cli_audit, cli_data, cli_gate, cli_paper
 from bench.core.errors import BenchError, unknown
+from bench.core.names import comma_separated
 from bench.core.registry import load_plugins, origin
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def _examples(commands: Sequence[str]) -> str:
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:
-    return tuple(part.strip() for part in text.split(",") if part.strip()) if text is not None else None
+    return comma_separated(text) if text is not None else None
 
 
 def _seeds(text: str | None) -> tuple[int, ...] | None:

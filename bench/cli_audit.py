@@ -8,6 +8,8 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from bench.core.names import comma_separated
+
 # Of decoded images, in the folder of a report.
 CACHE = "data"
 screen = Console(markup=False, highlight=False)
@@ -73,7 +75,7 @@ def checkpoint(
     from bench.experiment.resources import open_device
     from reports.audit import write_audit
 
-    names = tuple(name.strip() for name in families.split(",") if name.strip())
+    names = comma_separated(families)
     subject = open_subject(file, model, reference, images, classes, out / CACHE, open_device(device))
     effort = effort_of(budget)
     known = calibration_for(subject, effort, calibration)
@@ -109,7 +111,7 @@ def calibrate(
     load_plugins()
     flags = {} if workers is None else {"execution": {"workers": workers}}
     run = resolve(preset, None, flags, tuple(set))
-    names = tuple(name.strip() for name in attacks.split(",") if name.strip())
+    names = comma_separated(attacks)
     command = f"bench audit calibrate --preset {preset} --negatives {negatives} --budget {budget}"
     command += f" --attacks {attacks} --seeds {seeds}" if names else ""
     command += "".join(f" --set {one}" for one in set)
@@ -152,7 +154,7 @@ def purify(
     chosen = next((name for name in METHODS if name == method), None)
     if chosen is None:
         raise unknown("method", method, METHODS)
-    names = tuple(name.strip() for name in families.split(",") if name.strip())
+    names = comma_separated(families)
     effort = effort_of(budget)
     with TemporaryDirectory() as cache:
         subject = open_subject(file, model, reference, images, classes, Path(cache), open_device(device))

@@ -8,6 +8,7 @@ from rich.console import Console
 
 import bench
 from bench.core.errors import BenchError
+from bench.core.names import comma_separated
 
 if TYPE_CHECKING:
     from bench.results.folder import ResultsFolder
@@ -86,7 +87,7 @@ def check(
 
     before = read_baseline(baseline)
     now = make_baseline(_open(out))
-    names = tuple(name.strip() for name in judged.split(",") if name.strip()) if judged is not None else None
+    names = comma_separated(judged) if judged is not None else None
     for name in names or ():
         bench.metrics[name]
     findings = judge(before, now, names, tolerance)

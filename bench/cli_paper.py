@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.core.errors import BenchError, unknown
+from bench.core.names import comma_separated
 from bench.core.registry import load_plugins
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def paper(
     if name not in papers:
         raise unknown("paper", name, papers)
     given = (_numbers("--seeds", seeds), _numbers("--variant-seeds", variant_seeds))
-    runs = paper_runs(papers[name], *given, set, _names(suites), _names(attacks))
+    runs = paper_runs(papers[name], *given, set, comma_separated(suites), comma_separated(attacks))
     if dry_run:
         _forecast(runs, out, [out, *times])
         return
@@ -119,12 +120,8 @@ def _hours(times: Iterable[float | None]) -> str:
     return f"{sum(time or 0 for time in times) / 3600:.2f}"
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
 def _numbers(option: str, text: str) -> tuple[int, ...]:
     try:
-        return tuple(map(int, _names(text)))
+        return tuple(map(int, comma_separated(text)))
     except ValueError:
         raise BenchError(f"{option} {text}: write whole numbers, such as {option} 0,1,2") from None

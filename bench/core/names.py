@@ -8,3 +8,12 @@ UNDEFENDED = "none"
 OWN_TRIGGER = "trigger"
 # The columns that identify a cell of a results folder.
 CELL_COLUMNS = ["task", "model", "attack", "target", "defense", "dataset", "seed", "variant"]
+
+
+def comma_separated(text: str) -> tuple[str, ...]:
+    """The names in an option's value.
+
+    >>> comma_separated("badnet, wanet,")
+    ('badnet', 'wanet')
+    """
+    return tuple(name for part in text.split(",") if (name := part.strip()))
