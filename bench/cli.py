@@ -4,6 +4,7 @@ Each command imports what it needs: torch alone takes longer than `bench --help`
 """
 
 import inspect
+import signal
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
@@ -433,7 +434,8 @@ def _row(field: Any) -> tuple[str, str, str, str]:
 
 
 def main() -> None:
-    """The `bench` command: errors of the user are a message and exit code 2."""
+    """The `bench` command: errors of the user are a message and exit code 2; SIGTERM is treated as Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         app(standalone_mode=True)

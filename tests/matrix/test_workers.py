@@ -2,6 +2,10 @@
 
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -56,6 +60,13 @@ class Lingers(Defense):
             (HERE / "lingering_on.tmp").write_text(ray.get_runtime_context().get_node_id())
             (HERE / "lingering_on.tmp").rename(HERE / "lingering_on")
             time.sleep(600)
+        return victim
+
+@defense("works_on")
+class WorksOn(Defense):
+    def fit(self, victim, data):
+        (HERE / f"{os.getpid()}.worker").touch()
+        time.sleep(3600)
         return victim
 """
 
@@ -287,6 +298,35 @@ def test_a_dying_worker_takes_no_healthy_node_with_it(plugin: Path, tmp_path: Pa
     assert errors.keys() == {f"{kind} badnet / dies_always, seed 0" for kind in ("defense", "evaluation")}
     assert "died again, with nothing else at work" in errors["defense badnet / dies_always, seed 0"]
     assert errors["evaluation badnet / dies_always, seed 0"].startswith("not tried")
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_a_run_that_is_killed(how: signal.Signals, tmp_path: Path) -> None:
+    file = tmp_path / "mishaps.py"
+    file.write_text(PLUGIN)
+    tiny = [word for assignment in (*TINY, "zero_shot.perturbations=[]") for word in ("--set", assignment)]
+    command = [sys.executable, "-m", "bench.cli", "run", "--preset", "smoke", "--attacks", "badnet"]
+    command += ["--defenses", "works_on", "--seeds", "0,1", "--workers", "2", "--plugin", str(file), *tiny]
+    with subprocess.Popen([*command, "--out", str(tmp_path / "out")], stdout=subprocess.PIPE, text=True) as run:
+        while not (started := list(tmp_path.glob("*.worker"))):
+            assert run.poll() is None, run.stdout and run.stdout.read()
+            time.sleep(0.1)
+        run.send_signal(how)
+        # Until all processes have closed their output; the time is for a failure alone.
+        printed, _ = run.communicate(timeout=300)
+    if how == signal.SIGTERM:
+        assert run.returncode == 130 and printed.endswith("the same command goes on from there.\n")
+    for worker in (int(name.stem) for name in started):
+        while _alive(worker):
+            time.sleep(0.1)
+
+
+def _alive(pid: int) -> bool:
+    """Whether a process works; a dead one that its parent has not yet taken note of does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def test_ray_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
