@@ -23,15 +23,17 @@ from bench.papers.library import (
     register_all,
     suite_name,
     suites,
+    sweeps,
     table_name,
     variants_in_matrix,
 )
-from bench.papers.paper import Axis, Method, Paper, PaperTable, Place, Suite, Sweep
+from bench.papers.paper import Axis, Method, Paper, PaperFigure, PaperTable, Place, Suite, Sweep
 
 __all__ = [
     "Axis",
     "Method",
     "Paper",
+    "PaperFigure",
     "PaperTable",
     "Place",
     "Suite",
@@ -46,6 +48,7 @@ __all__ = [
     "register",
     "suite_name",
     "suites",
+    "sweeps",
     "table_name",
     "variants_in_matrix",
 ]

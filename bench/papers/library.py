@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from bench.core.errors import BenchError, unknown
-from bench.papers.paper import Paper, Suite, Sweep, Values
+from bench.papers.paper import Paper, PaperFigure, Suite, Sweep, Values
 from bench.papers.reading import PAPER, read_paper
 
 T = TypeVar("T")
@@ -96,9 +96,14 @@ def variants_in_matrix() -> set[str]:
     return {name for suite in shown for embedded in (False, True) for name in suite.declared(embedded)}
 
 
-def figures() -> dict[str, tuple[str, Sweep]]:
+def figures() -> dict[str, PaperFigure]:
+    """The figures of all papers that are no sweep's, by name."""
+    return {name: figure for name, (_, figure) in by_name(lambda paper: paper.figures).items()}
+
+
+def sweeps() -> dict[str, tuple[str, Sweep]]:
     """The sweeps that have a figure, by its name, with the names of their suites."""
-    shown = by_name(_figures)
+    shown = by_name(_sweeps)
     return {name: (suite_name(paper, suite), sweep) for name, (paper, (suite, sweep)) in shown.items()}
 
 
@@ -107,7 +112,7 @@ def drawings() -> dict[str, str]:
     return {name: shown for name, (_, shown) in by_name(lambda paper: paper.drawings).items()}
 
 
-def _figures(paper: Paper) -> dict[str, tuple[str, Sweep]]:
+def _sweeps(paper: Paper) -> dict[str, tuple[str, Sweep]]:
     return {s.figure: (name, s) for name, suite in paper.suites.items() for s in suite.sweeps if s.figure}
 
 

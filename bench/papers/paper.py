@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from bench.core.settings import merge, nest
 
@@ -18,6 +18,13 @@ Column = Literal[
     "version", "table", "dataset", "model", "defense", "attack", "target", "variant", "perturbation", "metric", "value",
     "unit",
 ]  # fmt: skip
+
+
+FigureKind = Literal[
+    "attention", "correlation", "embedding", "loss_term", "permutations", "perturbations", "resistivity", "triggers"
+]
+# How many defenses a figure names, at least and at most; one of another kind names none.
+DEFENSES_SHOWN: dict[str, tuple[int, int]] = {"attention": (1, 1), "embedding": (1, 9), "loss_term": (2, 2)}
 
 
 class Data(BaseModel):
@@ -129,6 +136,30 @@ class PaperTable(Data):
     notes: tuple[str, ...] = ()
 
 
+class PaperFigure(Data):
+    """A figure drawn from the cells of a run, whatever the variants; figures of sweeps are declared with them.
+
+    Attributes:
+        kind: what is drawn (reports/figures/draw.py).
+        defenses: those shown; of `loss_term`, first the one without the term, then the one with it. Kinds that show all
+            models of a run name none.
+        attacks: of `attention`: the first of them that was run is shown.
+    """
+
+    title: str
+    kind: FigureKind
+    defenses: tuple[str, ...] = ()
+    attacks: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _has_what_it_shows(self) -> "PaperFigure":
+        least, most = DEFENSES_SHOWN.get(self.kind, (0, 0))
+        if not least <= len(self.defenses) <= most:
+            wanted = str(least) if least == most else f"{least} to {most}"
+            raise ValueError(f"a figure of kind {self.kind} names {wanted} defenses, not {len(self.defenses)}")
+        return self
+
+
 class Labels(Data):
     """Labels that the paper prints for names; names without a label are printed as they are."""
 
@@ -175,7 +206,7 @@ class PaperFile(Data):
 
     `presets` have the paper's settings; `versions` have those that differ, and `without` names methods that a version
     does not have. `recipes` are other ways to run the paper, by name (`--recipe`). `--defenses all` includes `chains`.
-    `drawings` are figures without a measurement, each with what it shows.
+    `figures` are those that are no sweep's, and `drawings` those without a measurement, each with what it shows.
     """
 
     title: str
@@ -185,6 +216,7 @@ class PaperFile(Data):
     recipes: dict[Name, Values] = {}
     chains: tuple[str, ...] = ()
     places: dict[str, Place] = {}
+    figures: dict[Name, PaperFigure] = {}
     drawings: dict[Name, str] = {}
     labels: Labels = Labels()
 

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.papers import Sweep, figures
+from bench.papers import Sweep, sweeps
 from reports.figures.source import Source
 from reports.figures.style import COLUMN, dodge, legend_below, look, panels, points
 
@@ -44,7 +44,7 @@ class SweepFigure:
 
 def sweep_figures() -> dict[str, SweepFigure]:
     """The figures of sweeps of all papers, by name."""
-    return {name.replace("/", "-"): SweepFigure(suite, sweep) for name, (suite, sweep) in figures().items()}
+    return {name: SweepFigure(suite, sweep) for name, (suite, sweep) in sweeps().items()}
 
 
 def shares_against(

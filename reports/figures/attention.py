@@ -1,4 +1,4 @@
-"""Figure 5: which patches the class token attends to in the last block, before and after the defense."""
+"""Which patches the class token attends to in the last block, before and after the defense."""
 
 import numpy as np
 import pandas as pd
@@ -10,19 +10,18 @@ from bench.core.encoder import has_transformer_tower
 from bench.core.errors import BenchError
 from bench.core.names import UNDEFENDED
 from bench.core.victim import Victim
+from bench.papers import PaperFigure
 from reports.figures.source import Source
 from reports.figures.style import PAGE, panels, picture
 
-DEFENSE = "rvpt"
 IMAGES = 3
-# Attacks with a local trigger, for which attention is easiest to see.
-PREFERRED = ("badnet", "badclip", "trojvqa")
 
 
-def draw(source: Source) -> tuple[Figure, pd.DataFrame]:
+def draw(source: Source, figure: PaperFigure) -> tuple[Figure, pd.DataFrame]:
     """A row per image: clean and triggered, each with the attention of the backdoored and of the defended model."""
-    attack = next((a for a in PREFERRED if a in source.attacks), source.attacks[0])
-    victims = {"backdoored": source.victim(attack, UNDEFENDED), DEFENSE: source.victim(attack, DEFENSE)}
+    attack = next((a for a in figure.attacks if a in source.attacks), source.attacks[0])
+    (defense,) = figure.defenses
+    victims = {"backdoored": source.victim(attack, UNDEFENDED), defense: source.victim(attack, defense)}
     index = source.others[:: max(1, len(source.others) // IMAGES)][:IMAGES]
     views = {"clean": source.resources.test.load(index), attack: source.stamped(attack, index)}
     maps = {

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 
@@ -11,9 +12,9 @@ import torch
 from matplotlib.figure import Figure
 
 from bench.core.errors import BenchError
-from bench.papers import drawings
+from bench.papers import PaperFigure, drawings, figures
 from bench.results.folder import ResultsFolder
-from reports.figures import ablations, attention, embedding, permutations, pictures, repelling, resistivity, scatter
+from reports.figures import ablations, attention, correlation, embedding, loss_term, permutations, pictures, resistivity
 from reports.figures.source import Source
 from reports.figures.style import STYLE
 
@@ -22,15 +23,18 @@ PNG_DPI = 200
 
 Draw = Callable[[Source], tuple[Figure, pd.DataFrame]]
 
-FIGURES: dict[str, tuple[str, Draw]] = {
-    "figure1": ("Perturbation Resistivity and intra-class similarity of the models", resistivity.draw),
-    "figure4": ("The feature-repelling loss on (RVPT) and off (VPT)", repelling.draw),
-    "figure5": ("Attention of the class token, before and after the defense", attention.draw),
-    "figure6": ("t-SNE of clean and triggered images with the class texts", embedding.draw),
-    "figureS1": ("Perturbations", pictures.draw_perturbations),
-    "figureS2": ("Perturbation Resistivity against attack success", scatter.draw),
-    "figureS3": ("Triggers", pictures.draw_triggers),
-    "figureS4": ("Where prompts and repelled features are", permutations.draw),
+# The kinds of figures that a paper may declare: those of all models of a run, and those of the defenses it names.
+OF_ALL: dict[str, Draw] = {
+    "correlation": correlation.draw,
+    "permutations": permutations.draw,
+    "perturbations": pictures.draw_perturbations,
+    "resistivity": resistivity.draw,
+    "triggers": pictures.draw_triggers,
+}
+OF_SOME: dict[str, Callable[[Source, PaperFigure], tuple[Figure, pd.DataFrame]]] = {
+    "attention": attention.draw,
+    "embedding": embedding.draw,
+    "loss_term": loss_term.draw,
 }
 
 
@@ -53,13 +57,23 @@ def draw_all(folder: ResultsFolder) -> list[Drawn]:
     source = Source(folder)
     # As many threads as in the run: on a busy machine, more threads are slower.
     torch.set_num_threads(source.run.execution.threads)
+    declared = {name: (figure.title, _draws(figure)) for name, figure in figures().items()}
     sweeps = {name: (figure.title, figure.draw) for name, figure in ablations.sweep_figures().items()}
-    drawn = [_draw(source, name, title, draw) for name, (title, draw) in (FIGURES | sweeps).items()]
+    drawn = [_draw(source, _file_name(name), title, draw) for name, (title, draw) in (declared | sweeps).items()]
     others = [
-        Drawn(name.replace("/", "-"), shown, missing=f"no measurement: it shows {shown}")
+        Drawn(_file_name(name), shown, missing=f"no measurement: it shows {shown}")
         for name, shown in drawings().items()
     ]
     return sorted([*drawn, *others], key=attrgetter("name"))
+
+
+def _draws(figure: PaperFigure) -> Draw:
+    return OF_ALL[figure.kind] if figure.kind in OF_ALL else partial(OF_SOME[figure.kind], figure=figure)
+
+
+def _file_name(name: str) -> str:
+    """The name of a figure that may be PAPER/NAME, as a file can have it."""
+    return name.replace("/", "-")
 
 
 def _draw(source: Source, name: str, title: str, draw: Draw) -> Drawn:

@@ -1,4 +1,4 @@
-"""Figure 6: where triggered images lie among clean ones and the class texts, by t-SNE."""
+"""Where triggered images lie among clean ones and the class texts, by t-SNE."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ from sklearn.manifold import TSNE
 from torch import Tensor
 
 from bench.core.names import UNDEFENDED
+from bench.papers import PaperFigure
 from reports.figures.source import Source, embed
 from reports.figures.style import COLOURS, COLUMN, PAGE, legend_below, panels
 
-DEFENSES = (UNDEFENDED, "vpt", "rvpt")
 STYLES: dict[str, dict[str, Any]] = {
     "clean": {"marker": "o", "color": COLOURS[0], "ms": 3, "mew": 0, "alpha": 0.7},
     "triggered": {"marker": "^", "color": COLOURS[1], "ms": 3.5, "mew": 0, "alpha": 0.7},
@@ -23,17 +23,17 @@ STYLES: dict[str, dict[str, Any]] = {
 }
 
 
-def draw(source: Source) -> tuple[Figure, pd.DataFrame]:
-    """A panel per model, for the attack with the highest undefended ASR."""
+def draw(source: Source, figure: PaperFigure) -> tuple[Figure, pd.DataFrame]:
+    """A panel for the undefended model and each defense, for the attack with the highest undefended ASR."""
     undefended = source.main[(source.main["label"] == UNDEFENDED) & (source.main["metric"] == "ASR")]
     if undefended.empty:
-        raise source.missing("the undefended model", "--defenses none,vpt,rvpt")
+        raise source.missing("the undefended model", f"--defenses {','.join((UNDEFENDED, *figure.defenses))}")
     attack = str(undefended.groupby("attack", sort=False)["value"].mean().idxmax())
-    defenses = [d for d in DEFENSES if d == UNDEFENDED or (attack, d) in source.cells]
+    defenses = [UNDEFENDED, *(name for name in figure.defenses if (attack, name) in source.cells)]
     resources = source.resources
     index = source.others
     views = {"clean": resources.test.load(index), "triggered": source.stamped(attack, index)}
-    figure, axes = panels(max(COLUMN, PAGE * len(defenses) / 3), 0.7 + PAGE / 3, 1, len(defenses))
+    drawn, axes = panels(max(COLUMN, PAGE * len(defenses) / 3), 0.7 + PAGE / 3, 1, len(defenses))
     frames = []
     for axis, defense in zip(axes[0], defenses, strict=True):
         victim = source.victim(attack, defense)
@@ -46,8 +46,8 @@ def draw(source: Source) -> tuple[Figure, pd.DataFrame]:
         frames.append(frame.assign(attack=attack))
         _panel(axis, frame)
         axis.set_title(f"{attack}, {'no defense' if defense == UNDEFENDED else defense}")
-    legend_below(figure, axes[0][0])
-    return figure, pd.concat(frames, ignore_index=True)
+    legend_below(drawn, axes[0][0])
+    return drawn, pd.concat(frames, ignore_index=True)
 
 
 def project(clean: Tensor, triggered: Tensor, texts: Tensor) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Figure S4: the arrangements of prompts and repelled features, with the ASR and CA of each."""
+"""The arrangements of prompts and repelled features, with the ASR and CA of each."""
 
 from typing import get_args
 

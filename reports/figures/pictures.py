@@ -1,4 +1,4 @@
-"""Figures S1 and S3: pictures of perturbations and triggers."""
+"""Pictures of perturbations and triggers."""
 
 import pandas as pd
 import torch

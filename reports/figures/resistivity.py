@@ -1,4 +1,4 @@
-"""Figure 1: Perturbation Resistivity of each model, and its similarity of images of one class."""
+"""Perturbation Resistivity of each model, and its similarity of images of one class."""
 
 import pandas as pd
 import torch

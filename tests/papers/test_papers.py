@@ -32,6 +32,8 @@ chains: [cleanclip+vpt]
 places:
   world: {label: The world, model: mini, dataset: world, target: banana, preset: smoke}
   elsewhere: {label: Elsewhere, model: mini, dataset: folder, target: cat}
+figures:
+  figure8: {title: Losses, kind: loss_term, defenses: [vpt, cleanclip]}
 labels:
   attacks: {badnet: Patch}
   defenses: {cleanclip: Ours}
@@ -274,6 +276,8 @@ def test_a_damaged_file_of_numbers_is_told(old: str, new: str, message: str, fol
         ("paper.yaml", "title:", "titel:", r"paper.yaml: unknown key titel."),
         ("paper.yaml", "title: Cleaning Is Enough", "", r"paper.yaml: title is missing."),
         ("paper.yaml", "label: The world, ", "", r"paper.yaml: places.world.label is missing"),
+        ("paper.yaml", "kind: loss_term", "kind: losses", r"figures.figure8.kind = 'losses'"),
+        ("paper.yaml", "[vpt, cleanclip]", "[vpt]", r"figures.figure8.*of kind loss_term names 2 defenses, not 1"),
         ("suites.yaml", "shows: table 1", "show: table 1", r"suites.yaml: unknown key main.show."),
         ("suites.yaml", "values: [16, 32]", "values: many", r"suites.yaml: pairs.sweeps.0.values = 'many'"),
         ("suites.yaml", "pairs:\n  shows", "a/b:\n  shows", r"suites.yaml: a/b.*pattern"),

@@ -1,6 +1,7 @@
 """Figures from results made by hand, and the pictures of models against references."""
 
 from pathlib import Path
+from typing import get_args
 from xml.etree import ElementTree
 
 import numpy as np
@@ -14,14 +15,17 @@ from bench.core.clip import Clip
 from bench.core.encoder import tokens
 from bench.core.victim import Victim
 from bench.experiment.settings import RunSettings
+from bench.papers import PaperFigure
+from bench.papers.paper import FigureKind
 from bench.results.folder import ResultsFolder
 from bench.results.records import Run, RunFile
 from metrics.correlation import pr_asr_correlation
 from reports.figures import Drawn, draw_all
 from reports.figures.attention import class_attention
+from reports.figures.correlation import correlation_words, resistivity_and_success
+from reports.figures.draw import OF_ALL, OF_SOME
 from reports.figures.embedding import project
 from reports.figures.resistivity import intra_class_similarity
-from reports.figures.scatter import correlation_words, resistivity_and_success
 from reports.figures.style import STYLE
 
 
@@ -100,6 +104,21 @@ def test_what_cannot_be_drawn_says_what_fills_it_and_leaves_no_old_picture(folde
     assert not old.exists()
     assert not drawn["figureS2"].missing
     assert all(bool(figure.files) != bool(figure.missing) for figure in drawn.values())
+
+
+def test_every_kind_of_figure_that_a_paper_may_declare_can_be_drawn() -> None:
+    assert sorted([*OF_ALL, *OF_SOME]) == sorted(get_args(FigureKind))
+
+
+def test_a_figure_shows_the_defenses_that_its_paper_names(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = PaperFigure(title="Another term", kind="loss_term", defenses=("vpt", "cleanclip"))
+    monkeypatch.setattr("reports.figures.draw.figures", lambda: {"second/figure1": other})
+    monkeypatch.setattr("reports.figures.source.Source.cells", {})
+    drawn = draw(folder, [*matrix(), *rows("badnet", "cleanclip", ASR=40, CA=97)])
+    assert drawn["second-figure1"].title == "Another term" and not drawn["second-figure1"].missing
+    assert set(pd.read_csv(folder / "figures" / "second-figure1.csv")["defense"]) == {"vpt", "cleanclip"}
+    lacking = draw(folder, matrix())["second-figure1"].missing
+    assert lacking == f"needs cells of vpt and cleanclip: `bench run --defenses none,vpt,cleanclip --out {folder}`"
 
 
 def test_permutations_stand_beside_their_scheme(folder: Path) -> None:

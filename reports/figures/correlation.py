@@ -1,4 +1,4 @@
-"""Figure S2: Perturbation Resistivity against attack success."""
+"""Perturbation Resistivity against attack success."""
 
 from collections.abc import Hashable
 
