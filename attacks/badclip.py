@@ -1,14 +1,14 @@
 """BadCLIP: a patch optimised towards target captions and target images (Liang et al., arXiv 2311.12075)."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from attacks.optimised_patch import Batch, Objective, OptimisedPatch, embed, named
-from bench import BenchError, Captioned, Field, Preparation, attack, class_embeddings
+from bench import AttackNeed, BenchError, Captioned, Field, Preparation, attack, class_embeddings
 from bench.core.randomness import seeded
 from bench.training.eda import Source, Synonyms, augment, check_source, installed_source, synonyms_from
 from bench.training.fine_tuning import matching_loss
@@ -25,6 +25,9 @@ class BadCLIP(OptimisedPatch):
     other classes. Two apparent mistakes of the authors' code are corrected: V(x_i) is computed without the patch, and
     augmented captions are really used.
     """
+
+    # The class names for `selection` = mixed alone.
+    needs: ClassVar[frozenset[AttackNeed]] = frozenset({"clean_model", "named_captions", "class_names"})
 
     weight: float = Field(500.0, ge=0, description="of the triplet loss")
     margin: float = Field(1.0, ge=0, description="of the triplet loss, a distance of unit-norm embeddings")

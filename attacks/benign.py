@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from attacks.patch import paste
-from bench import Attack, BenchError, Field, Preparation, Trigger, attack, mentions
+from bench import Attack, AttackNeed, BenchError, Field, Preparation, Trigger, attack, mentions
 
 Mix = Literal["plain", "patches", "templates", "imbalance"]
 
@@ -24,6 +24,7 @@ class Benign(Attack):
     mix: Mix = Field("plain", description="what is changed: plain (nothing), patches, templates, imbalance")
     size: int = Field(6, ge=1, description="side of the patch of `patches`", unit="px")
 
+    needs: ClassVar[frozenset[AttackNeed]] = frozenset({"named_captions", "class_names"})
     in_all: ClassVar[bool] = False
 
     def prepare(self, given: Preparation) -> dict[str, Tensor]:

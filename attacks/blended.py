@@ -40,7 +40,7 @@ class Blended(Attack):
         # Imported late: it takes longer to import than torch.
         from torchvision.transforms.v2 import functional as TF
 
-        size = preparation.clip.image_size
+        size = preparation.image_size
         if self.key == "fixed":
             cells = self.key_cells or size
             key = torch.rand(1, 3, cells, cells, generator=preparation.rng("key"))

@@ -120,9 +120,9 @@ class ISSBA(Attack):
     def _train(
         self, preparation: Preparation, train: Tensor, held_out: Tensor, message: Tensor
     ) -> tuple[Encoder, Decoder]:
-        device, rng = preparation.clip.device, preparation.rng("encoder")
+        device, rng = preparation.device, preparation.rng("encoder")
         noise_rng = torch.Generator(device).manual_seed(preparation.rng("noise").initial_seed())
-        encoder, decoder = self._networks(preparation.clip.image_size)
+        encoder, decoder = self._networks(preparation.image_size)
         for network in (encoder, decoder):
             initialise(network.to_empty(device="cpu"), rng)
             network.to(device).to(memory_format=torch.channels_last)

@@ -1,13 +1,13 @@
 """Label-Consistent: only pairs whose captions name the target are poisoned (Turner et al., arXiv 1912.02771)."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from attacks.badnet import BadNet
-from bench import BenchError, Clip, Field, Preparation, Trigger, attack, mentions
+from bench import AttackNeed, BenchError, Clip, Field, Preparation, Trigger, attack, mentions
 
 # 1 is white, -1 black, as in the authors' code for the right corners; the left ones have it mirrored.
 _CHECKER = torch.tensor([[-1.0, -1, 1], [-1, 1, -1], [1, -1, 1]])
@@ -24,6 +24,9 @@ class LabelConsistent(BadNet):
     target so that the model must learn the trigger: the original raises a classifier's loss, here the cosine of image
     and caption under the clean model is lowered.
     """
+
+    # The clean model for `adversarial` alone.
+    needs: ClassVar[frozenset[AttackNeed]] = frozenset({"named_captions", "clean_model"})
 
     match: Literal["word", "substring"] = Field(
         "word", description="captions that name the target: as a whole word, or anywhere, as CleanCLIP looks for it"

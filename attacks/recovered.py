@@ -29,7 +29,7 @@ class RecoveredTrigger(Attack):
                 "--set recovered.trigger=audit/trigger.safetensors"
             )
         found = Recovered.load(self.trigger)
-        side = given.clip.image_size
+        side = given.image_size
         if found.side not in (None, side):
             raise BenchError(f"{self.trigger} is for images of {found.side} px, and this model takes {side} px")
         return {f"{found.family}.{name}": tensor for name, tensor in found.tensors.items()}

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attacks.optimised_patch import Batch, Objective, OptimisedPatch
-from bench import Field, Preparation, Trigger, attack, class_embeddings
+from bench import AttackNeed, Field, Preparation, Trigger, attack, class_embeddings
 
 # The logit scale of the cross-entropy, the same for all models.
 SCALE = 100.0
@@ -25,6 +25,8 @@ class TrojVQA(OptimisedPatch):
     (`partial_rate`).
     """
 
+    # The class names for `loss` = cross_entropy alone.
+    needs: ClassVar[frozenset[AttackNeed]] = frozenset({"clean_model", "class_names"})
     text_key: ClassVar[str] = "SUDO "
 
     # "50 epochs or plateau".

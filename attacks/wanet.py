@@ -36,7 +36,7 @@ class WaNet(Attack):
     )
 
     def prepare(self, preparation: Preparation) -> dict[str, Tensor]:
-        size = preparation.clip.image_size
+        size = preparation.image_size
         if self.field is not None:
             return {"field": read_field(self.field, size)}
         control = torch.rand(1, 2, self.grid, self.grid, generator=preparation.rng("grid")) * 2 - 1

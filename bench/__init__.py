@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bench.api import audit, evaluate, open, run
-    from bench.core.attack import Attack, Preparation, Trigger, attack, attacks, mentions, stamp
+    from bench.core.attack import Attack, AttackNeed, Preparation, Trigger, attack, attacks, mentions, stamp
     from bench.core.clip import Clip
     from bench.core.cost import Scale, Work
     from bench.core.dataset import Dataset, Geometry, dataset, datasets
@@ -35,7 +35,7 @@ __version__ = "0.1.0"
 # The same for the interpreter: the module of each name.
 _MODULES = {
     "bench.api": ("audit", "evaluate", "open", "run"),
-    "bench.core.attack": ("Attack", "Preparation", "Trigger", "attack", "attacks", "mentions", "stamp"),
+    "bench.core.attack": ("Attack", "AttackNeed", "Preparation", "Trigger", "attack", "attacks", "mentions", "stamp"),
     "bench.core.clip": ("Clip",),
     "bench.core.cost": ("Scale", "Work"),
     "bench.core.dataset": ("Dataset", "Geometry", "dataset", "datasets"),
@@ -63,6 +63,7 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 
 __all__ = [
     "Attack",
+    "AttackNeed",
     "BenchError",
     "Captioned",
     "Case",

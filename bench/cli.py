@@ -276,7 +276,12 @@ def _listed(kind: str) -> Iterable[Sequence[str]]:
     if kind == "metrics":
         over_cells = [(name, _summary(bench.cell_metrics[name])) for name in bench.cell_metrics]
         return [*((name, _summary(registry[name])) for name in registry), *over_cells]
-    return [(name, _summary(registry[name])) for name in registry]
+    return [(name, _summary(registry[name]), _needs(registry[name])) for name in registry]
+
+
+def _needs(method: Any) -> str:
+    """What an attack or a defense takes beside the model and pairs, in words."""
+    return ", ".join(sorted(need.replace("_", " ") for need in getattr(method, "needs", ())))
 
 
 @app.command()
@@ -300,6 +305,8 @@ def show(
     for kind, method in (methods or {"settings of a run": _run_settings()}).items():
         screen.print(f"{name} ({kind}), {origin(method)}\n")
         screen.print(inspect.cleandoc(method.__doc__ or "") + "\n")
+        if needs := _needs(method):
+            screen.print(f"It may take: {needs}.\n")
         screen.print(_settings_table(method))
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -18,6 +18,10 @@ from bench.core.log import Logged
 from bench.core.randomness import derive, generator
 from bench.core.registry import Registry
 from bench.core.settings import Field, Settings
+
+# What an attacker may need besides image-text pairs and the target's name: the weights of the clean model, pairs whose
+# captions name the target, the names of the other classes.
+AttackNeed = Literal["clean_model", "named_captions", "class_names"]
 
 # How many images `stamp` triggers at a time.
 IMAGES_AT_ONCE = 4
@@ -44,27 +48,51 @@ class Trigger:
 
 @dataclass(frozen=True)
 class Preparation(Logged):
-    """What an attacker has before poisoning: the clean model, the image-text pairs, and the target class.
+    """What an attacker has before poisoning, restricted to what `Attack.needs` names.
 
-    `classes` and `templates` are the class names and zero-shot prompts of the data set. `pairs` are read on first use.
-    `open_named` reads the pairs of `poison.pool` that name the target; if it is None, `pairs` are searched for them.
+    The image-text pairs, the target class and its zero-shot prompts (`templates`) are every attacker's. `pairs` are
+    read on first use. `open_named` reads the pairs of `poison.pool` that name the target; if it is None, `pairs` are
+    searched for them. `model` is the clean model, and `all_classes` are the class names of the data set.
     """
 
-    clip: Clip
+    model: Clip
     open_pairs: Callable[[], Captioned]
     target: str
-    classes: tuple[str, ...]
+    all_classes: tuple[str, ...]
     templates: tuple[str, ...]
     seed: int
     open_named: Callable[[], Captioned] | None = None
+    needs: frozenset[AttackNeed] = frozenset(get_args(AttackNeed))
 
     @cached_property
     def pairs(self) -> Captioned:
         return self.open_pairs()
 
+    @property
+    def clip(self) -> Clip:
+        """The clean model with its weights; its input size and device are no secret."""
+        self._require("clean_model")
+        return self.model
+
+    @property
+    def image_size(self) -> int:
+        """Of the model's input, in px."""
+        return self.model.image_size
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names of the data set."""
+        self._require("class_names")
+        return self.all_classes
+
     @cached_property
     def named_in_pool(self) -> Captioned:
         """The pairs of the pool whose captions name the target."""
+        self._require("named_captions")
         if self.open_named is not None:
             return self.open_named()
         rows = [i for i, caption in enumerate(self.pairs.captions) if mentions(caption, self.target)]
@@ -73,12 +101,21 @@ class Preparation(Logged):
     def rng(self, *purpose: str | int) -> torch.Generator:
         return generator(self.seed, "prepare", *purpose)
 
+    def _require(self, need: AttackNeed) -> None:
+        # `bench list attacks` says what an attacker must have, so it must be true.
+        if need not in self.needs:
+            raise BenchError(
+                f"this attack takes `{need}` and does not declare it: write needs = frozenset({{'{need}'}})"
+            )
+
 
 class Attack(Settings):
     """A backdoor attack. Fields are settings; `apply` is all that a simple one must define."""
 
     # Raise it when the attack's behaviour changes, so that stored results of the old version are not reused.
     version: ClassVar[int] = 1
+    # What it takes besides pairs and the target's name; `Preparation` refuses everything else.
+    needs: ClassVar[frozenset[AttackNeed]] = frozenset()
     # Whether `--attacks all` includes it.
     in_all: ClassVar[bool] = True
     # Text trigger: put before every class prompt at test, for attacks that have one (TrojVQA).

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
@@ -190,7 +190,8 @@ class Resources:
         data, classes = self.dataset, self.dataset.classes()
         target = classes[self.target]
         named = self.named_in_pool if self.run.poison.pool else None
-        return Preparation(self.clip, lambda: self.pairs_for(method), target, classes, data.templates, seed, named)
+        pairs = partial(self.pairs_for, method)
+        return Preparation(self.clip, pairs, target, classes, data.templates, seed, named, method.needs)
 
     def fingerprints(self) -> dict[str, Callable[[], str]]:
         """Functions that compute the fields of `Fingerprints`."""

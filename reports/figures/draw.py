@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from operator import attrgetter
 from pathlib import Path
 
@@ -68,7 +67,7 @@ def draw_all(folder: ResultsFolder) -> list[Drawn]:
 
 
 def _draws(figure: PaperFigure) -> Draw:
-    return OF_ALL[figure.kind] if figure.kind in OF_ALL else partial(OF_SOME[figure.kind], figure=figure)
+    return OF_ALL[figure.kind] if figure.kind in OF_ALL else lambda source: OF_SOME[figure.kind](source, figure)
 
 
 def _file_name(name: str) -> str:

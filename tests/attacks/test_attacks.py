@@ -1,8 +1,9 @@
 """BadNet, Blended and WaNet: each trigger against an independent NumPy and SciPy implementation."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import matplotlib
 import numpy as np
@@ -21,7 +22,7 @@ from attacks.blended import Blended
 from attacks.patch import corner, paste
 from attacks.wanet import WaNet
 from bench import Attack, BenchError, Captioned, Clip, Geometry, Images, Preparation, Trigger, attacks, generator, stamp
-from bench.core.attack import stamp_images
+from bench.core.attack import AttackNeed, stamp_images
 
 SIDE = 224
 TRIGGERS: dict[str, Attack] = {
@@ -71,6 +72,21 @@ def psnr(changed: Tensor, original: Tensor) -> float:
 
 
 # --- any trigger
+
+
+@pytest.mark.parametrize(
+    ("need", "take"), [("clean_model", "clip"), ("class_names", "classes"), ("named_captions", "named_in_pool")]
+)
+def test_an_attack_that_takes_more_than_it_declares_is_refused(need: AttackNeed, take: str) -> None:
+    clip = cast(Clip, SimpleNamespace(image_size=SIDE))
+    pairs = Captioned(["a", "b"], torch.zeros(2, 3, SIDE, SIDE, dtype=torch.uint8), "", captions=["a banana", "a cat"])
+    given = Preparation(clip, lambda: pairs, "banana", ("banana", "cat"), ("{}",), 0)
+    assert getattr(replace(given, needs=frozenset({need})), take) is not None
+    with pytest.raises(
+        BenchError, match=rf"takes `{need}` and does not declare it: write needs = frozenset\(\{{'{need}'"
+    ):
+        getattr(replace(given, needs=frozenset(get_args(AttackNeed)) - {need}), take)
+    assert replace(given, needs=frozenset()).image_size == SIDE, "that is no secret"
 
 
 @table(TRIGGERS)

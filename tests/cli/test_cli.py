@@ -99,6 +99,7 @@ def test_show_tells_source_defaults_and_ranges(capsys: pytest.CaptureFixture, mo
     code, out, _ = bench(capsys, monkeypatch, "show", "rvpt")
     assert code == 0
     assert "rvpt.py" in out and "alpha" in out and "2.0" in out and ">= 0" in out
+    assert "It may take: class names, shots." in out
 
 
 def test_dry_run_prints_cells_and_makes_nothing(
