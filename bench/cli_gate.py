@@ -1,7 +1,7 @@
 """The commands for finished results: `bench verify`, `compare`, `baseline`, `check`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -52,16 +52,19 @@ def compare(
 
 @app.command()
 def baseline(
-    results: Results,
+    results: Annotated[Path, typer.Argument(help="A results folder; or a baseline, to add reruns to it.")],
     out: Annotated[Path, typer.Option(help="The file to write: JSON.")],
     reruns: Annotated[
-        list[Path] | None, typer.Argument(help="Runs of the same settings on other processors: how far runs differ.")
+        list[Path] | None,
+        typer.Argument(help="Results or baselines of the same settings from elsewhere: how far they differ."),
     ] = None,
 ) -> None:
     """Write the numbers of a results folder, seed by seed, as the baseline that `bench check` compares with."""
-    from reports.baseline import make_baseline, refuse_single_seeds, to_json
+    from reports.baseline import add_rerun, refuse_single_seeds, to_json
 
-    made = make_baseline(_open(results), [_open(rerun) for rerun in reruns or ()])
+    made = _baseline_of(results)
+    for rerun in reruns or ():
+        add_rerun(made, _baseline_of(rerun), str(rerun), str(results))
     refuse_single_seeds(made)
     _write(out, to_json(made))
     _say(f"wrote {out}: {len(made['cells'])} cells. `bench check RESULTS --baseline {out}` compares with it.")
@@ -100,6 +103,13 @@ def check(
         _write(markdown, text)
     _say(text)
     raise typer.Exit(exit_code(findings))
+
+
+def _baseline_of(path: Path) -> dict[str, Any]:
+    """The baseline in a file, or of a results folder."""
+    from reports.baseline import make_baseline, read_baseline
+
+    return read_baseline(path) if path.is_file() else make_baseline(_open(path))
 
 
 def _open(out: Path) -> "ResultsFolder":

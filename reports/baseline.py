@@ -53,14 +53,45 @@ def make_baseline(folder: ResultsFolder, reruns: Sequence[ResultsFolder] = ()) -
         # The commit of the checkout in which the command is run, which may be a plug-in's.
         "commit": commit_of(Path.cwd()) or None,
         "seeds": sorted({cell.seed for cell in finished}),
-        "reruns": len(reruns),
+        "reruns": 0,
         "versions": _versions(folder.results),
         "cells": cells,
         "settings": settings,
     }
     for rerun in reruns:
-        _add(baseline, folder, rerun)
+        add_rerun(baseline, make_baseline(rerun), f"{rerun.out}", f"{folder.out}")
     return baseline
+
+
+def add_rerun(baseline: dict[str, Any], rerun: dict[str, Any], name: str, of: str) -> None:
+    """Append the values of another baseline to those of a baseline, by seed; `name` and `of` are for errors.
+
+    Raises:
+        BenchError: the rerun has other cells, settings or seeds, or all of its numbers are there already.
+    """
+    places = {tuple(cell[key] for key in CELL): cell for cell in baseline["cells"]}
+    known: list[bool] = []
+    for other in rerun["cells"]:
+        cell = places.get(tuple(other[key] for key in CELL))
+        if cell is None:
+            raise BenchError(f"{name} is no rerun of {of}, which has no {cell_name(other)}")
+        wanted, inputs = baseline["settings"][cell["settings"]], rerun["settings"][other["settings"]]
+        if different := differences({**wanted, "seeds": inputs["seeds"]}, inputs):
+            raise BenchError(f"{name} is no rerun of {of}, {cell_name(other)}: {'; '.join(different)}")
+        if extra := set(inputs["seeds"]) - set(wanted["seeds"]):
+            raise BenchError(f"{name} is no rerun of {of}, which has no seeds {sorted(extra)}")
+        numbers = cell["numbers"]
+        for metric in other["numbers"].keys() & numbers.keys():
+            for seed, values in other["numbers"][metric]["values"].items():
+                earlier = numbers[metric]["values"][seed]
+                known += [value in earlier for value in values]
+                earlier += values
+    if all(known):
+        raise BenchError(
+            f"{name} has the same numbers as an earlier run, so it shows no effect of rounding. Run it on another "
+            f"processor, or with other kernels: {ANOTHER_ROUNDING} bench run ... --out OTHER"
+        )
+    baseline["reruns"] += 1 + rerun["reruns"]
 
 
 def refuse_single_seeds(baseline: dict[str, Any]) -> None:
@@ -111,31 +142,6 @@ def _cells(folder: ResultsFolder) -> Iterable[tuple[dict[str, Any], dict[str, An
         seeds.setdefault(tuple(cell.place[key] for key in CELL), []).append(cell)
     for key, of_seeds in seeds.items():
         yield dict(zip(CELL, key, strict=True)), _settings(folder, of_seeds), _numbers(numbers[key])
-
-
-def _add(baseline: dict[str, Any], folder: ResultsFolder, rerun: ResultsFolder) -> None:
-    """Append the values of a rerun to those of the baseline, by seed."""
-    places = {tuple(cell[key] for key in CELL): cell for cell in baseline["cells"]}
-    same = []
-    for place, inputs, numbers in _cells(rerun):
-        cell = places.get(tuple(place.values()))
-        if cell is None:
-            raise BenchError(f"{rerun.out} is no rerun of {folder.out}, which has no {cell_name(place)}")
-        wanted = baseline["settings"][cell["settings"]]
-        if different := differences({**wanted, "seeds": inputs["seeds"]}, inputs):
-            raise BenchError(f"{rerun.out} is no rerun of {folder.out}, {cell_name(place)}: {'; '.join(different)}")
-        if extra := set(inputs["seeds"]) - set(wanted["seeds"]):
-            raise BenchError(f"{rerun.out} is no rerun of {folder.out}, which has no seeds {sorted(extra)}")
-        for name in numbers.keys() & cell["numbers"].keys():
-            for seed, values in numbers[name]["values"].items():
-                known = cell["numbers"][name]["values"][seed]
-                same.append(values[0] in known)
-                known += values
-    if all(same):
-        raise BenchError(
-            f"{rerun.out} has the same numbers as an earlier run, so it shows no effect of rounding. Run it on another "
-            f"processor, or with other kernels: {ANOTHER_ROUNDING} bench run ... --out OTHER"
-        )
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -26,7 +26,7 @@ from bench.results.folder import ResultsFolder
 from bench.results.records import Cell, Run
 from benchmarks.gate.reruns import rerun
 from defenses.rvpt import RVPT
-from reports.baseline import make_baseline, read_baseline
+from reports.baseline import add_rerun, make_baseline, read_baseline
 from reports.command import command_of
 from reports.gate import Finding, exit_code, judge
 
@@ -294,6 +294,23 @@ def test_the_command_of_variants_names_their_suite() -> None:
     run_of = recorded(variants[BASE_VARIANT], variants, *cells)
     command = command_of(run_of, run_of.cells)
     assert command == "bench run --suite alpha --preset mini --attacks badnet --defenses rvpt --seeds 0"
+
+
+def test_runs_from_elsewhere_are_added_to_a_baseline_as_they_come(tmp_path: Path, baseline: Path) -> None:
+    moved = [*seeded(asr=(42, 48, 60)), *NONE_CELLS]
+    elsewhere = tmp_path / "elsewhere.json"
+    assert run("baseline", results_folder(tmp_path / "there", *moved), "--out", elsewhere).exit_code == 0
+    third = results_folder(tmp_path / "third", *seeded(asr=(44, 47, 66)), *NONE_CELLS)
+    for number, other in enumerate((elsewhere, third), 1):
+        done = run("baseline", baseline, other, "--out", baseline)
+        assert done.exit_code == 0, done.output
+        assert read_baseline(baseline)["reruns"] == number
+    at_once = make_baseline(
+        ResultsFolder(tmp_path / "old"), [ResultsFolder(tmp_path / name) for name in ("there", "third")]
+    )
+    assert read_baseline(baseline)["cells"] == at_once["cells"]
+    with pytest.raises(BenchError, match=r"elsewhere\.json has the same numbers as an earlier run"):
+        add_rerun(read_baseline(baseline), read_baseline(elsewhere), "elsewhere.json", "baseline.json")
 
 
 def test_check_passes_and_then_fails_for_a_reason_that_it_names(tmp_path: Path, baseline: Path) -> None:
