@@ -6,8 +6,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from bench.core.registry import load_plugins
 from bench.experiment.settings import resolve
 from benchmarks.world import search
+
+load_plugins()
 
 
 @pytest.fixture
