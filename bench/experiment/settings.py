@@ -1,6 +1,7 @@
 """The settings of a run, and how they are read: preset < config file < flags < --set."""
 
 import os
+import re
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -284,9 +285,18 @@ def _text(config: Path) -> str:
         raise BenchError(f"--config {config} cannot be read as text: {error}") from None
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which 4e-4 is a number; YAML 1.1 takes it for a text and wants 4.0e-4."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
 def _yaml(text: str, where: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise BenchError(f"{where} is no YAML: {error}") from None
 
