@@ -145,6 +145,7 @@ def test_the_embedded_world_has_variants_of_its_own() -> None:
 
 @pytest.mark.parametrize("written", ["4e-4", "4E-4", "4.0e-4", "4.e-4", "0.0004"])
 def test_a_number_is_a_number_however_it_is_written(written: str) -> None:
+    load_plugins()
     run = resolve("mini", None, {}, [f"cleanclip.learning_rate={written}", f"poison.learning_rate={written}"])
     assert run.method("cleanclip")["learning_rate"] == run.poison.learning_rate == 0.0004
     assert resolve("mini", None, {}, ["target=1e4c"]).target == "1e4c"
