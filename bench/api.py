@@ -39,6 +39,8 @@ def run(
     tasks: Names | None = None,
     seeds: Sequence[int] | None = None,
     preset: str = "mini",
+    paper: str | None = None,
+    recipe: str | None = None,
     suite: str | None = None,
     out: Path | str = "results",
     plugins: Sequence[Path | str] = (),
@@ -50,7 +52,8 @@ def run(
     Args:
         attacks, defenses, tasks: names, or "all"; None takes the preset's. Chains of defenses are written "a+b".
         seeds: one backdoored model per attack and seed.
-        preset, suite: as `bench list presets` and `bench list suites` name them.
+        preset, recipe, suite: as `bench list presets`, `bench list recipes` and `bench list suites` name them.
+        paper: a version of the preset's paper, such as "v3".
         out: the results folder.
         plugins: Python files that register methods.
         quiet: print nothing.
@@ -69,19 +72,20 @@ def run(
     lists = {"attacks": _names(attacks), "defenses": _names(defenses), "tasks": _names(tasks), "seeds": seeds}
     flags = {name: value for name, value in lists.items() if value is not None} | settings
     flags["execution"] = {"workers": 1} | flags.get("execution", {})
-    base = resolve(preset, None, flags, suite=suite_settings(suite))
+    base = resolve(preset, None, flags, paper=paper, suite=suite_settings(suite), recipe=recipe)
     variants, left_out = variants_of(base, suite)
     console = Console(quiet=quiet, markup=False, highlight=False)
     for name, reason in left_out.items():
         console.print(f"left out: {name}, because {reason}")
     ended = run_matrix(variants, Path(out), files, console)
     if ended.shown:
-        folder = ResultsFolder(out)
-        write_report(folder)
+        write_report(ResultsFolder(out))
     if ended.failures:
         reasons = "; ".join(f"{label}: {reason}" for label, reason in ended.failures.items())
         raise BenchError(f"{len(ended.failures)} artefacts failed, and the same call tries them again. {reasons}")
-    return folder
+    if not ended.shown:
+        raise BenchError("no cell of this run can be measured; the same run with `bench run --dry-run` says why")
+    return ResultsFolder(out)
 
 
 def open(out: Path | str = "results", device: str = "cpu") -> ResultsFolder:
@@ -103,6 +107,8 @@ def evaluate(
     task: str = "zero_shot",
     seed: int = 0,
     preset: str = "mini",
+    paper: str | None = None,
+    recipe: str | None = None,
     cache: Path | str = "results/data",
     **settings: Any,
 ) -> pd.DataFrame:
@@ -115,6 +121,7 @@ def evaluate(
             clean model, as it does for training with this seed.
         task: what is measured.
         seed: the seed of the trigger and of all other randomness.
+        preset, paper, recipe: as for `run`.
         cache: the folder for decoded images.
         settings: any other settings, as for `run`.
 
@@ -126,7 +133,8 @@ def evaluate(
         BenchError: a setting cannot be used, the model does not fit, or its logits are not finite.
     """
     load_plugins()
-    run = resolve(preset, None, {"attacks": (attack,), "tasks": (task,)} | settings)
+    asked = {"attacks": (attack,), "tasks": (task,)} | settings
+    run = resolve(preset, None, asked, paper=paper, recipe=recipe)
     resources = Resources(run, Path(cache), open_device(run.execution.device))
     method = resources.attack(attack)
     if trigger is None:

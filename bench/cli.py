@@ -39,7 +39,9 @@ app.add_typer(cli_audit.app, name="audit")
 app.command()(cli_audit.purify)
 # Paths and names may hold brackets, which are no markup.
 screen = Console(markup=False, highlight=False)
-KINDS = ("attacks", "defenses", "tasks", "metrics", "datasets", "presets", "papers", "suites", "models")
+KINDS = (
+    "attacks", "defenses", "tasks", "metrics", "datasets", "presets", "papers", "recipes", "suites", "models",
+)  # fmt: skip
 # The kinds of methods that `bench show` looks for, the slowest to import last.
 SHOWN = {"attacks": "attack", "defenses": "defense", "tasks": "task", "metrics": "metric", "datasets": "data set"}
 
@@ -169,7 +171,7 @@ def run(
     pairs: Pairs = None,
     preset: Preset = "mini",
     paper: Annotated[str | None, _option(SETTINGS, "A paper's version, such as v3, on a preset of it.")] = None,
-    recipe: Annotated[str | None, _option(SETTINGS, "Another way to run a paper, such as authors.")] = None,
+    recipe: Annotated[str | None, _option(SETTINGS, "Another way to run a paper; `bench list recipes`.")] = None,
     config: Config = None,
     set: Set = [],  # noqa: B006
     plugin: Plugin = [],  # noqa: B006
@@ -266,6 +268,10 @@ def _listed(kind: str) -> Iterable[Sequence[str]]:
         from bench.papers import papers
 
         return [(name, paper.title) for name, paper in papers.items()]
+    if kind == "recipes":
+        from bench.papers import recipes
+
+        return [(name, recipe.shows) for name, recipe in recipes().items()]
     if kind == "suites":
         from bench.papers import suites
 
@@ -288,10 +294,10 @@ def _needs(method: Any) -> str:
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="An attack, defense, metric, data set, or `run`.")],
+    name: Annotated[str, typer.Argument(help="An attack, defense, metric, data set, recipe, or `run`.")],
     plugin: Plugin = [],  # noqa: B006
 ) -> None:
-    """Show a method's description, source file, and settings with default, range and unit."""
+    """Show a method's description, source file, and settings with default, range and unit; or what a recipe sets."""
     if name == "run":
         load_plugins(tuple(plugin))
         return _show(name, "settings of a run", _run_settings())
@@ -308,6 +314,11 @@ def show(
         if name in registry:
             return _show(name, singular, registry[name])
         known += registry
+    from bench.papers import recipes
+
+    if name in recipes():
+        return _show_recipe(name)
+    known += recipes()
     raise unknown("method", name, known, "`bench list attacks` and the like explain them.")
 
 
@@ -425,6 +436,26 @@ def _summary(item: Any) -> str:
     """The first line of a method's docstring; for a metric, its function's."""
     item = getattr(item, "measure", item)
     return next(iter((item.__doc__ or "").strip().splitlines()), "")
+
+
+def _show_recipe(name: str) -> None:
+    """What a recipe sets, beside the defaults; a preset may set something else than these."""
+    from bench.experiment.settings import METHODS
+    from bench.papers import find_recipe
+    from reports.command import flat
+
+    recipe = find_recipe(name)
+    screen.print(f"{name} (recipe): {recipe.shows}\n")
+    table = Table("setting", "value", "default", "what it is", box=None, pad_edge=False)
+    for setting, value in flat(recipe.settings).items():
+        owner, _, key = setting.partition(".")
+        methods = [registry[owner] for registry in METHODS if owner in registry]
+        field = methods[0].model_fields.get(key) if methods else _run_settings().model_fields.get(owner)
+        if key and not methods and field is not None:
+            field = getattr(field.annotation, "model_fields", {}).get(key)
+        default, _, _, what = _row(field) if field is not None else ("", "", "", "")
+        table.add_row(setting, str(value), default, what)
+    screen.print(table)
 
 
 def _settings_table(method: "type[Settings]") -> Table:

@@ -188,7 +188,7 @@ def resolve(
     if paper is not None:
         values = _in_version(values, paper, preset)
     if recipe is not None:
-        values = merge(values, papers.find_recipe(recipe))
+        values = merge(values, papers.find_recipe(recipe).settings)
     if config is not None:
         if not config.is_file():
             raise BenchError(f"--config {config}: no such file")

@@ -19,6 +19,7 @@ from bench.papers.library import (
     find_suite,
     find_version,
     papers,
+    recipes,
     register,
     register_all,
     suite_name,
@@ -27,7 +28,7 @@ from bench.papers.library import (
     table_name,
     variants_in_matrix,
 )
-from bench.papers.paper import Axis, Method, Paper, PaperFigure, PaperTable, Place, Suite, Sweep
+from bench.papers.paper import Axis, Method, Paper, PaperFigure, PaperTable, Place, Recipe, Suite, Sweep
 
 __all__ = [
     "Axis",
@@ -36,6 +37,7 @@ __all__ = [
     "PaperFigure",
     "PaperTable",
     "Place",
+    "Recipe",
     "Suite",
     "Sweep",
     "chains",
@@ -45,6 +47,7 @@ __all__ = [
     "find_suite",
     "find_version",
     "papers",
+    "recipes",
     "register",
     "suite_name",
     "suites",

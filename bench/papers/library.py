@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from bench.core.errors import BenchError, unknown
-from bench.papers.paper import Paper, PaperFigure, Suite, Sweep, Values
+from bench.papers.paper import Paper, PaperFigure, Recipe, Suite, Sweep
 from bench.papers.reading import PAPER, read_paper
 
 T = TypeVar("T")
@@ -76,13 +76,18 @@ def find_version(name: str) -> tuple[Paper, str]:
     return _find("version of the paper", name, lambda paper: {v: v for v in paper.versions})
 
 
-def find_recipe(name: str) -> Values:
-    """The settings of a recipe of a name, which may be PAPER/NAME.
+def recipes() -> dict[str, Recipe]:
+    """The recipes of all papers by name; PAPER/NAME if several papers have a recipe of this name."""
+    return {name: recipe for name, (_, recipe) in by_name(_recipes).items()}
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe with this name, which may be PAPER/NAME.
 
     Raises:
         BenchError: there is none, or several papers have one.
     """
-    return _find("recipe", name, lambda paper: paper.recipes, "docs/fidelity.md explains them.")[1]
+    return _find("recipe", name, _recipes, "`bench list recipes` explains them.")[1]
 
 
 def chains() -> tuple[str, ...]:
@@ -118,6 +123,10 @@ def _sweeps(paper: Paper) -> dict[str, tuple[str, Sweep]]:
 
 def _suites(paper: Paper) -> Mapping[str, Suite]:
     return paper.suites
+
+
+def _recipes(paper: Paper) -> Mapping[str, Recipe]:
+    return paper.recipes
 
 
 def _asked_for(paper: Paper, name: str, items: Callable[[Paper], Mapping[str, T]]) -> str:

@@ -201,6 +201,18 @@ class Version(BaseModel):
         return dict(self.model_extra or {})
 
 
+class Recipe(BaseModel):
+    """Another way to run a paper: settings on top of its presets, and what they follow."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    shows: str
+
+    @property
+    def settings(self) -> Values:
+        return dict(self.model_extra or {})
+
+
 class PaperFile(Data):
     """The contents of paper.yaml.
 
@@ -213,7 +225,7 @@ class PaperFile(Data):
     arxiv: str = ""
     versions: dict[Name, Version] = Field(min_length=1)
     presets: tuple[str, ...] = ()
-    recipes: dict[Name, Values] = {}
+    recipes: dict[Name, Recipe] = {}
     chains: tuple[str, ...] = ()
     places: dict[str, Place] = {}
     figures: dict[Name, PaperFigure] = {}

@@ -7,7 +7,8 @@ from command import bench
 
 from bench import attacks, defenses
 from bench.cli import RUN_EXAMPLES
-from bench.papers import chains
+from bench.papers import chains, find_recipe
+from reports.command import flat
 
 
 @pytest.mark.parametrize(
@@ -48,6 +49,8 @@ from bench.papers import chains
         ("list attackers", "unknown kind 'attackers'. Did you mean 'attacks'?"),
         ("list paper", "unknown kind 'paper'. Did you mean 'papers'?"),
         ("show badnett", "unknown method 'badnett'. Did you mean 'badnet'?"),
+        ("show author", "unknown method 'author'. Did you mean 'authors'?"),
+        ("run --recipe author", "unknown recipe 'author'. Did you mean 'authors'?"),
         ("report nowhere", "nowhere holds no results. `bench run --out nowhere` makes some."),
     ],
 )
@@ -87,11 +90,13 @@ def test_brackets_in_what_a_user_wrote_are_no_markup(
     assert "error: [red]x holds no results." in bench(capsys, monkeypatch, "report", "[red]x")[2]
 
 
-@pytest.mark.parametrize("kind", ["attacks", "defenses", "metrics", "datasets", "presets", "papers", "models"])
+@pytest.mark.parametrize(
+    "kind", ["attacks", "defenses", "metrics", "datasets", "presets", "papers", "recipes", "models"]
+)
 def test_list(kind: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, _ = bench(capsys, monkeypatch, "list", kind)
     expected = {"attacks": "wanet", "defenses": "rvpt", "metrics": "PR_ratio", "datasets": "folder"}
-    expected["papers"] = "Repulsive Visual Prompt Tuning"
+    expected |= {"papers": "Repulsive Visual Prompt Tuning", "recipes": "authors  what the authors' code does"}
     assert code == 0 and expected.get(kind, "mini") in out
 
 
@@ -100,6 +105,15 @@ def test_show_tells_source_defaults_and_ranges(capsys: pytest.CaptureFixture, mo
     assert code == 0
     assert "rvpt.py" in out and "alpha" in out and "2.0" in out and ">= 0" in out
     assert "It may take: class names, shots." in out
+
+
+def test_show_tells_what_a_recipe_sets(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, out, _ = bench(capsys, monkeypatch, "show", "authors")
+    rows = {words[0]: words[1:3] for line in out.splitlines() if len(words := line.split()) > 2}
+    assert code == 0 and "authors (recipe): what the authors' code does" in out
+    assert rows["badnet.overflow"] == ["wrap", "clip"] and rows["poison.warmup_steps"] == ["10000", "50"]
+    # As many as it sets.
+    assert set(flat(find_recipe("authors").settings)) <= rows.keys()
 
 
 def test_dry_run_prints_cells_and_makes_nothing(

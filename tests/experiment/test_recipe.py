@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+import bench
 from bench import BenchError, Trigger, generator, mentions
 from bench.core.attack import attacks
 from bench.core.poisoning import draw_manifest, poison
@@ -17,13 +18,14 @@ from bench.core.settings import merge, nest
 from bench.experiment.resources import Resources
 from bench.experiment.settings import BASE, RunSettings, resolve
 from bench.matrix.plan import Fingerprints, make_plan
-from bench.matrix.runner import check_installed
+from bench.matrix.runner import Report, check_installed
 from bench.papers import find_recipe, papers
 from bench.training import eda
 from bench.training.fine_tuning import FineTuning
 from reports.command import flat
 
 PAPER_PRESETS = ("paper-imagenet", "paper-caltech101", "paper-oxfordpets")
+RECIPE = find_recipe("authors").settings
 PRINTS = Fingerprints("model", "pairs", "words", "tuned", "tested")
 
 
@@ -40,7 +42,7 @@ def ids(run: RunSettings) -> set[str]:
 def test_the_recipe_is_a_preset_with_settings_on_top(preset: str) -> None:
     ours, authors = resolve(preset), resolve(preset, recipe="authors")
     assert ids(ours).isdisjoint(ids(authors))
-    stamped = [authors.attack(name) for name in attacks if name in find_recipe("authors")]
+    stamped = [authors.attack(name) for name in attacks if name in RECIPE]
     assert len(stamped) == 7
     assert {(attack.geometry, attack.rounding) for attack in stamped} == {("squash", "truncate")}
     assert (authors.attack("badnet").overflow, authors.attack("label_consistent").overflow) == ("wrap", "wrap")
@@ -48,9 +50,9 @@ def test_the_recipe_is_a_preset_with_settings_on_top(preset: str) -> None:
     assert resolve(preset, None, {}, ("badnet.overflow=clip",), recipe="authors").attack("badnet").overflow == "clip"
 
 
-@pytest.mark.parametrize("setting", flat(find_recipe("authors")))
+@pytest.mark.parametrize("setting", flat(RECIPE))
 def test_each_difference_is_a_setting_that_counts_in_the_id_alone(setting: str) -> None:
-    value = flat(find_recipe("authors"))[setting]
+    value = flat(RECIPE)[setting]
     chosen = {"attacks": tuple(papers["rvpt"].labels.attacks), "defenses": ("cleanclip", "rvpt", "vpt")}
     # `first_step` counts in the id even where the warm-up is none; `pool` only for an attack that searches one.
     base = resolve("paper-caltech101", None, chosen, ("badclip.targets=pool",))
@@ -70,8 +72,37 @@ def test_version_3_has_no_label_consistent() -> None:
 
 
 def test_an_unknown_recipe() -> None:
-    with pytest.raises(BenchError, match=r"unknown recipe 'author'. Did you mean 'authors'\?\n.*fidelity"):
+    with pytest.raises(BenchError, match=r"unknown recipe 'author'. Did you mean 'authors'\?\n.*bench list recipes"):
         resolve("paper-imagenet", recipe="author")
+
+
+def test_python_takes_a_version_and_a_recipe_as_the_command_line_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = []
+
+    def plan(variants: dict[str, RunSettings], *_: object) -> Report:
+        planned.append(variants[BASE])
+        return Report(0, 0, {}, shown=False)
+
+    monkeypatch.setattr("bench.api.run_matrix", plan)
+    asked = {"preset": "paper-imagenet", "paper": "v3", "recipe": "authors", "imagenet": {"prompts": "openai80"}}
+    with pytest.raises(BenchError, match="no cell of this run can be measured"):
+        bench.run("badnet", ["none", "cleanclip"], quiet=True, **asked)
+    flags = {"attacks": ("badnet",), "defenses": ("none", "cleanclip"), "imagenet": asked["imagenet"]}
+    expected = resolve("paper-imagenet", None, flags, paper="v3", recipe="authors")
+    assert planned[0].experiment == expected.experiment and planned[0].attack("badnet").overflow == "wrap"
+    assert planned[0].defense("cleanclip").pairs == 250_000
+    with pytest.raises(BenchError, match=r"unknown recipe 'author'\. Did you mean 'authors'"):
+        bench.run("badnet", recipe="author")
+
+
+def test_one_model_is_evaluated_with_the_recipes_trigger(tmp_path: Path) -> None:
+    def resistivity(**how: object) -> float:
+        asked = {"zero_shot": {"perturbations": ["trigger"], "perturbation_images": 8}, "evaluate": {"limit": 8}}
+        rows = bench.evaluate(None, "badnet", preset="smoke", cache=tmp_path, **asked, **how)
+        return rows.set_index("metric").loc["PR_cos", "value"]
+
+    alone = {"badnet": find_recipe("authors").settings["badnet"]}
+    assert resistivity() != resistivity(recipe="authors") == resistivity(**alone)
 
 
 # --- the schedule
