@@ -21,7 +21,15 @@ Column = Literal[
 
 
 FigureKind = Literal[
-    "attention", "correlation", "embedding", "loss_term", "permutations", "perturbations", "resistivity", "triggers"
+    "attention",
+    "blocks",
+    "correlation",
+    "embedding",
+    "loss_term",
+    "permutations",
+    "perturbations",
+    "resistivity",
+    "triggers",
 ]
 # How many defenses a figure names, at least and at most; one of another kind names none.
 DEFENSES_SHOWN: dict[str, tuple[int, int]] = {"attention": (1, 1), "embedding": (1, 9), "loss_term": (2, 2)}

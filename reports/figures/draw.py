@@ -13,7 +13,17 @@ from matplotlib.figure import Figure
 from bench.core.errors import BenchError
 from bench.papers import PaperFigure, drawings, figures
 from bench.results.folder import ResultsFolder
-from reports.figures import ablations, attention, correlation, embedding, loss_term, permutations, pictures, resistivity
+from reports.figures import (
+    ablations,
+    attention,
+    blocks,
+    correlation,
+    embedding,
+    loss_term,
+    permutations,
+    pictures,
+    resistivity,
+)
 from reports.figures.source import Source
 from reports.figures.style import STYLE
 
@@ -24,6 +34,7 @@ Draw = Callable[[Source], tuple[Figure, pd.DataFrame]]
 
 # The kinds of figures that a paper may declare: those of all models of a run, and those of the defenses it names.
 OF_ALL: dict[str, Draw] = {
+    "blocks": blocks.draw,
     "correlation": correlation.draw,
     "permutations": permutations.draw,
     "perturbations": pictures.draw_perturbations,

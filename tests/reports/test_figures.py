@@ -22,6 +22,7 @@ from bench.results.records import Run, RunFile
 from metrics.correlation import pr_asr_correlation
 from reports.figures import Drawn, draw_all
 from reports.figures.attention import class_attention
+from reports.figures.blocks import class_tokens, resistivity_of_blocks
 from reports.figures.correlation import correlation_words, resistivity_and_success
 from reports.figures.draw import OF_ALL, OF_SOME
 from reports.figures.embedding import project
@@ -164,6 +165,36 @@ def test_class_attention_is_that_of_the_last_block(tiny_clip: Clip, count: int) 
     assert found.shape == (2, 4, 4)
     assert torch.allclose(found.flatten(1), weights[:, 0, 1:17], atol=1e-5)
     assert not block.ln_1._forward_hooks, "the hook is gone"
+
+
+@pytest.mark.parametrize("prompted", [0, 3])
+def test_resistivity_of_blocks_is_that_of_the_class_tokens_that_leave_them(tiny_clip: Clip, prompted: int) -> None:
+    rng = torch.Generator().manual_seed(0)
+    images = torch.rand(5, 3, 32, 32, generator=rng)
+    after = (images + 0.3 * torch.rand(5, 3, 32, 32, generator=rng)).clamp(0, 1)
+    victim = Victim(tiny_clip, prompts=torch.randn(prompted, 4, 32, generator=rng) if prompted else None)
+    layers = tiny_clip.visual.transformer.resblocks
+    found = resistivity_of_blocks(class_tokens(victim, images, batch_size=2), class_tokens(victim, after, batch_size=2))
+    assert found.shape == (len(layers), 5)
+    expected = [_cosines(*pair) for pair in zip(_seen(victim, images), _seen(victim, after), strict=True)]
+    assert found.numpy() == pytest.approx(np.array(expected), abs=1e-5)
+    assert resistivity_of_blocks(class_tokens(victim, images), class_tokens(victim, images)).numpy() == pytest.approx(1)
+
+
+@torch.no_grad()
+def _seen(victim: Victim, images: torch.Tensor) -> list[np.ndarray]:
+    """Class tokens after each block, with every block run on all tokens and its own prompts behind them."""
+    hidden, layers, found = tokens(victim.clip, images), victim.clip.visual.transformer.resblocks, []
+    first = len(layers) - (0 if victim.prompts is None else len(victim.prompts))
+    for number, layer in enumerate(layers):
+        own = victim.prompts[number - first].expand(len(images), -1, -1) if number >= first else hidden[:, :0]
+        hidden = layer(torch.cat([hidden, own], 1))[:, : hidden.shape[1]]
+        found.append(hidden[:, 0].numpy())
+    return found
+
+
+def _cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    return (first * second).sum(1) / np.linalg.norm(first, axis=1) / np.linalg.norm(second, axis=1)
 
 
 def test_the_projection_is_the_same_twice_and_keeps_texts_beside_their_images() -> None:
