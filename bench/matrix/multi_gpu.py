@@ -15,6 +15,7 @@ from bench.core.errors import BenchError
 from bench.core.registry import PLUGIN_MODULE, load_plugins
 from bench.experiment.resources import Resources
 from bench.experiment.settings import RunSettings
+from bench.matrix.child_process import end_with_parent
 from bench.matrix.plan import Node
 from bench.results.store import CACHE, Store
 
@@ -33,14 +34,19 @@ def make_on_gpus(make: Make, node: Node, run: RunSettings, out: Path, device: st
     plugins = tuple(Path(str(m.__file__)) for name, m in list(sys.modules.items()) if name.startswith(PLUGIN_MODULE))
     errors = processes_of.get_context("spawn").SimpleQueue()
     with tempfile.TemporaryDirectory() as meeting:
+        arguments = (f"file://{meeting}/here", make, node, run, out, device, plugins, errors)
+        started = processes_of.spawn(_work, arguments, run.execution.gpus, join=False, daemon=True)
         try:
-            processes_of.spawn(
-                _work, (f"file://{meeting}/here", make, node, run, out, device, plugins, errors), run.execution.gpus
-            )
+            while not started.join():
+                pass
         except (ProcessRaisedException, ProcessExitedException):
             if errors.empty():
                 raise
             raise BenchError(errors.get()) from None
+        finally:
+            # When the run is interrupted, too: this process cannot end before they do.
+            for process in started.processes:
+                process.kill()
 
 
 def _work(
@@ -54,6 +60,7 @@ def _work(
     plugins: tuple[Path, ...],
     errors: Any,
 ) -> None:
+    end_with_parent()
     load_plugins(plugins)
     torch.set_num_threads(run.execution.threads)
     gpu = device.startswith("cuda")

@@ -1,6 +1,8 @@
 """Work units on the machines of a Ray cluster, with the results folder on a disk that all of them share."""
 
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -35,7 +37,11 @@ class RayWorkers:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         self._ours = not self._ray.is_initialized()
         if self._ours:
+            on_term = signal.getsignal(signal.SIGTERM)
             self._ray.init(log_to_driver=False)
+            if threading.current_thread() is threading.main_thread():
+                # Ray's own handler ends the process without a word.
+                signal.signal(signal.SIGTERM, on_term)
         share = run.gpu_share
         gpus = share if share is not None else float(job.device.startswith("cuda")) * run.gpus
         needed = {"CPU": float(run.threads), "GPU": gpus, "memory": (run.memory_gb or 0) * 2**30}

@@ -4,21 +4,19 @@ This process and local processes report their progress to a `Watch`; a Ray clust
 """
 
 import multiprocessing
-import os
 import queue
 import signal
-import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
-from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any, Protocol
 
 from bench.core.progress import Step, listening
 from bench.experiment.settings import BASE, Variants
+from bench.matrix.child_process import end_with_parent
 from bench.matrix.job import Job, Workbench
 from bench.matrix.plan import Node
 from bench.matrix.ray_workers import RayWorkers
@@ -190,16 +188,8 @@ def _start_worker(job: Job, messages: Any) -> None:
     messages.cancel_join_thread()
     # Ctrl-C reaches all processes of a terminal; the parent ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     _workbench = job.open()
-
-
-def _end_with_parent() -> None:
-    """End this process once its parent is dead, however it died: nobody would take its work any more."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait_for([parent.sentinel])
-    os._exit(1)
 
 
 def _work(nodes: tuple[Node, ...]) -> Errors:

@@ -305,20 +305,61 @@ def test_workers_end_with_a_run_that_is_killed(how: signal.Signals, tmp_path: Pa
     file = tmp_path / "mishaps.py"
     file.write_text(PLUGIN)
     tiny = [word for assignment in (*TINY, "zero_shot.perturbations=[]") for word in ("--set", assignment)]
-    command = [sys.executable, "-m", "bench.cli", "run", "--preset", "smoke", "--attacks", "badnet"]
+    command = ["-m", "bench.cli", "run", "--preset", "smoke", "--attacks", "badnet", "--out", str(tmp_path / "out")]
     command += ["--defenses", "works_on", "--seeds", "0,1", "--workers", "2", "--plugin", str(file), *tiny]
-    with subprocess.Popen([*command, "--out", str(tmp_path / "out")], stdout=subprocess.PIPE, text=True) as run:
-        while not (started := list(tmp_path.glob("*.worker"))):
+    returncode, printed = kill(command, how, tmp_path)
+    if how == signal.SIGTERM:
+        assert returncode == 130 and printed.endswith("the same command goes on from there.\n")
+
+
+# Makes a node on two GPUs, with the CPU in their place.
+ON_TWO_GPUS = """
+import os, signal, time
+from pathlib import Path
+from bench.core.registry import load_plugins
+from bench.experiment.settings import resolve
+from bench.matrix.multi_gpu import make_on_gpus
+
+def make(nodes, resources, store):
+    Path(f"{os.getpid()}.worker").touch()
+    time.sleep(3600)
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    load_plugins()
+    make_on_gpus(make, None, resolve("smoke", None, {}, ("execution.gpus=2",)), Path("out"), "cpu")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_processes_of_several_gpus_end_with_a_run_that_is_killed(how: signal.Signals, tmp_path: Path) -> None:
+    file = tmp_path / "on_two_gpus.py"
+    file.write_text(ON_TWO_GPUS)
+    kill([str(file)], how, tmp_path)
+
+
+def kill(command: list[str], how: signal.Signals, folder: Path) -> tuple[int, str]:
+    """Kill a Python command as soon as a process of it makes ID.worker in `folder`, and wait until all have ended.
+
+    Returns:
+        Its exit code, and what it printed.
+    """
+    code = Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(code), os.environ.get("PYTHONPATH", "")])}
+    with subprocess.Popen(
+        [sys.executable, *command], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
+    ) as run:
+        while not (started := list(folder.glob("*.worker"))):
             assert run.poll() is None, run.stdout and run.stdout.read()
             time.sleep(0.1)
         run.send_signal(how)
         # Until all processes have closed their output; the time is for a failure alone.
         printed, _ = run.communicate(timeout=300)
-    if how == signal.SIGTERM:
-        assert run.returncode == 130 and printed.endswith("the same command goes on from there.\n")
     for worker in (int(name.stem) for name in started):
         while _alive(worker):
             time.sleep(0.1)
+    return run.returncode, printed
 
 
 def _alive(pid: int) -> bool:
