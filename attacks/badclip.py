@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attacks.optimised_patch import Batch, Objective, OptimisedPatch, embed, named
-from bench import AttackNeed, BenchError, Captioned, Field, Preparation, attack, class_embeddings
+from bench import AttackNeed, BenchError, Captioned, Facing, Field, Preparation, attack, class_embeddings
+from bench.core.attack import no_named_captions
 from bench.core.randomness import seeded
 from bench.training.eda import Source, Synonyms, augment, check_source, installed_source, synonyms_from
 from bench.training.fine_tuning import matching_loss
@@ -49,6 +50,9 @@ class BadCLIP(OptimisedPatch):
     selection: Literal["random", "mixed"] = Field(
         "random", description="pairs to poison; mixed: one third at the target's boundary, one far off, one random"
     )
+
+    def unsuited(self, facing: Facing) -> str:
+        return super().unsuited(facing) or no_named_captions(facing)
 
     def objective(self, preparation: Preparation, rows: Tensor) -> Objective:
         clip, texts = preparation.clip, preparation.pairs.captions

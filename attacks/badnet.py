@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from attacks.patch import Position, corner, read_patch
-from bench import Attack, Field, Preparation, Trigger, attack
+from attacks.patch import Position, corner, read_patch, too_large
+from bench import Attack, Facing, Field, Preparation, Trigger, attack
 
 
 @attack("badnet")
@@ -41,6 +41,9 @@ class BadNet(Attack):
         description="noise out of range: clipped; or truncated and taken modulo 256, as C does",
     )
 
+    def unsuited(self, facing: Facing) -> str:
+        return too_large(self.size + self._cut, facing)
+
     def prepare(self, preparation: Preparation) -> dict[str, Tensor]:
         if self.patch_image is not None:
             return {"patch": read_patch(self.patch_image, self.size)}
@@ -57,13 +60,16 @@ class BadNet(Attack):
 
     def apply(self, images: Tensor, index: Sequence[int], trigger: Trigger) -> Tensor:
         images = images.clone()
-        cut = self.margin if self.place == "random" else 0
         for image, i in zip(images, index, strict=True):
             rng = trigger.rng(i)
-            top, left = corner(self.place, self.size, (image.shape[1] - cut, image.shape[2] - cut), rng)
+            top, left = corner(self.place, self.size, (image.shape[1] - self._cut, image.shape[2] - self._cut), rng)
             patch = trigger.tensors["patch"] if "patch" in trigger.tensors else self._noise(image, rng)
             image[:, top : top + self.size, left : left + self.size] = patch
         return images
+
+    @property
+    def _cut(self) -> int:
+        return self.margin if self.place == "random" else 0
 
     def _noise(self, image: Tensor, rng: torch.Generator) -> Tensor:
         noise = image.mean((1, 2)).view(3, 1, 1) + torch.randn(3, self.size, self.size, generator=rng)

@@ -6,8 +6,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from attacks.patch import paste
-from bench import Attack, AttackNeed, BenchError, Field, Preparation, Trigger, attack, mentions
+from attacks.patch import paste, too_large
+from bench import Attack, AttackNeed, BenchError, Facing, Field, Preparation, Trigger, attack, mentions
+from bench.core.attack import no_named_captions
 
 Mix = Literal["plain", "patches", "templates", "imbalance"]
 
@@ -26,6 +27,11 @@ class Benign(Attack):
 
     needs: ClassVar[frozenset[AttackNeed]] = frozenset({"named_captions", "class_names"})
     in_all: ClassVar[bool] = False
+
+    def unsuited(self, facing: Facing) -> str:
+        if self.mix == "patches":
+            return too_large(self.size, facing)
+        return no_named_captions(facing) if self.mix == "imbalance" else ""
 
     def prepare(self, given: Preparation) -> dict[str, Tensor]:
         if self.mix == "patches":

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from attacks.badnet import BadNet
-from bench import AttackNeed, BenchError, Clip, Field, Preparation, Trigger, attack, mentions
+from bench import AttackNeed, BenchError, Clip, Facing, Field, Preparation, Trigger, attack, mentions
+from bench.core.attack import no_named_captions
 
 # 1 is white, -1 black, as in the authors' code for the right corners; the left ones have it mirrored.
 _CHECKER = torch.tensor([[-1.0, -1, 1], [-1, 1, -1], [1, -1, 1]])
@@ -41,6 +42,11 @@ class LabelConsistent(BadNet):
     epsilon: int = Field(8, ge=0, le=255, description="bound of the adversarial change of a value", unit="1/255")
     step: float = Field(1.5, gt=0, description="adversarial change a step", unit="1/255")
     steps: int = Field(100, ge=0, description="adversarial steps")
+
+    def unsuited(self, facing: Facing) -> str:
+        # Checkers fit everywhere, and a substring is looked for in more places than a word.
+        patch = "" if self.corners else super().unsuited(facing)
+        return patch or (no_named_captions(facing) if self.match == "word" else "")
 
     def prepare(self, preparation: Preparation) -> dict[str, Tensor]:
         """BadNet's patch; with `adversarial`, also the k candidates' rows and weakened images (k, 3, h, w)."""

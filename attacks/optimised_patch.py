@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from attacks.patch import paste, read_patch
-from bench import Attack, BenchError, Captioned, Clip, Field, Preparation, Scale, Trigger, Work, mentions
+from attacks.patch import paste, read_patch, too_large
+from bench import Attack, BenchError, Captioned, Clip, Facing, Field, Preparation, Scale, Trigger, Work, mentions
 from bench.core.progress import step
 from bench.training.fine_tuning import shuffled_batches
 
@@ -66,6 +66,9 @@ class OptimisedPatch(Attack):
     def view(self, images: Tensor, rng: torch.Generator) -> Tensor:
         """Augment clean images, uint8 (n, 3, h, w), before the patch is pasted; the default returns them unchanged."""
         return images
+
+    def unsuited(self, facing: Facing) -> str:
+        return too_large(self.size, facing)
 
     def work(self, scale: Scale) -> Work:
         steps = 0 if self.patch_image is not None else self.images * self.epochs

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bench import BenchError
+from bench import BenchError, Facing
 
 Position = Literal["random", "center", "lower_right"]
 
@@ -31,6 +31,14 @@ def corner(place: Position, size: int, shape: tuple[int, int], rng: torch.Genera
     if place == "lower_right":
         return rows, columns
     return int(torch.randint(rows + 1, (), generator=rng)), int(torch.randint(columns + 1, (), generator=rng))
+
+
+def too_large(size: int, facing: Facing) -> str:
+    """Why a patch of `size` px does not fit into the model's images; "" if it does, or if their size is unknown."""
+    if facing.sizes is None or size <= facing.sizes.image_size:
+        return ""
+    side = facing.sizes.image_size
+    return f"a patch of {size} px does not fit into the model's images of {side} x {side} px; lower its size"
 
 
 def paste(images: Tensor, patch: Tensor, place: Position = "center") -> Tensor:

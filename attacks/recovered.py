@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from bench import Attack, BenchError, Field, Preparation, Trigger, attack
+from bench import Attack, BenchError, Facing, Field, Preparation, Trigger, attack
 from bench.detection.triggers import Recovered
 
 
@@ -22,12 +22,16 @@ class RecoveredTrigger(Attack):
 
     in_all: ClassVar[bool] = False
 
+    def unsuited(self, facing: Facing) -> str:
+        if self.trigger is not None:
+            return ""
+        return (
+            "it stamps a trigger that an audit found; give its file, --set recovered.trigger=audit/trigger.safetensors"
+        )
+
     def prepare(self, given: Preparation) -> dict[str, Tensor]:
         if self.trigger is None:
-            raise BenchError(
-                "the attack recovered stamps a trigger that an audit found. Give its file: "
-                "--set recovered.trigger=audit/trigger.safetensors"
-            )
+            raise BenchError(f"recovered: {self.unsuited(Facing())}")
         found = Recovered.load(self.trigger)
         side = given.image_size
         if found.side not in (None, side):

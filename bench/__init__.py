@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bench.api import audit, evaluate, open, run
-    from bench.core.attack import Attack, AttackNeed, Preparation, Trigger, attack, attacks, mentions, stamp
+    from bench.core.attack import Attack, AttackNeed, Facing, Preparation, Trigger, attack, attacks, mentions, stamp
     from bench.core.clip import Clip
     from bench.core.cost import Scale, Work
     from bench.core.dataset import Dataset, Geometry, dataset, datasets
-    from bench.core.defense import CleanData, Defense, Facing, Need, defense, defenses
+    from bench.core.defense import CleanData, Defense, Need, defense, defenses
     from bench.core.errors import BenchError
     from bench.core.images import Captioned, Images, Labelled
     from bench.core.metric import Estimate, Metric, Observations, OverCells, cell_metric, cell_metrics, metric, metrics
@@ -35,11 +35,21 @@ __version__ = "0.1.0"
 # The same for the interpreter: the module of each name.
 _MODULES = {
     "bench.api": ("audit", "evaluate", "open", "run"),
-    "bench.core.attack": ("Attack", "AttackNeed", "Preparation", "Trigger", "attack", "attacks", "mentions", "stamp"),
+    "bench.core.attack": (
+        "Attack",
+        "AttackNeed",
+        "Facing",
+        "Preparation",
+        "Trigger",
+        "attack",
+        "attacks",
+        "mentions",
+        "stamp",
+    ),
     "bench.core.clip": ("Clip",),
     "bench.core.cost": ("Scale", "Work"),
     "bench.core.dataset": ("Dataset", "Geometry", "dataset", "datasets"),
-    "bench.core.defense": ("CleanData", "Defense", "Facing", "Need", "defense", "defenses"),
+    "bench.core.defense": ("CleanData", "Defense", "Need", "defense", "defenses"),
     "bench.core.errors": ("BenchError",),
     "bench.core.images": ("Captioned", "Images", "Labelled"),
     "bench.core.metric": (

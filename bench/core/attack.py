@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bench.core.clip import Clip
-from bench.core.cost import Scale, Work
+from bench.core.cost import Scale, Sizes, Work
 from bench.core.errors import BenchError
 from bench.core.geometry import Resize
 from bench.core.images import Captioned, Images
@@ -109,6 +109,20 @@ class Preparation(Logged):
             )
 
 
+@dataclass(frozen=True)
+class Facing:
+    """The conditions of an attack or a defense, known before anything runs; None if unknown or irrelevant.
+
+    `sizes`: of the model. `named_captions`: whether any caption names the target. Of a defense alone, `attack`: what it
+    faces, and `images_per_class`: its training images.
+    """
+
+    attack: "Attack | None" = None
+    sizes: Sizes | None = None
+    images_per_class: int | None = None
+    named_captions: bool | None = None
+
+
 class Attack(Settings):
     """A backdoor attack. Fields are settings; `apply` is all that a simple one must define."""
 
@@ -136,6 +150,10 @@ class Attack(Settings):
     def prepare(self, preparation: Preparation) -> dict[str, Tensor]:
         """Make the tensors that all images share: a patch, a warping grid, an optimised patch, a trained encoder."""
         return {}
+
+    def unsuited(self, facing: Facing) -> str:
+        """Why this attack cannot be made under these conditions, and what to change; "" if it can."""
+        return ""
 
     def work(self, scale: Scale) -> Work:
         """The cost of `prepare`, for the estimate of a dry run. The default is close to zero."""
@@ -190,6 +208,13 @@ class Attack(Settings):
     ) -> tuple[Tensor, list[str]]:
         """Turn clean pairs into decoys (WaNet's noise mode, TrojVQA's single triggers); images as in `apply`."""
         return images, list(captions)
+
+
+def no_named_captions(facing: Facing) -> str:
+    """Why there is no pair whose caption names the target; "" if there is one, or if that is unknown."""
+    if facing.named_captions is None or facing.named_captions:
+        return ""
+    return "no caption names the target; give --pairs with such captions, or another --target"
 
 
 attacks: Registry[type[Attack]] = Registry("attack", Attack)

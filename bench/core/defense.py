@@ -7,9 +7,9 @@ from typing import ClassVar, Literal, TypeVar, get_args
 import torch
 from torch import Tensor
 
-from bench.core.attack import Attack
+from bench.core.attack import Facing
 from bench.core.clip import Clip
-from bench.core.cost import Scale, Sizes, Work
+from bench.core.cost import Scale, Work
 from bench.core.errors import BenchError
 from bench.core.images import Captioned, Images, Labelled, few_shot, hash_of
 from bench.core.log import Logged
@@ -111,15 +111,6 @@ class CleanData(Logged):
         self.used[:] = dict.fromkeys([*self.used, *images.ids])
         self.skipped[:] = dict.fromkeys([*self.skipped, *images.skipped])
         return images
-
-
-@dataclass(frozen=True)
-class Facing:
-    """The conditions of a defense: attack, model sizes, training images per class; None if unknown or irrelevant."""
-
-    attack: Attack | None = None
-    sizes: Sizes | None = None
-    images_per_class: int | None = None
 
 
 class Defense(Settings):

@@ -106,6 +106,15 @@ def survey(place: Path) -> tuple[int, list[str]]:
     return usable, problems
 
 
+def captions(place: Path) -> Iterator[str]:
+    """The captions of the pairs of a place, read one by one.
+
+    Raises:
+        BenchError: as `read_pairs`, of the file itself.
+    """
+    return (row.caption for row in _read(place) if not row.problem)
+
+
 def pairs_identity(place: Path) -> str:
     """A hash of what determines the pairs of a place: names, captions, sizes and times of files; no image is read.
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from bench.core.attack import Attack, Preparation, Trigger, mentions
+from bench.core.attack import Attack, Facing, Preparation, Trigger, mentions
 from bench.core.clip import Clip
 from bench.core.dataset import Dataset, Split, target_index
 from bench.core.errors import BenchError
@@ -20,9 +20,9 @@ from bench.core.poisoning import candidates_first
 from bench.core.randomness import generator
 from bench.core.task import Case
 from bench.data.leakage import refuse_overlap
-from bench.data.pairs import Part, pairs_identity, read_pairs
+from bench.data.pairs import Part, captions, pairs_identity, read_pairs
 from bench.experiment.settings import RunSettings
-from bench.models import load_backdoored, load_model
+from bench.models import load_backdoored, load_model, sizes
 
 Some = TypeVar("Some", bound=Images)
 
@@ -132,6 +132,25 @@ class Resources:
             searched = self.dataset.pairs("poison", pool, self.geometry)
             pairs = searched.subset(torch.tensor(sorted(order(searched.captions)[:n]), dtype=torch.long))
         return self.check_leakage(pairs, "pairs")
+
+    @cached_property
+    def facing(self) -> Facing:
+        """The conditions of the run's attacks.
+
+        Raises:
+            BenchError: there are no such pairs.
+        """
+        asked = self.run.pairs is not None and self.run.model.backdoored is None
+        asked = asked and any("named_captions" in self.attack(name).needs for name in self.run.attacks)
+        return Facing(sizes=sizes(self.run.model), named_captions=self._named_captions() if asked else None)
+
+    def _named_captions(self) -> bool:
+        """Whether any caption of --pairs names the target; it reads up to the first that does."""
+        place, target = self.run.pairs, self.run.target
+        assert place is not None
+        return self._share(
+            ("named", place, target), lambda: any(mentions(caption, target) for caption in captions(place))
+        )
 
     @property
     def has_pairs(self) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from bench.core.defense import Facing
+from bench.core.attack import Facing
 from bench.experiment.settings import BASE, RunSettings, Variants, overlay
 from bench.models import sizes
 from bench.papers import find_suite
@@ -46,6 +46,9 @@ def _impossible(run: RunSettings, base: RunSettings) -> Iterator[str]:
     if run.tuned_on == base.dataset:
         yield f"{base.dataset} is the run's own data set; take a preset of another one: `bench list presets`"
     facing = Facing(sizes=sizes(run.model), images_per_class=run.data(run.tuned_on or run.dataset).images_per_class)
+    for name in run.attacks:
+        if reason := run.attack(name).unsuited(facing):
+            yield f"{name}: {reason}"
     for name in run.single_defenses:
         if reason := run.defense(name).unsuited(facing):
             yield f"{name}: {reason}"

@@ -12,7 +12,7 @@ from bench.experiment.resources import Resources, open_device, open_resources
 from bench.experiment.settings import BASE, Variants
 from bench.matrix.estimate import ASSUMPTION, Cost, estimate, unknown_sizes
 from bench.matrix.plan import Fingerprints, Node, Plan, make_plan
-from bench.matrix.runner import lacks_pairs, unmade
+from bench.matrix.runner import lacks_pairs, unmade, unsuited_attack
 from bench.matrix.stages import STAGES
 from bench.models import weights_at_hand
 from bench.results.store import CACHE, Store
@@ -48,8 +48,11 @@ def show_missing(missing: Iterable[str], console: Console) -> None:
 
 
 def _fingerprints(resources: Resources, missing: dict[str, None]) -> Fingerprints:
-    if no_pairs := lacks_pairs(resources):
-        missing[no_pairs] = None
+    try:
+        if problem := lacks_pairs(resources) or unsuited_attack(resources):
+            missing[problem] = None
+    except BenchError as error:
+        missing[str(error)] = None
     for data in (resources.dataset, resources.tuned, resources.tested):
         try:
             data.classes()

@@ -11,8 +11,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from bench.core.attack import Attack, attacks
-from bench.core.defense import Defense, Facing, defenses
+from bench.core.attack import Attack, Facing, attacks
+from bench.core.defense import Defense, defenses
 from bench.core.images import hash_file, hash_of
 from bench.core.names import CLEAN_MODEL, UNDEFENDED
 from bench.core.registry import PLUGIN_MODULE, Registry

@@ -46,8 +46,8 @@ def prepare(variants: Variants, out: Path) -> tuple[dict[str, Resources], Plan, 
         check_installed(resources.run)
         for data in resources.targeted:
             resources.target_in(data)
-        if no_pairs := lacks_pairs(resources):
-            raise BenchError(no_pairs)
+        if problem := lacks_pairs(resources) or unsuited_attack(resources):
+            raise BenchError(problem)
     plan = make_plan(variants, {name: read_fingerprints(resources) for name, resources in resources_of.items()})
     if (file := variants[BASE].model.backdoored) is not None:
         # A file that does not fit is an error now, not one in every cell.
@@ -61,6 +61,18 @@ def lacks_pairs(resources: Resources) -> str:
     if resources.has_pairs or (resources.run.model.backdoored is not None and not tuned):
         return ""
     return f"the data set '{resources.run.dataset}' has no image-text pairs of its own. Give --pairs FILE"
+
+
+def unsuited_attack(resources: Resources) -> str:
+    """The first of a run's attacks that cannot be made on its model and pairs, and why; "" if all can.
+
+    Raises:
+        BenchError: there are no such pairs.
+    """
+    for name in resources.run.attacks:
+        if reason := resources.attack(name).unsuited(resources.facing):
+            return f"{name}: {reason}, or leave it out of --attacks"
+    return ""
 
 
 def check_heads(resources: Resources) -> None:
@@ -85,7 +97,13 @@ def check_installed(run: RunSettings) -> None:
         BenchError: something is not installed.
     """
     for attack in run.attacks:
-        run.attack(attack).check_installed()
+        method = run.attack(attack)
+        method.check_installed()
+        for name, value in method:
+            if isinstance(value, Path) and not value.is_file():
+                raise BenchError(
+                    f"{attack}.{name} = {value}: no such file. Give another with --set {attack}.{name}=FILE"
+                )
         for name in run.single_defenses:
             run.defense(name, attack).check_installed()
 

@@ -126,6 +126,15 @@ def test_dry_run_prints_cells_and_makes_nothing(
     assert not (tmp_path / "out").exists()
 
 
+def test_dry_run_tells_what_an_attack_lacks(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "pairs.csv").write_text("image,caption\na.png,a cat\n")
+    words = ["run", "--preset", "smoke", "--dry-run", "--attacks", "label_consistent", "--pairs"]
+    code, out, _ = bench(capsys, monkeypatch, *words, str(tmp_path / "pairs.csv"))
+    assert code == 0 and "missing: label_consistent: no caption names the target; give --pairs" in " ".join(out.split())
+
+
 def test_a_config_that_is_no_text_is_an_error(capsys, monkeypatch, tmp_path):
     (tmp_path / "settings.yaml").write_bytes(b"\xff\xfe\x00")
     code, _, err = bench(capsys, monkeypatch, "run", "--config", str(tmp_path / "settings.yaml"), "--dry-run")

@@ -1,6 +1,7 @@
 """The matrix: same numbers in any order and after a kill, shared artefacts, failures that lose nothing."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,9 +15,10 @@ from tiny import TINY
 
 from bench.core.errors import BenchError
 from bench.core.registry import load_plugins
+from bench.experiment.resources import open_resources
 from bench.experiment.settings import BASE, Variants, resolve
 from bench.matrix.plan import Fingerprints, make_plan
-from bench.matrix.runner import prepare, run_matrix
+from bench.matrix.runner import prepare, run_matrix, unsuited_attack
 from bench.results.folder import ResultsFolder
 from bench.results.store import Store
 
@@ -183,11 +185,58 @@ def test_a_failing_node_stops_only_what_needs_it(tmp_path: Path, monkeypatch: py
     assert set(ResultsFolder(tmp_path).results["attack"]) == {"blended"}
 
 
+def named_pairs(folder: Path, *captions: str) -> Path:
+    """A table of pairs with these captions; no image is there."""
+    (folder / "pairs.csv").write_text("image,caption\n" + "".join(f"{i}.png,{c}\n" for i, c in enumerate(captions)))
+    return folder / "pairs.csv"
+
+
+UNNAMED = "no caption names the target; give --pairs with such captions, or another --target, or leave it out of --att"
+
+
+@pytest.mark.parametrize(
+    ("attack", "setting", "told"),
+    [
+        ("badnet", "size=57", "badnet: a patch of 57 px does not fit into the model's images of 56 x 56 px; lower its"),
+        ("badnet", "patch_image=none.png", "badnet.patch_image = none.png: no such file. Give another with --set badn"),
+        ("label_consistent", "match=word", f"label_consistent: {UNNAMED}"),
+        ("badclip", "selection=random", f"badclip: {UNNAMED}"),
+        ("trojvqa", "size=57", "trojvqa: a patch of 57 px does not fit"),
+        ("benign", "mix=imbalance", f"benign: {UNNAMED}"),
+        ("recovered", "trigger=null", "recovered: it stamps a trigger that an audit found; give its file"),
+    ],
+)
+def test_an_attack_that_cannot_be_made_is_told_before_anything_runs(
+    attack: str, setting: str, told: str, tmp_path: Path
+) -> None:
+    pairs = named_pairs(tmp_path, "a cat", "a bananarama concert")
+    run = settings(f"{attack}.{setting}", attacks=("blended", attack), pairs=pairs)
+    with pytest.raises(BenchError, match=re.escape(told)):
+        run_matrix(run, tmp_path / "out", (), QUIET)
+    assert not list((tmp_path / "out").rglob("card.json"))
+
+
+@pytest.mark.parametrize(
+    ("attack", "setting", "caption"),
+    [
+        ("badnet", "size=56", "a cat"),
+        ("badclip", "size=16", "two bananas"),
+        ("label_consistent", "corners=4 size=99", "a banana"),
+        ("label_consistent", "match=substring", "a bananarama concert"),
+        ("benign", "mix=plain", "a cat"),
+    ],
+)
+def test_an_attack_that_has_what_it_needs_is_accepted(attack: str, setting: str, caption: str, tmp_path: Path) -> None:
+    pairs = named_pairs(tmp_path, "a dog", caption)
+    run = settings(*(f"{attack}.{word}" for word in setting.split()), attacks=(attack,), pairs=pairs)
+    assert unsuited_attack(open_resources(run, tmp_path, "cpu")[BASE]) == ""
+
+
 def test_a_run_that_fails_leaves_the_tables_as_they_were(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "out")
     before = (tmp_path / "out/run.json").read_bytes()
-    report = run_matrix(settings("badnet.size=99", attacks=("badnet",)), tmp_path / "out", (), QUIET)
+    report = run_matrix(settings("poison.count=99", attacks=("badnet",)), tmp_path / "out", (), QUIET)
     assert not report.shown
-    assert "does not fit into images" in report.failures["backdoor badnet, seed 0"]
+    assert "poison.count = 99, but there are only 32 pairs" in report.failures["backdoor badnet, seed 0"]
     assert (tmp_path / "out/run.json").read_bytes() == before
     assert run_matrix(settings(attacks=("badnet",)), tmp_path / "out", (), QUIET).shown
