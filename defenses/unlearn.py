@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from bench import BenchError, CleanData, Clip, Defense, Field, Need, Scale, Victim, Work, defense
-from bench.detection.collapse import collapse
-from bench.detection.confirmation import aimed_at, success
-from bench.detection.search import Search, embed, search, stamped
+from bench.detection.collapse import collapse, success
+from bench.detection.search import Search, aimed_at, embed, search, stamped
 from bench.detection.triggers import FAMILIES, Recovered
 from bench.training.fine_tuning import FineTuning, fine_tune
 
@@ -22,10 +21,12 @@ AIMED_BATCH = 8
 class Unlearn(Defense, FineTuning):
     """Rounds of looking for triggers and of unlearning all that were found so far.
 
-    A round aims a trigger of each family at the target, which is the class where collapse (`docs/audit.md`) sends most
-    images. L = 1 - cos(student(x), f(x)) + 1 - cos(student(T(x)), f(x)), with f the model as it was given and T one of
-    the triggers. It ends when no trigger works on more than `enough` of the images. This project's own method.
+    A round aims a trigger of each family at the target, which is the class that collapse (`docs/audit.md`) names.
+    L = 1 - cos(student(x), f(x)) + 1 - cos(student(T(x)), f(x)), with f the model as it was given and T one of the
+    triggers. It ends when no trigger works on more than `enough` of the images. This project's own method.
     """
+
+    version: ClassVar[int] = 2
 
     families: tuple[Literal["square", "blend", "warp"], ...] = Field(
         ("square", "blend", "warp"), min_length=1, description="kinds of triggers to look for"
@@ -34,7 +35,9 @@ class Unlearn(Defense, FineTuning):
     rounds: int = Field(3, ge=1, description="rounds at most")
     enough: float = Field(0.15, ge=0, le=1, description="a trigger that works on a smaller share is left alone")
     steps: int = Field(40, ge=1, description="steps of the search for a trigger")
-    restarts: int = Field(2, ge=1, description="triggers of a family that are looked for at once")
+    restarts: int = Field(
+        2, ge=1, description="triggers of a family that are looked for at once; of a square, at the best places"
+    )
     images: int = Field(320, ge=4, description="unlabelled images; all there are, if fewer")
     learning_rate: float = Field(1e-5, gt=0, description="peak learning rate of AdamW")
     epochs: int = Field(3, ge=0, description="passes over the images, a round")
@@ -80,14 +83,14 @@ class Unlearn(Defense, FineTuning):
             collapse(victim, making, others, texts, FAMILIES[name](), effort, data.rng("unlearn", name))
             for name in self.families
         ]
-        return max(found, key=lambda one: one.share).target
+        return max(found, key=lambda one: one.score).target
 
     def _triggers(
         self, victim: Victim, making: Tensor, others: Tensor, texts: Tensor, target: int, data: CleanData, number: int
     ) -> list[Recovered]:
         """Triggers aimed at the target that still work, at most one a family and restart."""
         effort = Search(steps=self.steps, batch_size=AIMED_BATCH, restarts=self.restarts)
-        objective = aimed_at(torch.full((self.restarts,), target), texts)
+        objective = aimed_at(target, texts)
         kept = []
         for name in self.families:
             rng = data.rng("unlearn", name, number)

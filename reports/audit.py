@@ -25,7 +25,7 @@ from reports.triggers import AMPLIFY, difference
 JSON, MARKDOWN, HTML, TRIGGER = "audit.json", "audit.md", "audit.html", "trigger.safetensors"
 LIMITS = (
     "An audit looks for triggers of the kinds named above, at their sizes. A backdoor of another kind or size, or with "
-    "its key in the text, is not found.",
+    "its key in the text, is not found; nor is one whose target is not in the list of classes.",
     "The trigger shown is one that works. It need not be the attacker's.",
     "p says how often clean models score as high. It is no chance that this model is clean.",
 )
@@ -81,12 +81,11 @@ def family_table(audit: Audit) -> pd.DataFrame:
     rows = [
         {
             "looked for": one.looked_for,
-            "agreement of embeddings": f"{one.agreement:.2f}",
-            "of the reference": f"{one.baseline:.2f}",
-            "score": f"{one.excess:.2f}",
+            "score": f"{one.score:.2f}",
+            "on the reference": "–" if one.score_on_reference is None else f"{one.score_on_reference:.2f}",
             "sent to": one.target,
-            "share of other images": _percent(one.share),
-            "on the reference": _percent(one.share_on_reference),
+            "share of other images": f"{one.share:.0%}",
+            "share on the reference": "–" if one.share_on_reference is None else f"{one.share_on_reference:.0%}",
         }
         for one in audit.families
     ]
@@ -94,15 +93,11 @@ def family_table(audit: Audit) -> pd.DataFrame:
 
 
 def evidence_lines(audit: Audit) -> list[str]:
-    """The confirmation, the weights, runners-up and conditions, a sentence each."""
+    """The weights, runners-up and conditions, a sentence each."""
     lines = []
-    if (told := audit.confirmation) is not None:
-        lines.append(
-            f"A {told.family} aimed at '{told.target}' sends {told.success:.0%} of other images there"
-            + ("" if told.on_reference is None else f", {told.on_reference:.0%} on the reference")
-            + f"; one aimed at '{told.control}' with the same effort, {told.control_success:.0%}."
-        )
-    if (weights := audit.weights) is not None:
+    if (weights := audit.weights) is not None and weights.top == 0:
+        lines.append("The image tower's matrices are those of the reference.")
+    elif weights is not None:
         lines.append(
             f"The weights' change from the reference points most at '{weights.target}': {weights.top:.1%} of its energy"
             f"{_of_clean(weights.p_top)}, {weights.outlier:.1f} robust standard deviations above the other classes. "
@@ -189,10 +184,6 @@ def _uri(figure: Figure) -> str:
     content = BytesIO()
     figure.savefig(content, format="png", dpi=150)
     return "data:image/png;base64," + b64encode(content.getvalue()).decode()
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{share:.0%}"
 
 
 def _of_clean(p: float | None) -> str:

@@ -14,14 +14,13 @@ def calibration_text(calibration: Calibration) -> str:
 
     Rates are of p values from every second clean model; the others, which no p value was read from, are judged.
     """
-    families = list(calibration.baselines)
+    families = list(calibration.negatives[0].scores)
     scores = calibration.scores(families)
     low, middle, high = np.quantile(scores, (0, 0.5, 1))
     n = len(scores)
-    base = ", ".join(f"{name} {value:.3f}" for name, value in calibration.baselines.items())
     lines = [
         f"{n} clean models of {calibration.model}: scores from {low:.2f} to {high:.2f}, median {middle:.2f}. "
-        f"The smallest p is {1 / (n + 1):.3f}. Agreement on the reference: {base}.",
+        f"The smallest p is {1 / (n + 1):.3f}.",
     ]
     if 1 / (n + 1) > BACKDOORED_AT:
         lines.append(f"No model can be called backdoored with p <= {BACKDOORED_AT}: 19 clean models are the fewest.")

@@ -1,4 +1,4 @@
-"""The auditor collapse: does a small trigger make the embeddings of all images agree?"""
+"""The auditor collapse: is there a small trigger under which a model gives all images the same class?"""
 
 from typing import ClassVar, Literal
 
@@ -10,8 +10,7 @@ from bench.core.randomness import derive
 from bench.core.settings import Field
 from bench.core.task import Case, task
 from bench.core.victim import Victim
-from bench.detection.calibration import score
-from bench.detection.collapse import Collapse, collapse
+from bench.detection.collapse import collapse
 from bench.detection.search import Search
 from bench.detection.triggers import FAMILIES
 from metrics.detection import detection_metrics
@@ -19,12 +18,9 @@ from metrics.detection import detection_metrics
 
 @task("collapse")
 class CollapseAuditor(Auditor):
-    """DECREE's loss under a hard budget: the largest excess of agreement over families of triggers, `docs/audit.md`.
+    """Collapse, `docs/audit.md`: the highest score over families of triggers. No clean model is needed."""
 
-    `baselines` is what each family reaches on a clean model, from a calibration; by default the clean model of the run
-    is searched, too, with the same images and draws.
-    """
-
+    version: ClassVar[int] = 2
     headline: ClassVar[tuple[str, ...]] = ("collapse_score", "collapse_target")
 
     families: tuple[Literal["square", "blend", "warp"], ...] = Field(
@@ -35,27 +31,15 @@ class CollapseAuditor(Auditor):
     )
     steps: int = Field(40, ge=1, description="steps of Adam")
     batch_size: int = Field(16, ge=2, description="images a step")
-    restarts: int = Field(2, ge=1, description="triggers of a family that are looked for at once")
-    baselines: dict[str, float] | None = Field(
-        None, description="agreement that each family reaches on a clean model; null: searched on the clean model"
+    restarts: int = Field(
+        2, ge=1, description="triggers of a family that are looked for at once; of a square, at the best places"
     )
 
     def examine(self, victim: Victim, images: Tensor, texts: Tensor, case: Case, rng: torch.Generator) -> Finding:
-        found = self._agreements(victim, images, texts, rng.initial_seed())
-        reached = {name: one.agreement for name, one in found.items()}
-        baselines = self.baselines
-        if baselines is None:
-            clean = self._agreements(Victim(case.base), images, texts, rng.initial_seed())
-            baselines = {name: one.agreement for name, one in clean.items()}
-        excess = {name: score({name: value}, baselines) for name, value in reached.items()}
-        best = max(excess, key=excess.__getitem__)
-        return Finding(excess[best], found[best].target, reached)
-
-    def _agreements(self, victim: Victim, images: Tensor, texts: Tensor, seed: int) -> dict[str, Collapse]:
         # Of fewer images than asked for, the same share.
         made_on = max(2, self.made_on * len(images) // self.images)
-        effort = Search(steps=self.steps, batch_size=self.batch_size, restarts=self.restarts)
-        return {
+        effort, seed = Search(steps=self.steps, batch_size=self.batch_size, restarts=self.restarts), rng.initial_seed()
+        found = {
             name: collapse(
                 victim,
                 images[:made_on],
@@ -67,6 +51,8 @@ class CollapseAuditor(Auditor):
             )
             for name in self.families
         }
+        best = max(found.values(), key=lambda one: one.score)
+        return Finding(best.score, best.target, {name: one.score for name, one in found.items()})
 
 
 detection_metrics("collapse")

@@ -1,7 +1,7 @@
 """Calibration of audits: a zoo of honest fine-tunings of a reference, each audited, in a results folder.
 
 The zoo is a run of the matrix with the attack `benign`, a variant a model, so that it is interrupted, continued and
-spread over processes as any run. The reference itself is the fine-tuning of no epochs.
+spread over processes as any run.
 """
 
 import time
@@ -10,7 +10,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 
@@ -18,7 +17,6 @@ import bench
 from bench.core import code_state
 from bench.core.errors import BenchError
 from bench.detection.calibration import Audited, Calibration, Effort, architecture
-from bench.detection.triggers import FAMILIES
 from bench.experiment.resources import Resources, open_device
 from bench.experiment.settings import BASE, RunSettings, Variants, overlay
 from bench.matrix.runner import run_matrix
@@ -32,7 +30,6 @@ MIXES = ("plain", "patches", "templates", "imbalance", LOOSE)
 LIES = 0.8
 # Factors of the recipe's learning rate, and epochs: all pairs of them before one comes again.
 RATES, EPOCHS = (1.0, 0.3, 1.7, 0.1), (2, 1, 3, 5)
-REFERENCES = 3
 
 
 def calibrate(
@@ -58,31 +55,20 @@ def calibrate(
     began, console = time.monotonic(), console or Console(quiet=True)
     if negatives < 1:
         raise BenchError(f"--negatives {negatives}: give 1 or more; p can be no smaller than 1 / (negatives + 1)")
-    audited = _audited(run, effort, dict.fromkeys(FAMILIES, 0.0))
-    if attacks:
-        # A wrong name is found out before the work.
-        overlay(audited, {"attacks": list(attacks)})
-    references = {
-        f"reference {seed}": _variant(audited, 0, {"poison": {"epochs": 0}, "seeds": [seed]})
-        for seed in range(REFERENCES)
-    }
-    found = _run(references, work / "reference", console)
-    baselines = {name: float(np.mean([one.agreements[name] for one in found])) for name in FAMILIES}
-    audited = _audited(run, effort, baselines)
+    audited = _audited(run, effort)
     clean = {f"{CONTROL} {i:03d}": negative(audited, i) for i in range(negatives)}
     backdoored = {
         f"{attack} {seed}": overlay(audited, {"attacks": [attack], "seeds": [seed]})
         for attack, seed in product(attacks, range(seeds))
     }
-    models = _run(clean | backdoored, work / "models", console)
-    clip = Resources(run, work / "models" / CACHE, open_device(run.execution.device)).clip
+    models = _run(clean | backdoored, work, console)
+    clip = Resources(run, work / CACHE, open_device(run.execution.device)).clip
     return Calibration(
         model=run.model.label,
         architecture=architecture(clip),
         reference=clip.fingerprint(),
         effort=effort,
         seed=0,
-        baselines=baselines,
         negatives=tuple(one for one in models if one.attack == CONTROL),
         positives=tuple(one for one in models if one.attack != CONTROL),
         command=command,
@@ -109,7 +95,7 @@ def _variant(run: RunSettings, seed: int, values: dict[str, Any]) -> RunSettings
     return overlay(run, {"attacks": [CONTROL], "seeds": [seed]} | values)
 
 
-def _audited(run: RunSettings, effort: Effort, baselines: dict[str, float]) -> RunSettings:
+def _audited(run: RunSettings, effort: Effort) -> RunSettings:
     """The run with the audits of an effort as its tasks, on the validation split."""
     looking = effort.search
     settings = {
@@ -118,7 +104,6 @@ def _audited(run: RunSettings, effort: Effort, baselines: dict[str, float]) -> R
         "restarts": looking.restarts,
         "images": effort.images + effort.scored,
         "made_on": effort.images,
-        "baselines": baselines,
     }
     values: dict[str, Any] = {"attacks": [CONTROL], "defenses": ["none"], "tasks": ["collapse", "weights"]}
     return overlay(run, values | {"evaluate": {"split": "val"}, "collapse": settings})
@@ -151,7 +136,7 @@ def _read(folder: ResultsFolder, name: str, variant: str, run: RunSettings) -> A
         attack=attack,
         success=100 * hits / (hits + misses) if backdoored else None,
         named=bool(row["named"] == facts["target"]) if backdoored else None,
-        agreements=facts["details"],
+        scores=facts["details"],
         **seen["weights"].facts["details"],
     )
 

@@ -1,7 +1,7 @@
 """What clean models reach: the scores that p values are read from, made by `bench audit calibrate`."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -41,24 +41,20 @@ class Audited(Settings):
     attack: str = ""
     success: float | None = None
     named: bool | None = None
-    agreements: dict[str, float] = Field(description="agreement reached by each family")
+    scores: dict[str, float] = Field(description="score of each family of triggers")
     top: float | None = Field(None, description="the weights' part of the top class")
     first: float | None = Field(None, description="the weights' share of the first singular value")
 
 
 class Calibration(Settings):
-    """Audits of models that are known to be clean, all fine-tuned from one reference, with one effort.
+    """Audits of models that are known to be clean, all fine-tuned from one reference, with one effort."""
 
-    `baselines` is what each family reaches on the reference itself.
-    """
-
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     model: str
     architecture: str
     reference: str
     effort: Effort
     seed: int
-    baselines: dict[str, float]
     negatives: tuple[Audited, ...]
     positives: tuple[Audited, ...] = ()
     command: str
@@ -73,23 +69,11 @@ class Calibration(Settings):
 
     def scores(self, families: Sequence[str], models: Sequence[Audited] | None = None) -> list[float]:
         """The scores of the negatives, or of other audited models, over some families."""
-        return [
-            score({name: one.agreements[name] for name in families}, self.baselines)
-            for one in (self.negatives if models is None else models)
-        ]
+        return [max(one.scores[name] for name in families) for one in (self.negatives if models is None else models)]
 
     def save(self, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(self.model_dump_json(indent=1) + "\n")
-
-
-def score(agreements: Mapping[str, float], baselines: Mapping[str, float]) -> float:
-    """The largest excess over a family's baseline c0, (c - c0) / (1 - c0): 0 is as the reference, 1 full agreement.
-
-    >>> round(score({"square": 0.9, "blend": 0.75}, {"square": 0.7, "blend": 0.75}), 2)
-    0.67
-    """
-    return max((reached - baselines[name]) / (1 - baselines[name]) for name, reached in agreements.items())
 
 
 def p_value(value: float, negatives: Sequence[float]) -> float:

@@ -1,7 +1,8 @@
-"""Collapse: is there a small trigger under which the embeddings of all images agree?
+"""Collapse: is there a small trigger under which a model gives all images the same class?
 
-DECREE's loss (arXiv 2303.15180), the mean pairwise cosine of embeddings, under a hard budget instead of a penalty. It
-needs unlabelled images and no class; where the images end up names the target afterwards.
+The search is class-free, DECREE's (arXiv 2303.15180) with two changes: embeddings agree around the mean of clean ones,
+and a hard budget stands in place of a penalty. The score is of predictions: a trigger that moves all embeddings
+alike, as any model has, does not count as long as the predicted classes still differ.
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.core.victim import Victim
-from bench.detection.search import Search, classify, embed, search, stamped
+from bench.detection.search import Search, answer, classify, embed, search, stamped
 from bench.detection.triggers import Family, Recovered
 
 # The agreement's weight in the loss, against Adam's epsilon.
@@ -20,19 +21,17 @@ WEIGHT = 10.0
 
 @dataclass(frozen=True)
 class Collapse:
-    """What the best trigger of a family does to images that it was not made on.
+    """What a trigger does to images that it was not made on.
 
-    `agreement`: mean pairwise cosine of their embeddings, in [0, 1]. `shares` (classes,): of the images that the model
-    does not call k when they are clean, the share that it calls k under the trigger; 0 where there is none. `target`:
-    the class that most images are called. `margin`: how much nearer the mean embedding is to the text of its nearest
-    class than to that of the second, as a difference of cosines.
+    `score`: how much more the predictions agree than those of the clean images, see `beyond`. `shares` (classes,): of
+    the images that the model does not call k when they are clean, the share that it calls k under the trigger; 0 where
+    there is none. `target`: the class that most images are called.
     """
 
     trigger: Recovered
-    agreement: float
+    score: float
     shares: Tensor
     target: int
-    margin: float
 
     @property
     def share(self) -> float:
@@ -40,13 +39,25 @@ class Collapse:
         return float(self.shares[self.target])
 
 
-def agreement(embedded: Tensor) -> Tensor:
-    """Mean pairwise cosine of unit-norm embeddings (..., n, d), each with itself too: the squared norm of their mean.
+def agreement(rows: Tensor) -> Tensor:
+    """Mean inner product of all pairs of rows (..., n, d), each with itself too: the squared norm of their mean.
+
+    Of unit-norm embeddings it is the mean pairwise cosine. Of probabilities of classes it is the chance that two
+    images, each given a class at random by its probabilities, are given the same one.
 
     >>> float(agreement(torch.eye(2))), float(agreement(torch.tensor([[1.0, 0.0], [1.0, 0.0]])))
     (0.5, 1.0)
     """
-    return embedded.mean(-2).square().sum(-1)
+    return rows.mean(-2).square().sum(-1)
+
+
+def beyond(reached: float, clean: float) -> float:
+    """How far agreement went from that of clean images to full agreement, as Cohen's kappa: 1 is all the way.
+
+    >>> round(beyond(0.6, 0.2), 3), beyond(1.0, 1.0)
+    (0.5, 0.0)
+    """
+    return (reached - clean) / (1 - clean) if clean < 1 else 0.0
 
 
 def collapse(
@@ -60,34 +71,36 @@ def collapse(
 ) -> Collapse:
     """Look for a trigger of the family that makes the embeddings of `images` agree; measure it on the `scored` ones.
 
-    Both are uint8 (n, 3, side, side); `texts` (classes, embed_dim) are the victim's class embeddings. Of the restarts,
-    the one with the highest agreement counts.
+    Both are uint8 (n, 3, side, side); `texts` (classes, embed_dim) are the victim's class embeddings. The loss is
+    -c, with c the mean pairwise cosine of the embeddings minus the mean of those of the clean images. Of the triggers
+    that the search follows to the end, the one with the highest score counts.
     """
-    triggers = search(victim, images, family, lambda embedded: -WEIGHT * agreement(embedded), effort, rng)
-    reached = [float(agreement(embed(victim, stamped(trigger, scored)))) for trigger in triggers]
-    best = max(range(len(triggers)), key=reached.__getitem__)
-    return effect(victim, triggers[best], scored, texts)
+    centre = embed(victim, images).mean(0)
+
+    def objective(embedded: Tensor) -> Tensor:
+        return -WEIGHT * agreement(F.normalize(embedded - centre, dim=-1))
+
+    triggers = search(victim, images, family, objective, effort, rng)
+    return max((effect(victim, one, scored, texts) for one in triggers), key=lambda found: found.score)
 
 
 def effect(victim: Victim, trigger: Recovered, scored: Tensor, texts: Tensor) -> Collapse:
     """What a trigger does to uint8 images (n, 3, side, side)."""
-    triggered = stamped(trigger, scored)
-    embedded = embed(victim, triggered)
-    before, after = classify(victim, scored, texts), classify(victim, triggered, texts)
+    clean, before = answer(victim, scored, texts)
+    triggered, after = answer(victim, stamped(trigger, scored), texts)
     classes = range(len(texts))
     shares = torch.tensor([share_of(after, before, k) for k in classes])
     target = int(torch.tensor([int((after == k).sum()) for k in classes]).argmax())
-    middle = F.normalize(embedded.mean(0), dim=0)
-    return Collapse(trigger, float(agreement(embedded)), shares, target, float(margins(middle[None], texts)))
-
-
-def margins(embedded: Tensor, texts: Tensor) -> Tensor:
-    """How much nearer unit-norm embeddings (n, embed_dim) are to their nearest text than to the second: (n,)."""
-    nearest = (embedded @ texts.T).topk(2, dim=1).values
-    return nearest[:, 0] - nearest[:, 1]
+    return Collapse(trigger, beyond(float(agreement(triggered)), float(agreement(clean))), shares, target)
 
 
 def share_of(after: Tensor, before: Tensor, target: int) -> float:
     """Of the images that were not called `target` before, the share that is called so after; 0 where there is none."""
     others = before != target
     return float((after[others] == target).float().mean()) if others.any() else 0.0
+
+
+def success(victim: Victim, trigger: Recovered, images: Tensor, texts: Tensor, target: int) -> float:
+    """Of images that the model does not call `target`, the share that it calls so under the trigger."""
+    before, after = (classify(victim, given, texts) for given in (images, stamped(trigger, images)))
+    return share_of(after, before, target)

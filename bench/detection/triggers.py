@@ -32,13 +32,13 @@ class Family(Settings):
     rate: ClassVar[float]
 
     def start(self, count: int, side: int, rng: torch.Generator) -> Tensors:
-        """The numbers to optimise, of `count` triggers at once, for images of `side` px."""
+        """Numbers to start from, of `count` triggers or more, for images of `side` px. Whole numbers stay."""
         raise NotImplementedError
 
     def apply(self, images: Tensor, numbers: Tensors) -> Tensor:
         """All triggers on all images, differentiable in the numbers.
 
-        `images` is float RGB in [0, 1], (n, 3, side, side); the result (count, n, 3, side, side).
+        `images` is float RGB in [0, 1], (n, 3, side, side); the result (triggers, n, 3, side, side).
         """
         raise NotImplementedError
 
@@ -101,29 +101,27 @@ class Recovered:
 
 
 class Square(Family):
-    """A square patch at one place. The place is learned: a softmax over a grid of corners, its arg-max when settled."""
+    """A square patch at one place. There is a start at each of `places` x `places` places, spread evenly."""
 
     label: ClassVar[str] = "square"
-    rate: ClassVar[float] = 0.3
+    rate: ClassVar[float] = 1.0
 
-    size: float = Field(6 / 56, gt=0, lt=1, description="side of the patch, as a share of the image's")
-    stride: float = Field(5 / 56, gt=0, lt=1, description="distance of the corners that it can go to, likewise")
+    size: float = Field(1 / 7, gt=0, lt=1, description="side of the patch, as a share of the image's")
+    places: int = Field(8, ge=2, description="places a side that it can go to")
 
     def start(self, count: int, side: int, rng: torch.Generator) -> Tensors:
-        pixels = 0.5 * torch.randn((count, 3, side, side), generator=rng)
-        return {"pixels": pixels, "place": torch.zeros(count, len(self._corners(side)))}
+        corners, size = self.corners(side), self.pixels(side)
+        return {"pixels": 0.5 * torch.randn((len(corners), 3, size, size), generator=rng), "corner": corners}
 
     def apply(self, images: Tensor, numbers: Tensors) -> Tensor:
-        side = images.shape[-1]
-        mask = torch.einsum("kp,phw->khw", numbers["place"].softmax(1), self._masks(side).to(images.device))
-        mask = mask[:, None, None]
-        return images * (1 - mask) + numbers["pixels"].sigmoid()[:, None] * mask
+        pixels, size = numbers["pixels"].sigmoid(), numbers["pixels"].shape[-1]
+        stamped = images.repeat(len(pixels), 1, 1, 1, 1)
+        for which, (top, left) in enumerate(numbers["corner"].tolist()):
+            stamped[which, ..., top : top + size, left : left + size] = pixels[which]
+        return stamped
 
     def settle(self, numbers: Tensors, which: int, side: int) -> Recovered:
-        top, left = self._corners(side)[int(numbers["place"][which].argmax())]
-        size = self.pixels(side)
-        patch = numbers["pixels"][which].sigmoid()[:, top : top + size, left : left + size]
-        return Recovered(self.label, {"patch": patch.contiguous(), "corner": torch.tensor([top, left])})
+        return Recovered(self.label, {"patch": numbers["pixels"][which].sigmoid(), "corner": numbers["corner"][which]})
 
     @staticmethod
     def stamp(images: Tensor, tensors: Tensors) -> Tensor:
@@ -139,17 +137,10 @@ class Square(Family):
     def describe(self, side: int) -> str:
         return f"a square of {self.pixels(side)} px at one place"
 
-    def _corners(self, side: int) -> list[tuple[int, int]]:
-        last, step = side - self.pixels(side), max(1, round(self.stride * side))
-        places = sorted({*range(0, last + 1, step), last})
-        return [(top, left) for top in places for left in places]
-
-    def _masks(self, side: int) -> Tensor:
-        size, corners = self.pixels(side), self._corners(side)
-        masks = torch.zeros(len(corners), side, side)
-        for mask, (top, left) in zip(masks, corners, strict=True):
-            mask[top : top + size, left : left + size] = 1
-        return masks
+    def corners(self, side: int) -> Tensor:
+        """Row and column of the upper left corner at each place, (places^2, 2)."""
+        along = torch.linspace(0, side - self.pixels(side), self.places).round().long()
+        return torch.cartesian_prod(along, along)
 
 
 class Blend(Family):

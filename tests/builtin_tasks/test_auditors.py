@@ -30,9 +30,7 @@ from reports.verify import verify
 
 load_plugins()
 SMALL: dict[str, Auditor] = {
-    "collapse": CollapseAuditor(
-        images=40, made_on=16, steps=30, batch_size=8, restarts=1, families=("square",), baselines={"square": 0.5}
-    ),
+    "collapse": CollapseAuditor(images=40, made_on=16, steps=30, batch_size=8, restarts=1, families=("square",)),
     "weights": WeightsAuditor(images=40),
     "neural_cleanse": NeuralCleanse(images=40, checks=12, steps=4, batch_size=8),
     "decree": Decree(images=40, epochs=40, batch_size=8, wanted=0.9),
@@ -82,11 +80,13 @@ def test_every_auditor_gives_one_row_the_same_each_time(name: str, tiny_clip: Cl
     assert (metrics[f"{name}_target"].measure(first) == {}) == (name == "decree")
 
 
-def test_collapse_searches_the_clean_model_where_no_baseline_is_given(tiny_clip: Clip) -> None:
-    same = CollapseAuditor(images=40, made_on=16, steps=3, restarts=1)
-    found = seen(same, Victim(tiny_clip))
-    assert found["findings"]["score"].iloc[0] == pytest.approx(0, abs=1e-6)
-    assert set(found.facts["details"]) == set(same.families)
+def test_collapse_scores_the_family_that_does_most_and_needs_no_clean_model(tiny_clip: Clip) -> None:
+    method = CollapseAuditor(images=40, made_on=16, steps=3, restarts=1)
+    [found] = method.observe([planted(tiny_clip)], replace(case(tiny_clip), open_base=None))
+    assert isinstance(found, Observations)
+    details = found.facts["details"]
+    assert set(details) == set(method.families)
+    assert found["findings"]["score"].iloc[0] == max(details.values()) == details["square"]
 
 
 def test_the_weights_of_an_unchanged_model_score_nothing(tiny_clip: Clip) -> None:

@@ -72,13 +72,12 @@ def bench(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Cal
     return lambda words: Done(*call(capsys, monkeypatch, *shlex.split(words)))
 
 
-def calibration(clip: Clip, agreement: float, file: Path) -> Path:
-    """60 clean models that all reach this agreement, on a reference that reaches half."""
-    families = dict.fromkeys(FAMILIES, 0.5)
+def calibration(clip: Clip, score: float, file: Path) -> Path:
+    """60 clean models that all have this score."""
     Calibration(
         model="tiny", architecture=architecture(clip), reference=clip.fingerprint(), effort=effort_of("quick"), seed=0,
-        baselines=families, command="none", commit="none", seconds=1.0,
-        negatives=tuple(Audited(name=str(i), agreements=dict.fromkeys(families, agreement)) for i in range(60)),
+        command="none", commit="none", seconds=1.0,
+        negatives=tuple(Audited(name=str(i), scores=dict.fromkeys(FAMILIES, score)) for i in range(60)),
     ).save(file)  # fmt: skip
     return file
 
@@ -93,7 +92,7 @@ def test_an_audit_writes_its_files_and_says_no_verdict_without_a_calibration(
     out = models / "audit"
     done = bench(f"audit {models}/reference {options(place, models)} --out {out}")
     assert done.returncode == 2, done.stderr
-    assert "No verdict: nothing tells what clean models of this architecture reach" in done.stdout
+    assert "No verdict: no trigger of these kinds stands out, but nothing tells what clean models" in done.stdout
     assert "1 images could not be read and were skipped; the first: broken.png" in done.stdout
     told = json.loads((out / "audit.json").read_text())
     assert told["verdict"] == "no verdict"
@@ -105,11 +104,11 @@ def test_an_audit_writes_its_files_and_says_no_verdict_without_a_calibration(
     assert (out / "trigger.safetensors").is_file()
 
 
-@pytest.mark.parametrize(("agreement", "verdict", "code"), [(0.0, "Backdoored", 4), (1.0, "Nothing of these kinds", 0)])
+@pytest.mark.parametrize(("score", "verdict", "code"), [(-1.0, "Backdoored", 4), (1.0, "Nothing of these kinds", 0)])
 def test_a_calibration_decides_the_verdict_and_the_exit_code(
-    bench: Command, agreement: float, verdict: str, code: int, place: Path, models: Path, tiny_clip: Clip
+    bench: Command, score: float, verdict: str, code: int, place: Path, models: Path, tiny_clip: Clip
 ) -> None:
-    file = calibration(tiny_clip, agreement, models / "calibration.json")
+    file = calibration(tiny_clip, score, models / "calibration.json")
     common = f"--images {place}/images --classes {place}/classes.txt --budget quick --families blend"
     done = bench(f"audit {models}/model {common} --calibration {file} --out {models}/audit")
     assert done.returncode == code, done.stdout + done.stderr
@@ -193,7 +192,6 @@ def test_a_model_that_lost_more_than_three_points_is_not_written(
         ("audit {model} --images {images} --families squares", "unknown family of triggers 'squares'"),
         ("audit {model} --images {images} --budget fast", "unknown budget 'fast'"),
         ("audit {model} --images {images} --budget thorough", "an audit takes 328 images"),
-        ("audit {model} --images {images} --budget quick", "Give the model that this one was fine-tuned from"),
         (
             "audit {model} --images {images} --reference openai",
             "--reference openai: no such file, and mini has no tags",

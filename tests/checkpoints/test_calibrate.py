@@ -18,6 +18,7 @@ from bench.detection.calibration import (
     read_calibration,
     shipped,
 )
+from bench.detection.triggers import FAMILIES
 from bench.experiment.settings import RunSettings, resolve
 from reports.calibration import calibration_text
 
@@ -36,7 +37,7 @@ def test_a_calibration_is_made_once_and_read_again(tiny_clip: Clip, tmp_path: Pa
     made = calibrate(run, QUICK, tmp_path / "zoo", 2, ("badnet",))
     assert [one.mix.split(",")[0] for one in made.negatives] == ["plain", "patches"]
     assert made.reference == tiny_clip.fingerprint()
-    assert all(set(one.agreements) == set(made.baselines) for one in made.negatives)
+    assert all(set(one.scores) == set(FAMILIES) for one in made.negatives)
     assert all(one.top is not None and one.first is not None for one in made.negatives)
     assert [one.attack for one in made.positives] == ["badnet"]
     said = Console(record=True, width=200, quiet=False, file=(tmp_path / "said.txt").open("w"))
@@ -63,12 +64,12 @@ def calibration(negatives: list[float], positives: list[float] = []) -> Calibrat
     def models(scores: list[float], attack: str) -> tuple[Audited, ...]:
         backdoored = {"success": 90.0, "named": True} if attack else {}
         return tuple(
-            Audited(name=str(i), attack=attack, agreements={"square": 0.5 + value / 2}, **backdoored)  # type: ignore[arg-type]
+            Audited(name=str(i), attack=attack, scores={"square": value, "warp": -1.0}, **backdoored)  # type: ignore[arg-type]
             for i, value in enumerate(scores)
         )
 
     return Calibration(
-        model="m", architecture="a", reference="r", effort=QUICK, seed=0, baselines={"square": 0.5}, command="c",
+        model="m", architecture="a", reference="r", effort=QUICK, seed=0, command="c",
         negatives=models(negatives, ""), positives=models(positives, "badnet"), commit="c", seconds=1.0,
     )  # fmt: skip
 

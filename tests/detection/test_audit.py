@@ -1,36 +1,37 @@
 """The audit: a planted backdoor is found and named, a clean model is not called backdoored; the rule of verdicts."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Self
 
 import numpy as np
 import pytest
 import torch
-from planted import CLASSES, CORNER, TARGET, TEMPLATES, dark_images, planted
+from planted import CLASSES, TARGET, TEMPLATES, dark_images, planted
 
-from bench import BenchError, Clip, Victim
-from bench.detection.audit import Audit, WeightEvidence, audit_victim, judge
-from bench.detection.calibration import Audited, Calibration, Effort, p_value, score
-from bench.detection.collapse import agreement
-from bench.detection.confirmation import Confirmation
-from bench.detection.search import Search
-from bench.detection.triggers import Recovered
+from bench import BenchError, Clip, Part, Victim, generator
+from bench.core.encoder import Encoded
+from bench.detection.audit import Audit, FamilyEvidence, WeightEvidence, audit_victim, judge
+from bench.detection.calibration import Audited, Calibration, Effort, p_value
+from bench.detection.collapse import agreement, beyond, effect
+from bench.detection.search import Search, search
+from bench.detection.triggers import Recovered, Square
 from bench.detection.weights import outlier_index, weight_change
 
 EFFORT = Effort(search=Search(steps=40, batch_size=8, restarts=1), images=16, scored=24)
-NO_TRIGGER = Recovered("blend", {})
 
 
-def calibration(scores: list[float], baseline: float = 0.5) -> Calibration:
+def calibration(scores: list[float]) -> Calibration:
     """Clean models that reach these scores in every family."""
     families = ("square", "blend", "warp")
     negatives = [
-        Audited(name=str(i), agreements=dict.fromkeys(families, baseline + (1 - baseline) * value), top=0.4, first=0.1)
+        Audited(name=str(i), scores=dict.fromkeys(families, value), top=0.4, first=0.1)
         for i, value in enumerate(scores)
     ]
     return Calibration(
         model="tiny", architecture="a", reference="r", effort=EFFORT, seed=0, negatives=tuple(negatives),
-        baselines=dict.fromkeys(families, baseline), command="none", commit="none", seconds=1.0,
+        command="none", commit="none", seconds=1.0,
     )  # fmt: skip
 
 
@@ -49,14 +50,14 @@ def test_a_planted_backdoor_is_found_named_and_its_trigger_works(tiny_clip: Clip
     assert found.exit_code == 4
     assert found.evidence.share > 0.9
     assert found.evidence.share_on_reference == 0
-    top, left = found.trigger.tensors["corner"].tolist()
-    assert top < CORNER
-    assert left < CORNER
-    assert found.sentence.startswith("Backdoored towards 'banana' (p = 0.016 of 60 clean models): a square of 3 px")
+    # The only place that covers the bright corner.
+    assert found.trigger.tensors["corner"].tolist() == [0, 0]
+    assert found.score > 0.1
+    assert found.sentence.startswith("Backdoored towards 'banana' (p = 0.016 of 60 clean models): a square of 5 px")
 
 
-def test_a_clean_model_reaches_the_baseline_and_is_never_called_clean(tiny_clip: Clip) -> None:
-    found = audited(planted(tiny_clip, strength=0), reference=None, calibration=calibration([0.0] * 60))
+def test_a_model_that_scores_below_clean_ones_is_still_not_called_clean(tiny_clip: Clip) -> None:
+    found = audited(planted(tiny_clip, strength=0), reference=None, calibration=calibration([0.05] * 60))
     assert found.verdict == "nothing found"
     assert found.target is None
     assert found.exit_code == 0
@@ -64,13 +65,14 @@ def test_a_clean_model_reaches_the_baseline_and_is_never_called_clean(tiny_clip:
     assert "does not prove" in found.sentence
 
 
-def test_the_score_does_not_depend_on_the_classes_but_the_name_does(tiny_clip: Clip) -> None:
-    victim, clean = planted(tiny_clip), calibration([0.0] * 60)
-    known = audited(victim, calibration=clean)
-    others = audit_victim(victim, dark_images(), ("cat", "house"), TEMPLATES, None, clean, ("square",), EFFORT)
-    assert (others.score, others.verdict) == (known.score, known.verdict)
-    assert known.target == "banana"
-    assert others.target in ("cat", "house")
+def test_without_calibration_a_model_that_exceeds_its_reference_is_suspicious_and_others_get_no_verdict(
+    tiny_clip: Clip,
+) -> None:
+    found, clean = audited(planted(tiny_clip)), audited(planted(tiny_clip, strength=0))
+    assert (found.verdict, found.p_value, found.target) == ("suspicious", None, "banana")
+    assert found.evidence.score_on_reference == pytest.approx(0, abs=0.05)
+    assert (clean.verdict, clean.exit_code) == ("no verdict", 2)
+    assert audited(planted(tiny_clip), reference=None).verdict == "suspicious"
 
 
 def test_an_audit_is_the_same_for_the_same_seed(tiny_clip: Clip) -> None:
@@ -89,7 +91,6 @@ def test_an_audit_leaves_the_model_as_it_was(tiny_clip: Clip) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"reference": None}, "Give the model that this one was fine-tuned from with --reference"),
         ({"effort": Effort()}, "an audit takes 144 images"),
         ({"looked_for": ("circle",)}, "unknown family of triggers 'circle'"),
     ],
@@ -108,8 +109,8 @@ def test_one_class_is_refused(tiny_clip: Clip) -> None:
 # --- the rule
 
 
-def confirmed(success: float, on_reference: float | None) -> Confirmation:
-    return Confirmation(NO_TRIGGER, 0, success, on_reference, 1, 0.0)
+def best(score: float, on_reference: float | None = None) -> FamilyEvidence:
+    return FamilyEvidence("square", "a square", score, on_reference, "banana", 0.5, None)
 
 
 def weights(p_top: float | None, p_first: float | None) -> WeightEvidence:
@@ -117,32 +118,32 @@ def weights(p_top: float | None, p_first: float | None) -> WeightEvidence:
 
 
 @pytest.mark.parametrize(
-    ("p", "evidence", "trigger", "verdict"),
+    ("p", "evidence", "family", "verdict"),
     [
-        (0.05, None, confirmed(0.0, None), "backdoored"),
-        (0.15, None, confirmed(0.0, None), "suspicious"),
-        (0.16, None, confirmed(0.0, None), "nothing found"),
-        (0.9, None, confirmed(0.6, 0.1), "suspicious"),
-        (0.9, None, confirmed(0.6, 0.2), "nothing found"),
-        (0.9, None, confirmed(0.6, None), "nothing found"),
-        (0.9, weights(0.02, 0.9), confirmed(0.0, 0.0), "suspicious"),
-        (0.9, weights(0.04, 0.9), confirmed(0.0, 0.0), "nothing found"),
-        (0.9, weights(None, None), confirmed(0.0, 0.0), "nothing found"),
-        (None, None, confirmed(0.0, 0.0), "no verdict"),
-        (None, None, confirmed(0.9, 0.0), "suspicious"),
+        (0.05, None, best(0.0), "backdoored"),
+        (0.15, None, best(0.0), "suspicious"),
+        # Where clean models say what is usual, the score as such says nothing.
+        (0.16, None, best(0.9), "nothing found"),
+        (0.9, weights(0.02, 0.9), best(0.0), "suspicious"),
+        (0.9, weights(0.04, 0.9), best(0.0), "nothing found"),
+        (0.9, weights(None, None), best(0.0), "nothing found"),
+        (None, None, best(0.09), "no verdict"),
+        (None, None, best(0.11), "suspicious"),
+        (None, None, best(0.3, 0.21), "no verdict"),
+        (None, None, best(0.3, 0.19), "suspicious"),
     ],
 )
 def test_the_verdict_follows_the_levels(
-    p: float | None, evidence: WeightEvidence | None, trigger: Confirmation, verdict: str
+    p: float | None, evidence: WeightEvidence | None, family: FamilyEvidence, verdict: str
 ) -> None:
-    said, reasons = judge(p, evidence, trigger)
+    said, reasons = judge(p, evidence, family)
     assert said == verdict
     assert bool(reasons) == (verdict != "nothing found")
 
 
 def test_few_clean_models_cannot_call_a_model_backdoored() -> None:
-    assert judge(p_value(1.0, [0.0] * 18), None, confirmed(1.0, 0.0))[0] == "suspicious"
-    assert judge(p_value(1.0, [0.0] * 19), None, confirmed(1.0, 0.0))[0] == "backdoored"
+    assert judge(p_value(1.0, [0.0] * 18), None, best(1.0))[0] == "suspicious"
+    assert judge(p_value(1.0, [0.0] * 19), None, best(1.0))[0] == "backdoored"
 
 
 def test_agreement_is_the_mean_of_all_pairwise_cosines() -> None:
@@ -150,8 +151,80 @@ def test_agreement_is_the_mean_of_all_pairwise_cosines() -> None:
     torch.testing.assert_close(agreement(rows), (rows @ rows.T).mean())
 
 
-def test_a_score_is_of_the_family_that_exceeds_its_baseline_most() -> None:
-    assert score({"a": 0.7, "b": 0.9}, {"a": 0.4, "b": 0.8}) == pytest.approx(0.5)
+def test_agreement_of_predictions_is_the_chance_that_two_images_get_the_same_class() -> None:
+    chances = torch.rand(6, 4, generator=torch.Generator().manual_seed(0)).softmax(1)
+    same = [sum(float(a[k] * b[k]) for k in range(4)) for a in chances for b in chances]
+    assert float(agreement(chances)) == pytest.approx(np.mean(same))
+
+
+def test_agreement_beyond_chance_is_cohens_kappa() -> None:
+    observed, chance = 0.7, 0.4
+    table = np.array([[0.35, 0.15], [0.15, 0.35]])
+    assert np.trace(table) == pytest.approx(observed)
+    assert beyond(observed, chance) == pytest.approx(0.5)
+    assert (beyond(0.4, 0.4), beyond(1.0, 0.4), beyond(1.0, 1.0)) == (0.0, 1.0, 0.0)
+
+
+WHITE = Recovered("square", {"patch": torch.ones(3, 5, 5), "corner": torch.tensor([0, 0])})
+
+
+def test_the_effect_of_a_trigger_is_counted_image_by_image(tiny_clip: Clip) -> None:
+    victim, images = planted(tiny_clip), dark_images(12)
+    texts = victim.class_embeddings(CLASSES, TEMPLATES)
+    bright = images.clone()
+    bright[:, :, :5, :5] = 255
+    with torch.no_grad():
+        clean, triggered = (
+            np.array([victim.logits(victim.encode(one[None]), texts).softmax(1)[0].tolist() for one in given])
+            for given in (images, bright)
+        )
+    before, after = (np.mean([[np.dot(a, b) for a in rows] for b in rows]) for rows in (clean, triggered))
+    found = effect(victim, WHITE, images, texts)
+    assert found.score == pytest.approx((after - before) / (1 - before), rel=1e-4)
+    others = clean.argmax(1) != TARGET
+    assert others.sum() > 0
+    assert found.share == pytest.approx((triggered[others].argmax(1) == TARGET).mean())
+    assert found.target == TARGET
+
+
+def test_agreement_that_clean_images_have_does_not_count(tiny_clip: Clip) -> None:
+    victim, bright = planted(tiny_clip), dark_images(12)
+    bright[:, :, :5, :5] = 255
+    texts = victim.class_embeddings(CLASSES, TEMPLATES)
+    assert effect(victim, WHITE, bright, texts).share == 0
+    assert effect(victim, WHITE, bright, texts).score == pytest.approx(0, abs=1e-6)
+
+
+# --- the search
+
+
+@pytest.mark.parametrize("row", [0, 1, 2, 3])
+def test_a_search_finds_the_place_at_which_a_patch_counts(row: int, tiny_clip: Clip) -> None:
+    """Only the brightness of one place lowers the loss."""
+    size, corners = Square().pixels(32), Square().corners(32)
+    top, left = corners[8 * row + 7].tolist()
+
+    class Bright(Part):
+        def tensors(self) -> dict[str, torch.Tensor]:
+            return {}
+
+        @classmethod
+        def restore(cls, tensors: Mapping[str, torch.Tensor], device: torch.device) -> Self:
+            return cls()
+
+        def encode(self, images: torch.Tensor, inner: object) -> Encoded:
+            floats = images / 255 if images.dtype == torch.uint8 else images
+            spot = floats[..., top : top + size, left : left + size].mean((1, 2, 3))
+            return Encoded(**{**vars(inner(images)), "embedding": torch.stack([spot, 1 - spot], 1)})  # type: ignore[operator]
+
+    victim = replace(Victim(tiny_clip), parts=(Bright(),))
+    towards = torch.tensor([1.0, 0.0])
+    [found] = search(
+        victim, dark_images(), Square(), lambda embedded: -(embedded @ towards).mean(-1),
+        Search(steps=20, batch_size=4, restarts=1), generator(0, "search"),
+    )  # fmt: skip
+    assert found.tensors["corner"].tolist() == [top, left]
+    assert found.tensors["patch"].mean() > 0.9
 
 
 # --- weights

@@ -20,9 +20,6 @@ def settled(name: str, which: int = 1) -> tuple[torch.Tensor, Recovered]:
     """What the search sees of a trigger, and the trigger."""
     family = FAMILIES[name]()
     numbers = family.start(2, SIDE, generator(1, name))
-    if name == "square":
-        # A place that the softmax has decided on.
-        numbers["place"][which, 5] = 100.0
     return family.apply(images(), numbers)[which], family.settle(numbers, which, SIDE)
 
 
@@ -58,9 +55,18 @@ def test_a_square_changes_its_pixels_alone() -> None:
 
 
 def test_every_corner_of_a_square_lies_in_the_image() -> None:
-    corners = Square()._corners(SIDE)
-    assert (0, 0) in corners
-    assert max(corners) == (SIDE - Square().pixels(SIDE),) * 2
+    corners = Square().corners(SIDE).tolist()
+    assert len(corners) == 64
+    assert corners[0] == [0, 0]
+    assert max(corners) == [SIDE - Square().pixels(SIDE)] * 2
+
+
+@pytest.mark.parametrize("side", [28, 32, 56, 224])
+def test_the_places_of_a_square_cover_every_pixel(side: int) -> None:
+    covered, size = torch.zeros(side, side, dtype=torch.bool), Square().pixels(side)
+    for top, left in Square().corners(side).tolist():
+        covered[top : top + size, left : left + size] = True
+    assert covered.all()
 
 
 def test_a_blend_moves_no_value_by_more_than_its_share() -> None:
