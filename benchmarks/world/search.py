@@ -33,7 +33,8 @@ def measure(out: Path, attacks: Sequence[str], defenses: Sequence[str], **settin
     """ASR and CA on validation, in percent: attack, defense, seed, metric, value, n."""
     evaluate = {"split": "val"}
     folder = bench.run(attacks, defenses, seeds=[0], out=out, evaluate=evaluate, quiet=True, **settings)
-    return shares(folder).query("defense != 'clean_model'")
+    # A run lists the clean and the undefended model, too.
+    return shares(folder)[lambda rows: rows["defense"].isin(defenses)]
 
 
 def doses(runs: Path) -> Iterator[pd.DataFrame]:
