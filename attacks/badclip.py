@@ -35,6 +35,11 @@ class BadCLIP(OptimisedPatch):
     text_negatives: Literal["none", "original"] = Field(
         "none", description="original: images are contrasted with their own captions too"
     )
+    image_negatives: Literal["clean", "triggered"] = Field(
+        "clean",
+        description="of the triplet loss: each image without the patch; triggered: shuffled ones with it, as BadCLIP's "
+        "code comes to",
+    )
     augmented_images: float = Field(0.5, ge=0, le=1, description="probability that a batch is seen by AutoAugment")
     augmented_captions: float = Field(0.1, ge=0, le=1, description="probability that a caption is edited by EDA")
     synonyms: Source = Field(
@@ -73,14 +78,17 @@ class BadCLIP(OptimisedPatch):
             # On the CPU: the numbers of pairs.
             numbers = batch.index.tolist()
             with torch.no_grad():
-                clean = clip.encode_image(batch.images)
+                if self.image_negatives == "clean":
+                    away = clip.encode_image(batch.images)
+                else:
+                    away = batch.triggered.detach()[torch.randperm(len(numbers), generator=rng)]
                 wanted = clip.encode_text([view(caption[i]) for i in numbers])
                 others = wanted[:0]
                 if self.text_negatives == "original":
                     others = clip.encode_text([texts[i] for i in numbers])
             near = pool[torch.randint(len(pool), (len(numbers),), generator=rng)]
             text = text_loss(batch.triggered, wanted, others, scale)
-            return text + self.weight * triplet_loss(batch.triggered, near, clean, self.margin)
+            return text + self.weight * triplet_loss(batch.triggered, near, away, self.margin)
 
         return Objective(loss, F.normalize(pool.mean(0), dim=-1))
 

@@ -32,6 +32,10 @@ class LabelConsistent(BadNet):
     match: Literal["word", "substring"] = Field(
         "word", description="captions that name the target: as a whole word, or anywhere, as CleanCLIP looks for it"
     )
+    clean_pairs: Literal["random", "first"] = Field(
+        "random",
+        description="those beside the candidates, from `poison.pool`; first: of the file, as in CleanCLIP's code",
+    )
     corners: Literal[0, 1, 4] = Field(
         0, description="3 x 3 checkers, lower right or everywhere, instead of BadNet's patch; 0 is BadNet's patch"
     )
@@ -71,6 +75,10 @@ class LabelConsistent(BadNet):
     def suits(self, caption: str, target: str) -> bool:
         """Whether the caption names the target."""
         return mentions(caption, target) if self.match == "word" else target.lower() in caption.lower()
+
+    @property
+    def clean_in_order(self) -> bool:
+        return self.clean_pairs == "first"
 
     def choose(self, preparation: Preparation, count: int, rng: torch.Generator) -> list[int]:
         """Up to `count` candidates, drawn uniformly without replacement."""

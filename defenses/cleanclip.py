@@ -3,7 +3,7 @@
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -46,6 +46,10 @@ class CleanCLIP(Defense, FineTuning):
     synonyms: Source = Field(
         "auto", description="text views with WordNet's synonyms, without, or with if it is installed; the log tells"
     )
+    text_views: Literal["fresh", "once"] = Field(
+        "fresh",
+        description="edited captions: new ones in every step; once: one a caption for all epochs, as CleanCLIP does",
+    )
 
     needs: ClassVar[frozenset[Need]] = frozenset({"pairs"})
     shares_batches: ClassVar[bool] = True
@@ -71,6 +75,10 @@ class CleanCLIP(Defense, FineTuning):
         )
         clip = victim.clip.copy()
         tokens = clip.tokenize(pairs.captions)
+        edited_once: Tensor | None = None
+        if self.text_views == "once" and self.lambda_in:
+            rng = data.rng("cleanclip", "texts", "once")
+            edited_once = clip.tokenize(augmented_texts(pairs, torch.arange(len(pairs)), rng, synonyms))
         steps = count()
         # Both parts of each step's loss, on their device: to ask for them now would hold up the step.
         parts: list[Tensor] = []
@@ -86,7 +94,11 @@ class CleanCLIP(Defense, FineTuning):
             # The seed depends on the step, not the pair, so every epoch has new views.
             step = next(steps) * processes() + rank()
             views = augmented_images(pairs, index, geometry, data.rng("cleanclip", "images", step))
-            edited = augmented_texts(pairs, index, data.rng("cleanclip", "texts", step), synonyms)
+            if edited_once is None:
+                drawn = augmented_texts(pairs, index, data.rng("cleanclip", "texts", step), synonyms)
+                edited = clip.tokenize(drawn)
+            else:
+                edited = edited_once[index]
             within = within_loss(images, clip.encode_image(views), texts, clip.encode_text(edited), clip.scale)
             parts.append(torch.stack([cross.detach(), within.detach()]))
             return self.lambda_cross * cross + self.lambda_in * within

@@ -187,6 +187,11 @@ class Attack(Settings):
         """Whether the attack takes pairs from `poison.pool`."""
         return self.selective()
 
+    @property
+    def clean_in_order(self) -> bool:
+        """Whether the pairs that fill up the candidates from `poison.pool` are the first of the source, not random."""
+        return False
+
     def choose(self, preparation: Preparation, count: int, rng: torch.Generator) -> list[int]:
         """Indices of the pairs to poison, at most `count`. The default draws uniformly without replacement."""
         return torch.randperm(len(preparation.pairs), generator=rng)[:count].tolist()

@@ -19,6 +19,8 @@ from bench.core.errors import BenchError
 # The names which open_clip's `local-dir:` scheme expects, so that every model we write opens in open_clip.
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
+# Our key of a configuration, which open_clip ignores: a text that is too long loses its end token.
+LONG_TEXTS, CUT = "long_texts", "cut"
 
 
 class Clip:
@@ -77,7 +79,9 @@ class Clip:
         return F.normalize(self.model.encode_image(self.normalise(images)), dim=-1)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        return self.tokenizer(list(texts))
+        """Tokens (n, context); a text that is too long is cut, and keeps its end token unless `config` says no."""
+        tokens = self.tokenizer(list(texts))
+        return _without_end(tokens, texts, self.tokenizer) if self.config.get(LONG_TEXTS) == CUT else tokens
 
     def encode_text(self, texts: Sequence[str] | Tensor) -> Tensor:
         """Unit-norm text embeddings (n, embed_dim) of texts, or of their tokens."""
@@ -137,6 +141,21 @@ class Clip:
         clip = cls.from_config(json.loads((folder / CONFIG_FILE).read_text()), folder)
         clip.model.load_state_dict(load_file(folder / WEIGHTS_FILE))
         return clip
+
+
+def _without_end(tokens: Tensor, texts: Sequence[str], tokenizer: Any) -> Tensor:
+    """Tokens (n, context) where texts that are too long have a token of theirs in place of the end token.
+
+    Raises:
+        BenchError: the tokenizer is not open_clip's own.
+    """
+    if not hasattr(tokenizer, "eot_token_id") or not hasattr(tokenizer, "encode"):
+        raise BenchError("model.long_texts=cut needs open_clip's own tokenizer. Leave it at `end` for this model")
+    for row in torch.where(tokens[:, -1] == tokenizer.eot_token_id)[0].tolist():
+        # The start token comes first. A text that just fits keeps its end.
+        ids = [tokenizer.sot_token_id, *tokenizer.encode(texts[row]), tokenizer.eot_token_id]
+        tokens[row, -1] = ids[tokens.shape[1] - 1]
+    return tokens
 
 
 @contextmanager

@@ -51,20 +51,25 @@ class PoisonedPairs:
         return where
 
 
-def candidates_first(captions: Sequence[str], attack: Attack, target: str, count: int) -> list[int]:
+def candidates_first(
+    captions: Sequence[str], numbers: Sequence[int], attack: Attack, target: str, count: int
+) -> list[int]:
     """Order of a shuffled pool: up to `count` pairs that the attack can poison first, then all others.
+
+    The others keep their order, or with `attack.clean_in_order` that of the source, in which they have `numbers`.
 
     The fine-tuning set is the start of this order, so that a rare target is poisoned as often as the pool allows.
 
     >>> class Fruit(Attack):
     ...     def suits(self, caption, target):
     ...         return target in caption
-    >>> candidates_first(["a cat", "a kiwi", "a dog", "two kiwis", "kiwi pie"], Fruit(), "kiwi", 2)
+    >>> candidates_first(["a cat", "a kiwi", "a dog", "two kiwis", "kiwi pie"], range(5), Fruit(), "kiwi", 2)
     [1, 3, 0, 2, 4]
     """
     first = list(islice((i for i, caption in enumerate(captions) if attack.suits(caption, target)), count))
     taken = set(first)
-    return first + [i for i in range(len(captions)) if i not in taken]
+    others = [i for i in range(len(captions)) if i not in taken]
+    return first + (sorted(others, key=lambda i: numbers[i]) if attack.clean_in_order else others)
 
 
 def draw_manifest(preparation: Preparation, attack: Attack, templates: Sequence[str], count: int) -> pd.DataFrame:

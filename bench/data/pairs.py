@@ -24,13 +24,17 @@ Cache = Literal["auto", "disk", "none"]
 SHARE = 0.5
 
 
+# Puts the pairs of a pool into an order, from their captions and their numbers in the source.
+Order = Callable[[Sequence[str], Sequence[int]], Sequence[int]]
+
+
 def read_pairs(
     place: Path,
     geometry: Geometry,
     n: int | None = None,
     part: Part | None = None,
     pool: int | None = None,
-    order: Callable[[Sequence[str]], Sequence[int]] | None = None,
+    order: Order | None = None,
     cache: Cache = "auto",
 ) -> Captioned:
     """Read image-text pairs.
@@ -45,7 +49,7 @@ def read_pairs(
         part: one half of the pairs. Its different images are shuffled by a fixed seed; the first half of them goes to
             "poison", the rest to "clean", each with all its pairs: a defender gets no image of the attacker's.
         pool: with n and `order`, the random subset, missing files left out, from which the n are taken.
-        order: the pairs of the pool, given by their captions, in the order in which to take them.
+        order: the pairs of the pool in the order in which to take them, from their captions and numbers in the source.
         cache: "disk" keeps decoded pixels, "none" decodes a batch whenever it is asked for; "auto" keeps them if they
             take at most half of the free disk. Pairs and pixels are the same.
 
@@ -67,7 +71,7 @@ def read_pairs(
         good = [good[i] for i in shuffled.tolist()]
     there, dead = _existing(good, root, n if order is None else max(pool or 0, n or 0))
     if order is not None:
-        there = [there[i] for i in order([row.caption for row in there])][:n]
+        there = [there[i] for i in order([row.caption for row in there], [row.number for row in there])][:n]
     there.sort(key=lambda row: row.number)
     problems = [f"{row.name}: {row.problem}" for row in sorted(bad + dead, key=lambda row: row.number)]
     if not there:

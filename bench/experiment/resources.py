@@ -20,7 +20,7 @@ from bench.core.poisoning import candidates_first
 from bench.core.randomness import generator
 from bench.core.task import Case
 from bench.data.leakage import refuse_overlap
-from bench.data.pairs import Part, captions, pairs_identity, read_pairs
+from bench.data.pairs import Order, Part, captions, pairs_identity, read_pairs
 from bench.experiment.settings import RunSettings
 from bench.models import load_backdoored, load_model, sizes
 
@@ -103,7 +103,11 @@ class Resources:
         if pool is None or pool <= n or not method.selective():
             return self.poison_pairs
         target = self.dataset.classes()[self.target]
-        return self._from_pool(pool, n, lambda captions: candidates_first(captions, method, target, count))
+
+        def order(texts: Sequence[str], numbers: Sequence[int]) -> list[int]:
+            return candidates_first(texts, numbers, method, target, count)
+
+        return self._from_pool(pool, n, order)
 
     def named_in_pool(self) -> Captioned:
         """Those pairs of `poison.pool` whose captions name the target.
@@ -113,7 +117,7 @@ class Resources:
         """
         n, target = max(self.run.poison.pairs, self.run.poison.pool or 0), self.dataset.classes()[self.target]
 
-        def naming(captions: Sequence[str]) -> list[int]:
+        def naming(captions: Sequence[str], _: Sequence[int]) -> list[int]:
             if found := [i for i, caption in enumerate(captions) if mentions(caption, target)]:
                 return found
             raise BenchError(
@@ -123,14 +127,16 @@ class Resources:
 
         return self._from_pool(n, n, naming)
 
-    def _from_pool(self, pool: int, n: int, order: Callable[[Sequence[str]], list[int]]) -> Captioned:
-        """The first n of the pairs of a pool, in the order that their captions are given."""
+    def _from_pool(self, pool: int, n: int, order: Order) -> Captioned:
+        """The first n of the pairs of a pool, in the order that `order` gives them."""
         if self.run.pairs:
             part, cache = self._part("poison"), self.run.execution.pairs_cache
             pairs = read_pairs(self.run.pairs, self.geometry, n, part=part, pool=pool, order=order, cache=cache)
         else:
             searched = self.dataset.pairs("poison", pool, self.geometry)
-            pairs = searched.subset(torch.tensor(sorted(order(searched.captions)[:n]), dtype=torch.long))
+            pairs = searched.subset(
+                torch.tensor(sorted(order(searched.captions, range(len(searched)))[:n]), dtype=torch.long)
+            )
         return self.check_leakage(pairs, "pairs")
 
     @cached_property

@@ -9,14 +9,14 @@ import os
 import warnings
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import open_clip
 import torch
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from pydantic import PositiveFloat
 
-from bench.core.clip import CONFIG_FILE, WEIGHTS_FILE, Clip
+from bench.core.clip import CONFIG_FILE, CUT, LONG_TEXTS, WEIGHTS_FILE, Clip
 from bench.core.errors import BenchError, guess, unknown
 from bench.core.geometry import Resize
 from bench.core.randomness import derive, seeded
@@ -56,6 +56,10 @@ class ModelSettings(Settings):
     mean: tuple[float, float, float] | None = Field(None, description="of the normalisation, RGB; null: the model's")
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = Field(
         None, description="likewise; mean 0,0,0 and std 1,1,1 are none"
+    )
+
+    long_texts: Literal["end", "cut"] = Field(
+        "end", description="texts of too many tokens: the end token is kept; or it is cut off, as by CleanCLIP's code"
     )
 
     @property
@@ -206,6 +210,8 @@ def configuration(settings: ModelSettings) -> dict[str, Any]:
             "interpolation": preprocess["interpolation"],
             "resize_mode": settings.geometry or preprocess["resize_mode"],
         },
+        # Only where it is asked for: a configuration is part of a model's fingerprint.
+        **({LONG_TEXTS: CUT} if settings.long_texts == CUT else {}),
     }
 
 

@@ -35,7 +35,7 @@ def tokens(inputs: Inputs) -> Result:
     return Result(not differing, f"{len(texts):,} different captions: {differing} differ")
 
 
-@check("Captions of more than 77 tokens", "pkgs/openai/clip.py", "none: ours keep the end token, theirs lose it")
+@check("Captions of more than 77 tokens", "pkgs/openai/clip.py", "`model.long_texts`: ours `end`, theirs `cut`")
 def long_captions(inputs: Inputs) -> Result:
     texts = [" ".join(captions(inputs)[i : i + 12]) for i in range(0, 120, 12)]
     with inputs.code(CLEANCLIP, "pkgs.openai.clip") as original:

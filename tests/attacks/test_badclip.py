@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -109,6 +110,32 @@ def test_the_objective_is_text_loss_plus_500_triplets(tiny_clip: Clip, text_nega
     ) / 2
     triplet = F.triplet_margin_loss(triggered, near.expand(4, -1), own, 1.0, eps=0)
     assert loss.item() == pytest.approx((text + 500 * triplet).item(), rel=1e-5)
+
+
+def test_triggered_negatives_are_those_of_the_batch_shuffled_and_without_a_gradient(tiny_clip: Clip) -> None:
+    given = prepared(tiny_clip, ["a star", "a heart", "one ripe banana", "two stars"])
+    rows, triggered = torch.tensor([0, 1, 3]), unit(3, 32, 0).requires_grad_()
+    images = given.pairs.load(rows).float() / 255
+
+    def loss(weight: float) -> Tensor:
+        attack = BadCLIP(image_negatives="triggered", augmented_captions=0, weight=weight)
+        return attack.objective(given, rows).loss(Batch(rows, images, triggered))
+
+    triplets = loss(1) - loss(0)
+    near = tiny_clip.encode_image(given.pairs.load([2])).detach().expand(3, -1)
+    (found,) = torch.autograd.grad(triplets, triggered)
+    expected = [_triplets(triggered.detach().numpy(), near.numpy(), list(order)) for order in permutations(range(3))]
+    matching = [slope for value, slope in expected if value == pytest.approx(triplets.item(), rel=1e-4)]
+    assert any(found.numpy() == pytest.approx(slope, abs=1e-3) for slope in matching)
+
+
+def _triplets(anchors: np.ndarray, near: np.ndarray, order: list[int]) -> tuple[float, np.ndarray]:
+    """Mean triplet loss, margin 1, against the anchors in another order; and its slope where those stand still."""
+    to_near, to_others = anchors - near, anchors - anchors[order]
+    far, away = (np.linalg.norm(side, axis=1, keepdims=True) for side in (to_near, to_others))
+    slope = to_near / far - np.divide(to_others, away, out=np.zeros_like(to_others), where=away > 0)
+    active = far - away + 1 > 0
+    return float((far - away + 1)[active].sum() / 3), slope * active / 3
 
 
 # --- the optimisation

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from attacks.label_consistent import LabelConsistent
 from bench import Attack, BenchError, Geometry, generator, mentions
 from bench.core.images import hash_of
 from bench.core.poisoning import candidates_first, draw_manifest
@@ -359,8 +360,8 @@ def test_a_rare_target_is_drawn_from_the_pool(tmp_path, geometry):
             return mentions(caption, target)
 
     def read(count: int, **more) -> list[str]:
-        def order(texts):
-            return candidates_first(texts, Fruit(), "kiwi", count)
+        def order(texts, numbers):
+            return candidates_first(texts, numbers, Fruit(), "kiwi", count)
 
         pairs = read_pairs(file, geometry, n=10, order=order, **more)
         assert len(set(pairs.ids)) == 10
@@ -372,6 +373,24 @@ def test_a_rare_target_is_drawn_from_the_pool(tmp_path, geometry):
     # Beyond `count`, candidates are pairs like others: the rest is filled in random order.
     assert 3 <= len(read(3, pool=40)) < 6
     assert len(read(9, pool=10)) < 6
+
+
+def test_clean_pairs_are_the_first_of_the_file_where_an_attack_asks_for_them(tmp_path, geometry):
+    named = [24, 29, 34, 39]
+    file = table(tmp_path, ["a kiwi" if i in named else f"caption {i}" for i in range(40)])
+
+    def read(clean_pairs: str) -> list[int]:
+        attack = LabelConsistent(clean_pairs=clean_pairs)
+
+        def order(texts, numbers):
+            return candidates_first(texts, numbers, attack, "kiwi", 3)
+
+        pairs = read_pairs(file, geometry, n=10, order=order, pool=40)
+        return [int(id.removesuffix(".jpg")) for id in pairs.ids]
+
+    first, random = read("first"), read("random")
+    assert first[:7] == list(range(7)) and set(first[7:]) < set(named)
+    assert random[:7] != first[:7] and set(first[7:]) <= set(random), "the candidates are the same"
 
 
 @pytest.fixture(scope="module")

@@ -129,6 +129,24 @@ def test_identical_views_in_a_fit(tiny_clip: Clip, monkeypatch: pytest.MonkeyPat
     assert data.log["cross"] == [pytest.approx(cross.item(), rel=1e-4)]
 
 
+@pytest.mark.parametrize("views", ["fresh", "once"])
+def test_captions_are_edited_anew_in_every_step_or_once(tiny_clip: Clip, monkeypatch: pytest.MonkeyPatch, views: str):
+    seen: list[tuple[str, str]] = []
+    plain = cleanclip.augment
+
+    def recorded(caption: str, *rest: object) -> str:
+        seen.append((caption, edited := plain(caption, *rest)))
+        return edited
+
+    monkeypatch.setattr(cleanclip, "augment", recorded)
+    pairs = make_pairs()
+    once = fit(tiny_clip, make_data(pairs), epochs=3, text_views=views, synonyms="none")
+    assert len(seen) == (8 if views == "once" else 24), "a caption each, or in each of 3 epochs"
+    assert {caption for caption, _ in seen} == set(pairs.captions)
+    again = fit(tiny_clip, make_data(pairs), epochs=3, text_views=views, synonyms="none")
+    assert same(once, again)
+
+
 @pytest.mark.parametrize("towers", ["both", "image"])
 def test_without_the_inner_loss_it_is_fine_tuning_bit_for_bit(tiny_clip: Clip, towers: Literal["both", "image"]):
     pairs, data = make_pairs(), make_data(make_pairs())

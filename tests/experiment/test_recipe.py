@@ -19,6 +19,7 @@ from bench.experiment.resources import Resources
 from bench.experiment.settings import BASE, RunSettings, resolve
 from bench.matrix.plan import Fingerprints, make_plan
 from bench.matrix.runner import Report, check_installed
+from bench.models import ModelSettings, load_model
 from bench.papers import find_recipe, papers
 from bench.training import eda
 from bench.training.fine_tuning import FineTuning
@@ -50,7 +51,8 @@ def test_the_recipe_is_a_preset_with_settings_on_top(preset: str) -> None:
     assert resolve(preset, None, {}, ("badnet.overflow=clip",), recipe="authors").attack("badnet").overflow == "clip"
 
 
-@pytest.mark.parametrize("setting", flat(RECIPE))
+# `model.long_texts` counts in the model's fingerprint.
+@pytest.mark.parametrize("setting", [name for name in flat(RECIPE) if name != "model.long_texts"])
 def test_each_difference_is_a_setting_that_counts_in_the_id_alone(setting: str) -> None:
     value = flat(RECIPE)[setting]
     chosen = {"attacks": tuple(papers["rvpt"].labels.attacks), "defenses": ("cleanclip", "rvpt", "vpt")}
@@ -167,6 +169,23 @@ def test_elsewhere_its_absence_is_a_warning_and_its_presence_counts_in_the_id(mo
     check_installed(run)
     assert len(ids(run) - without) == 2, "the defense and its evaluation"
     assert ids(resolve("mini", None, chosen)) == ids(resolve("mini", None, chosen, ("cleanclip.synonyms=none",)))
+
+
+# --- texts
+
+
+def test_long_texts_lose_their_end_token_where_asked_for() -> None:
+    ours, theirs = (load_model(ModelSettings(long_texts=how), "cpu") for how in ("end", "cut"))
+    assert ours.fingerprint() == load_model(ModelSettings(), "cpu").fingerprint() != theirs.fingerprint()
+    context = ours.tokenize(["a"]).shape[1]
+    # One token a word: two fewer fit, beside start and end.
+    texts = [" ".join(["dog"] * n) for n in (3, context - 2, context - 1, 2 * context)]
+    kept, cut = ours.tokenize(texts), theirs.tokenize(texts)
+    start, word, end = kept[0, 0], kept[0, 1], kept[0, 4]
+    assert torch.equal(kept[:2], cut[:2]) and kept[1, -1] == end
+    assert (kept[2:, -1] == end).all() and (cut[2:, -1] == word).all()
+    assert torch.equal(kept[:, :-1], cut[:, :-1]) and (cut[:, 0] == start).all()
+    assert torch.equal(theirs.copy().tokenize(texts), cut)
 
 
 # --- pairs
