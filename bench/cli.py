@@ -189,6 +189,7 @@ def run(
     from bench.matrix.dry_run import dry_run as show_dry_run
     from bench.matrix.runner import run_matrix
     from bench.matrix.schedule import NOT_TRIED
+    from bench.papers import version_of
     from bench.results.folder import ResultsFolder
 
     settings = _settings(
@@ -209,7 +210,7 @@ def run(
         screen.print("interrupted. Finished work is kept: the same command goes on from there.")
         raise typer.Exit(130) from None
     if ended.shown:
-        _write_report(ResultsFolder(out))
+        _write_report(ResultsFolder(out), version_of(preset, paper))
     else:
         screen.print(f"no cell of this run is finished; the tables in {out} are as they were")
     if ended.failures:

@@ -90,7 +90,7 @@ def _forecast(runs: Sequence["PaperRun"], out: Path, folders: Sequence[Path]) ->
     """Print each run, what it has to make that no run before it makes, and for how long."""
     from bench.experiment.settings import BASE
     from bench.matrix.dry_run import plan_at_hand, show_missing
-    from bench.matrix.paper_runs import known_seconds, seconds_of
+    from bench.matrix.forecast import known_seconds, seconds_of
     from bench.matrix.runner import unmade
     from bench.results.store import Store
 

@@ -25,12 +25,13 @@ FORWARD = TUNING / 4
 REFERENCE = ModelSettings(name="ViT-B-32", pretrained="openai")
 # Classes and test images.
 IMAGENET = (1000, 50_000)
+NOT_COUNTED = "reading images, ISSBA's encoder, methods of plug-ins"
 ASSUMPTION = (
     f"assumed: an RTX 3090 in half precision and, for ViT-B-32, {1000 * POISONING:.1f} ms a pair and epoch of "
     f"poisoning, {1000 * CLEANING:.1f} ms of CleanCLIP, {1000 * TUNING:.1f} ms an image and epoch of prompt tuning, "
     f"{1000 * FORWARD:.2f} ms a forward pass (paper v1, table S7); other towers by their multiplications. "
-    "--speed 4 is a GPU four times as fast. Images: decoded ones, kept where the disk has room. Not counted: reading "
-    "images, ISSBA's encoder, methods of plug-ins."
+    "--speed 4 is a GPU four times as fast. Images: decoded ones, kept where the disk has room. Not counted: "
+    f"{NOT_COUNTED}."
 )
 
 
@@ -52,14 +53,18 @@ def estimate(nodes: Iterable[Node], variants: Variants, speed: float = 1.0) -> d
     for node in nodes:
         run = variants[node.variant]
         size = _sizes(run.model)
-        stage = STAGES[node.kind]
-        work = stage.work(node, run, Scale(size, *_data_scale(node, run)))
+        work = work_of(node, run)
         slower = size.work / _sizes(REFERENCE).work / speed
         total[node.kind] = total.get(node.kind, Cost()) + Cost(_seconds(work) * slower, work.size)
         for what, n in _images(node, run, work).items():
             key = (what, run.tested_on if what == "test" else "", str(size.image_size))
             decoded[key] = max(decoded.get(key, 0), n * 3 * size.image_size**2)
     return total | {"images": Cost(0, sum(decoded.values()))}
+
+
+def work_of(node: Node, run: RunSettings) -> Work:
+    """What a node costs, as its stage and methods declare."""
+    return STAGES[node.kind].work(node, run, Scale(_sizes(run.model), *_data_scale(node, run)))
 
 
 def _seconds(work: Work) -> float:

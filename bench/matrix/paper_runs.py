@@ -1,22 +1,15 @@
 """All that a paper's tables and figures show, as runs into one folder on the embedded world; and how long they take."""
 
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
-from pathlib import Path
 from typing import Any
 
 from bench.core.attack import attacks as registered
 from bench.core.errors import BenchError, unknown
 from bench.core.settings import merge
-from bench.experiment.settings import RunSettings, Variants, resolve
+from bench.experiment.settings import Variants, resolve
 from bench.experiment.suites import suite_settings, variants_of
-from bench.matrix.plan import Node
-from bench.models import ModelSettings, sizes
 from bench.papers import Paper, suite_name
-from bench.results.records import CARDS
-from bench.results.store import Store
 
 Names = tuple[str, ...]
 
@@ -80,30 +73,6 @@ def paper_runs(
     return runs
 
 
-def known_seconds(folders: Sequence[Path]) -> dict[str, float]:
-    """Mean seconds of the artefacts of earlier runs, by what artefacts have in common (`_likeness`)."""
-    found: dict[str, list[float]] = defaultdict(list)
-    for store, kind in product(map(Store, folders), CARDS):
-        for folder in sorted(store.path(kind, "").glob("[!.]*")):
-            card = store.card(kind, folder.name)
-            for key in _likeness(card.label):
-                found[key].append(card.seconds)
-    return {key: sum(times) / len(times) for key, times in found.items()}
-
-
-def seconds_of(node: Node, run: RunSettings, model: ModelSettings, known: Mapping[str, float]) -> float | None:
-    """How long a node takes one process of this machine; None where no artefact like it is known.
-
-    The times of other variants are taken to be of `model`, and are scaled with the multiplications of the node's own.
-    """
-    same, *alike = _likeness(node.label)
-    if same in known:
-        return known[same]
-    time = next((known[key] for key in alike if key in known), None)
-    size, usual = sizes(run.model), sizes(model)
-    return time * size.work / usual.work if time and size and usual else time
-
-
 def _wanted(paper: Paper) -> dict[str, dict[str, Names]]:
     """By preset, the paper's first place first: its suites, each with the attacks of its tables there."""
     there = {name: place.preset for name, place in paper.counterparts.items() if place.preset}
@@ -139,14 +108,3 @@ def _shared(paper: Paper, names: Iterable[str]) -> dict[str, Any]:
     for name in names:
         shared = merge(shared, paper.suites[name].settings)
     return shared
-
-
-def _likeness(label: str) -> tuple[str, ...]:
-    """What artefacts have in common, the most alike first, read off a label.
-
-    >>> _likeness("defense badnet / rvpt, alpha=0, seed 0")
-    ('defense badnet / rvpt, alpha=0', 'defense badnet / rvpt', 'defense / rvpt', 'defense')
-    """
-    what = label.split(",")[0]
-    kind, _, rest = what.partition(" ")
-    return label.rpartition(",")[0], what, f"{kind} / {rest.partition(' / ')[2]}", kind

@@ -10,9 +10,10 @@ from bench.core.defense import defenses
 from bench.core.errors import BenchError
 from bench.experiment.resources import Resources, open_device, open_resources
 from bench.experiment.settings import BASE, RunSettings, Variants
+from bench.matrix.forecast import Forecast, Pace, measured_pace
 from bench.matrix.plan import Node, Plan, make_plan, read_fingerprints
 from bench.matrix.schedule import NOT_TRIED, Outcome
-from bench.matrix.watch import watching
+from bench.matrix.watch import duration, watching
 from bench.matrix.workers import execute
 from bench.models import probe
 from bench.results.records import BackdoorCard, Card, Cell, EvaluationCard, Skipped
@@ -159,6 +160,11 @@ def run_matrix(variants: Variants, out: Path, plugins: tuple[Path, ...], console
         console.print(
             f"{len(plan.cells)} cells; {len(plan.nodes) - len(todo)} artefacts there, {len(todo)} to make, {where}"
         )
+        pace = measured_pace(resources.clip, execution.threads) if todo else Pace(0, 0)
+        processes = 1 if execution.executor == "ray" else workers
+        forecast = Forecast(todo, variants, pace, resources.device, (out,), processes)
+        if todo:
+            console.print(str(forecast), soft_wrap=True)
         cells = cells_of(plan, variants)
 
         def record() -> bool:
@@ -173,12 +179,15 @@ def run_matrix(variants: Variants, out: Path, plugins: tuple[Path, ...], console
             count = f"[{done}/{len(todo)}]"
             if outcome.error:
                 failures[outcome.node.label] = outcome.error
+                forecast.failed(outcome.node)
                 console.print(f"{count} {_failed(outcome)}")
                 continue
             shown = shown or (outcome.node.kind == "evaluation" and record())
             card = store.card(outcome.node.kind, outcome.node.id)
             spent[_work(outcome.node)] = spent.get(_work(outcome.node), 0) + card.seconds
-            console.print(f"{count} {outcome.node.label} ({card.seconds:.0f} s){_counts(card)}")
+            forecast.made(outcome.node, card.seconds)
+            left = f"; about {duration(forecast.seconds)} left" if done < len(todo) else ""
+            console.print(f"{count} {outcome.node.label} ({card.seconds:.0f} s){_counts(card)}{left}", soft_wrap=True)
         if spent:
             parts = ", ".join(
                 f"{work} {seconds:.0f}" for work, seconds in sorted(spent.items(), key=itemgetter(1), reverse=True)

@@ -27,6 +27,7 @@ from bench.papers.library import (
     sweeps,
     table_name,
     variants_in_matrix,
+    version_of,
 )
 from bench.papers.paper import Axis, Method, Paper, PaperFigure, PaperTable, Place, Recipe, Suite, Sweep
 
@@ -54,6 +55,7 @@ __all__ = [
     "sweeps",
     "table_name",
     "variants_in_matrix",
+    "version_of",
 ]
 
 register_all(Path(__file__).parent)

@@ -81,6 +81,18 @@ def recipes() -> dict[str, Recipe]:
     return {name: recipe for name, (_, recipe) in by_name(_recipes).items()}
 
 
+def version_of(preset: str, version: str | None) -> str | None:
+    """PAPER/VERSION whose numbers a run at a preset can be compared with, by default the paper's first version.
+
+    None if the preset is no paper's, or the paper has no published numbers.
+    """
+    if version is not None:
+        paper, name = find_version(version)
+        return f"{paper.name}/{name}" if paper.numbers else None
+    fitting = (paper for paper in papers.values() if preset in paper.presets and paper.numbers)
+    return next((f"{paper.name}/{next(iter(paper.versions))}" for paper in fitting), None)
+
+
 def find_recipe(name: str) -> Recipe:
     """The recipe with this name, which may be PAPER/NAME.
 

@@ -7,6 +7,7 @@ from command import bench
 
 from bench import attacks, defenses
 from bench.cli import RUN_EXAMPLES
+from bench.matrix.runner import Report
 from bench.papers import chains, find_recipe
 from reports.command import flat
 
@@ -114,6 +115,24 @@ def test_show_tells_what_a_recipe_sets(capsys: pytest.CaptureFixture, monkeypatc
     assert rows["badnet.overflow"] == ["wrap", "clip"] and rows["poison.warmup_steps"] == ["10000", "50"]
     # As many as it sets.
     assert set(flat(find_recipe("authors").settings)) <= rows.keys()
+
+
+@pytest.mark.parametrize(
+    ("options", "published"),
+    [
+        ("--preset paper-imagenet", "rvpt/v1"),
+        ("--preset paper-oxfordpets --paper v3 --suite main", "rvpt/v3"),
+        ("--preset mini", None),
+    ],
+)
+def test_a_run_at_a_papers_preset_ends_with_the_published_numbers_beside(
+    options: str, published: str | None, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("bench.matrix.runner.run_matrix", lambda *_: Report(1, 0, {}, shown=True))
+    monkeypatch.setattr("bench.results.folder.ResultsFolder", lambda out: out)
+    monkeypatch.setattr("reports.report.write_report", lambda folder, version: f"{folder} beside {version}")
+    code, out, _ = bench(capsys, monkeypatch, "run", *options.split(), "--out", str(tmp_path))
+    assert code == 0 and f"beside {published}" in " ".join(out.split())
 
 
 def test_dry_run_prints_cells_and_makes_nothing(

@@ -11,7 +11,8 @@ from fabricate import Made, results_folder
 from bench.core.errors import BenchError
 from bench.core.registry import load_plugins
 from bench.experiment.settings import BASE, resolve
-from bench.matrix.paper_runs import PaperRun, known_seconds, paper_runs, seconds_of
+from bench.matrix.forecast import known_seconds, seconds_of
+from bench.matrix.paper_runs import PaperRun, paper_runs
 from bench.matrix.plan import Fingerprints, Node, Plan, make_plan
 from bench.matrix.runner import cells_of
 from bench.models import ModelSettings, sizes
