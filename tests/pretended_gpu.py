@@ -68,9 +68,11 @@ def pretended_gpu(patch: pytest.MonkeyPatch) -> Iterator[PretendedGpu]:
         for leaf in leaves:
             leaf.grad = torch.zeros_like(leaf)
 
-    def grad(loss: Tensor, inputs: Tensor, *_: object, **__: object) -> tuple[Tensor]:
-        assert any(leaf is inputs for leaf in _leaves(loss.grad_fn))
-        return (torch.zeros_like(inputs),)
+    def grad(loss: Tensor, inputs: Tensor | list[Tensor], *_: object, **__: object) -> tuple[Tensor, ...]:
+        asked = [inputs] if isinstance(inputs, Tensor) else inputs
+        leaves = set(map(id, _leaves(loss.grad_fn)))
+        assert leaves & set(map(id, asked))
+        return tuple(map(torch.zeros_like, asked))
 
     patch.setattr(Tensor, "backward", backward)
     patch.setattr(torch.autograd, "grad", grad)

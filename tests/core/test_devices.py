@@ -13,17 +13,34 @@ from attacks.badclip import BadCLIP
 from attacks.badnet import BadNet
 from attacks.blended import Blended
 from attacks.trojvqa import TrojVQA
-from bench import Attack, BenchError, Captioned, Clip, Defense, Preparation, Trigger, Victim, generator
+from bench import (
+    Attack,
+    BenchError,
+    Captioned,
+    Clip,
+    Defense,
+    Preparation,
+    Trigger,
+    Victim,
+    attacks,
+    generator,
+    stamp,
+)
 from bench.builtin_tasks.zero_shot import ZeroShot
 from bench.core.dataset import Dataset
 from bench.core.registry import load_plugins
 from bench.core.shared_encoding import unified
 from bench.core.task import Case
+from bench.matrix.forecast import measured_pace
+from bench.papers import papers
 from bench.training.fine_tuning import FineTuning, contrastive_loss, fine_tune
 from defenses.cleanclip import CleanCLIP
+from defenses.cut import Cut
+from defenses.distill import Distill
 from defenses.linear_probe import LinearProbe
 from defenses.rvpt import RVPT
 from defenses.vpt import VPT
+from reports.figures.blocks import class_tokens
 
 load_plugins()
 TEXTS = [f"a photo of number {i}, not of a banana" for i in range(16)]
@@ -141,26 +158,49 @@ def test_poisoning(clip: Clip, gpu: PretendedGpu) -> None:
         VPT(**PLAIN, drop_last=True),
         LinearProbe(shots=4, epochs=2, batch_size=5),
         CleanCLIP(pairs=8, epochs=1, batch_size=4, synonyms="none"),
+        CleanCLIP(pairs=8, epochs=1, batch_size=4, synonyms="none", text_views="once", towers="image"),
+        CleanCLIP(pairs=8, epochs=1, batch_size=4, lambda_in=0, gradient_checkpointing=True),
+        Cut(rank=2),
     ],
-    ids=["rvpt", "all tokens", "l2", "cached views", "without target", "vpt", "linear probe", "cleanclip"],
+    ids=[
+        "rvpt",
+        "all tokens",
+        "l2",
+        "cached views",
+        "without target",
+        "vpt",
+        "linear probe",
+        "cleanclip",
+        "texts edited once",
+        "checkpointing",
+        "cut",
+    ],
 )
 def test_defenses(clip: Clip, method: Defense) -> None:
-    data = replace(make_data(), open_pairs=lambda n: pairs().subset(torch.arange(n)))
+    base = clip.copy()
+    data = replace(make_data(), open_pairs=lambda n: pairs().subset(torch.arange(n)), open_base=lambda: base)
     defended = method.fit(Victim(clip), data)
     encoded = defended.encode(make_images().load([0, 1]))
     texts = data.class_embeddings(defended) if method.zero_shot else torch.empty(0)
     assert on_gpu(encoded.embedding, defended.predict(encoded, texts))
 
 
+def test_a_prompted_model_is_distilled_on_the_gpu(clip: Clip) -> None:
+    taught = Victim(clip, prompts=torch.zeros(2, 3, 32, device=GPU))
+    student = Distill(images=8, epochs=1, batch_size=4, warmup_steps=0).fit(taught, make_data())
+    assert student.prompts is None and on_gpu(student.encode(make_images().load([0])).embedding)
+
+
 @pytest.mark.parametrize(
     "method",
     [
         BadCLIP(size=8, images=8, epochs=1, batch_size=4, synonyms="none"),
+        BadCLIP(size=8, images=8, epochs=1, batch_size=4, synonyms="none", image_negatives="triggered"),
         BadCLIP(size=8, images=8, epochs=1, batch_size=4, synonyms="none", text_negatives="original", targets="pool"),
         TrojVQA(size=8, images=8, epochs=1, batch_size=4),
         TrojVQA(size=8, images=8, epochs=1, batch_size=4, loss="cross_entropy"),
     ],
-    ids=["badclip", "badclip's pool", "trojvqa", "trojvqa's cross-entropy"],
+    ids=["badclip", "badclip's triggered negatives", "badclip's pool", "trojvqa", "trojvqa's cross-entropy"],
 )
 def test_patches_are_optimised_on_the_gpu_and_stored_on_the_cpu(clip: Clip, method: Attack) -> None:
     given = Preparation(clip, pairs, "banana", ("banana", "house"), ("a photo of a {}.",), 0)
@@ -170,12 +210,46 @@ def test_patches_are_optimised_on_the_gpu_and_stored_on_the_cpu(clip: Clip, meth
     assert len(method.choose(given, 3, generator(0))) == 3
 
 
+PATCH = {"size": 8, "images": 8, "epochs": 1, "batch_size": 4}
+QUICK: dict[str, dict[str, object]] = {
+    "badclip": PATCH | {"synonyms": "none"},
+    "trojvqa": PATCH,
+    "label_consistent": {"adversarial": True, "steps": 2},
+}
+
+
+# Not ISSBA: its networks start on the meta device, from which PyTorch cannot move them to a pretended GPU.
+@pytest.mark.parametrize("name", [name for name in papers["rvpt"].labels.attacks if name != "issba"])
+def test_images_are_stamped_on_the_cpu_with_a_trigger_that_was_made_on_the_gpu(clip: Clip, name: str) -> None:
+    method = attacks[name].parse(QUICK.get(name, {}), name)
+    given = Preparation(clip, pairs, "banana", ("banana", "house"), ("a photo of a {}.",), 0)
+    trigger = Trigger(0, method.prepare(given))
+    assert not any(isinstance(tensor, FakeTensor) for tensor in trigger.tensors.values())
+    images = make_images().load([0, 1, 2])
+    stamped = stamp(method, trigger, images, [0, 1, 2])
+    assert stamped.shape == images.shape and stamped.dtype == torch.uint8 and not isinstance(stamped, FakeTensor)
+
+
 def test_mixed_selection_asks_the_model_on_the_gpu(clip: Clip) -> None:
     given = Preparation(clip, pairs, "banana", ("banana", "house"), ("a photo of a {}.",), 0)
     assert len(BadCLIP(selection="mixed", batch_size=8).choose(given, 6, generator(0))) == 6
 
 
 # --- evaluation
+
+
+def test_class_tokens_of_every_block_come_to_the_cpu(clip: Clip) -> None:
+    victim = Victim(clip, prompts=torch.zeros(2, 3, 32, device=GPU))
+    tokens = class_tokens(victim, make_images().load([0, 1, 2]), batch_size=2)
+    assert tokens.shape == (4, 3, 32) and tokens.device.type == "cpu" and not isinstance(tokens, FakeTensor)
+
+
+def test_a_step_is_timed(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    pace = measured_pace(clip, torch.get_num_threads())
+    assert pace.forward > 0 and pace.contrasted > 0
+    assert len(waited) >= 2 and set(waited) == {torch.device(GPU)}, "a GPU's time is that of its work, not of asking"
 
 
 def victims(clip: Clip) -> list[Victim]:
