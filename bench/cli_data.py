@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 import bench
+from bench.core.errors import unknown
 from bench.core.registry import load_plugins
 
 app = typer.Typer(help="Get data sets, and look at them.", no_args_is_help=True, rich_markup_mode="rich")
@@ -84,6 +85,8 @@ def check(
         for line in report:
             screen.print(line, soft_wrap=True)
         raise typer.Exit(0 if usable else 2)
+    if name not in bench.datasets:
+        raise unknown("dataset", name, [*bench.datasets, CC3M], "`bench list datasets` explains them.")
     dataset = bench.datasets[name]
     flags = {name: {"root": data_root}} if data_root is not None else {}
     report, usable = lines(dataset.parse(resolve(flags=flags, assignments=tuple(set)).method(name), name))

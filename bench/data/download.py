@@ -76,6 +76,8 @@ def get(archive: Archive, root: Path, mirror: str | None = None) -> bool:
 def _download(address: str, file: Path, checksum: str) -> None:
     part = file.with_name(f"{file.name}.part")
     failures = 0
+    if not address.startswith(("https://", "http://", "file://")):
+        raise BenchError(f"{address} is no address. Give one such as --mirror https://HOST/FOLDER")
     while True:
         before = _size(part)
         try:

@@ -67,11 +67,17 @@ class FileDataset(Dataset):
         if self.root is None:
             raise BenchError(
                 f"the data set '{self.name}' reads a folder of yours. Give --data-root DIR. Beside another data set, "
-                f"that is --set {self.name}.root=DIR. {self.layout}"
+                f"that is --set {self.name}.root=DIR. {self.layout}{self._getting}"
             )
         if not self.root.is_dir():
-            raise BenchError(f"there is no folder {self.root}. Give --data-root DIR. {self.layout}")
+            raise BenchError(f"there is no folder {self.root}. Give --data-root DIR. {self.layout}{self._getting}")
         return next((self.root / place for place in self.places if (self.root / place).is_dir()), self.root)
+
+    @property
+    def _getting(self) -> str:
+        """The command that gets the data, or tells how to; empty for data of the user's own."""
+        get = f" `bench data get {self.name} --data-root DIR` downloads it, or says whom to ask."
+        return get if self.source else ""
 
     def lacking(self, what: str) -> BenchError:
         """The error for something that is not where it should be."""

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from bench.core.dataset import datasets
-from bench.core.errors import BenchError
+from bench.core.errors import BenchError, unknown
 from bench.data.files import FileDataset
 from bench.data.pairs import survey
 
@@ -27,9 +27,12 @@ def on_request(name: str) -> str:
     """
     if name == CC3M:
         return CC3M_SOURCE
+    if name not in datasets:
+        raise unknown("dataset", name, [*datasets, CC3M], "`bench list datasets` explains them.")
     data = datasets[name]
     if not issubclass(data, FileDataset) or not data.source:
-        raise BenchError(f"'{name}' is not a data set that is downloaded. `bench list datasets`")
+        own = "bench draws it" if data.embedded else "it is a folder of yours"
+        raise BenchError(f"'{name}' is not downloaded: {own}. `bench list datasets` explains all data sets")
     return (
         ""
         if data.archives

@@ -292,6 +292,31 @@ def test_what_is_missing_is_said_with_the_command(tmp_path: Path) -> None:
         assert code == 2 and f"`bench data get {name} --data-root DIR` downloads it. By hand: In DIR" in said
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("get cc3 --data-root DIR", "unknown dataset 'cc3'. Did you mean 'cc3m'?"),
+        ("check cc3", "unknown dataset 'cc3'. Did you mean 'cc3m'?"),
+        ("get folder --data-root DIR", "'folder' is not downloaded: it is a folder of yours."),
+        (
+            "get oxfordpets --data-root DIR --mirror here",
+            "here/images.tar.gz is no address. Give one such as --mirror https:",
+        ),
+        ("check oxfordpets", "`bench data get oxfordpets --data-root DIR` downloads it, or says whom to ask."),
+        (
+            "check imagenet --data-root DIR",
+            "`bench data get imagenet --data-root DIR` downloads it, or says whom to ask.",
+        ),
+    ],
+)
+def test_what_cannot_be_got_is_said_with_what_to_do(
+    words: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, said = command(*words.split())
+    assert (code != 0, message in said) == (True, True), said
+
+
 def test_imagenet_and_cc3m_are_asked_for(tmp_path: Path) -> None:
     code, said = command("get", "imagenet", "--data-root", str(tmp_path))
     assert code == 2
@@ -300,7 +325,7 @@ def test_imagenet_and_cc3m_are_asked_for(tmp_path: Path) -> None:
     code, said = command("get", "cc3m", "--data-root", str(tmp_path))
     assert code == 2 and "Train_GCC-training.tsv" in said and "img2dataset" in said
     code, said = command("get", "world", "--data-root", str(tmp_path))
-    assert code == 1 and "'world' is not a data set that is downloaded. `bench list datasets`" in said
+    assert code == 1 and "'world' is not downloaded: bench draws it. `bench list datasets` explains" in said
     assert not list(tmp_path.iterdir())
 
 
