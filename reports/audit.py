@@ -66,7 +66,7 @@ def to_markdown(audit: Audit, subject: Subject) -> str:
     """The verdict, its reasons, the evidence, and what was not looked for."""
     lines = [f"# {audit.sentence}", ""]
     lines += [f"- {reason[0].upper()}{reason[1:]}." for reason in audit.reasons if audit.verdict != "no verdict"]
-    lines += ["", family_table(audit).to_markdown(index=False), ""]
+    lines += ["", family_table(audit).to_markdown(index=False, disable_numparse=True), ""]
     lines += [f"- {line}" for line in evidence_lines(audit)]
     if subject.skipped:
         lines += [
@@ -81,8 +81,8 @@ def family_table(audit: Audit) -> pd.DataFrame:
     rows = [
         {
             "looked for": one.looked_for,
-            "score": f"{one.score:.2f}",
-            "on the reference": "–" if one.score_on_reference is None else f"{one.score_on_reference:.2f}",
+            "score": _score(one.score),
+            "on the reference": "–" if one.score_on_reference is None else _score(one.score_on_reference),
             "sent to": one.target,
             "share of other images": f"{one.share:.0%}",
             "share on the reference": "–" if one.share_on_reference is None else f"{one.share_on_reference:.0%}",
@@ -184,6 +184,11 @@ def _uri(figure: Figure) -> str:
     content = BytesIO()
     figure.savefig(content, format="png", dpi=150)
     return "data:image/png;base64," + b64encode(content.getvalue()).decode()
+
+
+def _score(score: float) -> str:
+    # Without a minus in front of 0.00.
+    return f"{round(score, 2) + 0.0:.2f}"
 
 
 def _of_clean(p: float | None) -> str:
