@@ -81,7 +81,7 @@ class Clip:
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Tokens (n, context); a text that is too long is cut, and keeps its end token unless `config` says no."""
         tokens = self.tokenizer(list(texts))
-        return _without_end(tokens, texts, self.tokenizer) if self.config.get(LONG_TEXTS) == CUT else tokens
+        return without_end(tokens, texts, self.tokenizer) if self.config.get(LONG_TEXTS) == CUT else tokens
 
     def encode_text(self, texts: Sequence[str] | Tensor) -> Tensor:
         """Unit-norm text embeddings (n, embed_dim) of texts, or of their tokens."""
@@ -143,7 +143,7 @@ class Clip:
         return clip
 
 
-def _without_end(tokens: Tensor, texts: Sequence[str], tokenizer: Any) -> Tensor:
+def without_end(tokens: Tensor, texts: Sequence[str], tokenizer: Any) -> Tensor:
     """Tokens (n, context) where texts that are too long have a token of theirs in place of the end token.
 
     Raises:

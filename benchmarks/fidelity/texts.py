@@ -8,6 +8,7 @@ from checks import BADCLIP, CLEANCLIP, Inputs, Result, check
 from training import edits
 
 from bench import mentions
+from bench.core.clip import without_end
 from bench.core.dataset import openai_templates
 from bench.data.imagenet import class_names, wordnet_ids
 from bench.training.eda import normalise
@@ -35,16 +36,18 @@ def tokens(inputs: Inputs) -> Result:
     return Result(not differing, f"{len(texts):,} different captions: {differing} differ")
 
 
-@check("Captions of more than 77 tokens", "pkgs/openai/clip.py", "`model.long_texts`: ours `end`, theirs `cut`")
+@check("Captions of more than 77 tokens", "pkgs/openai/clip.py", "`model.long_texts=cut`; the presets have `end`")
 def long_captions(inputs: Inputs) -> Result:
     texts = [" ".join(captions(inputs)[i : i + 12]) for i in range(0, 120, 12)]
     with inputs.code(CLEANCLIP, "pkgs.openai.clip") as original:
         processor = original.Processor(SimpleNamespace(visual=SimpleNamespace(input_resolution=224)))
         theirs = processor.process_text(texts)["input_ids"]
-    ours = open_clip.get_tokenizer("ViT-B-32")(texts)
-    end = processor.eot_token
-    kept = [int((ids == end).any(1).sum()) for ids in (theirs, ours)]
-    return Result(None, f"of {len(texts)} long texts, theirs keep the end token in {kept[0]}, ours in {kept[1]}")
+    tokenizer = open_clip.get_tokenizer("ViT-B-32")
+    ours = without_end(tokenizer(texts), texts, tokenizer)
+    kept = [int((ids == processor.eot_token).any(1).sum()) for ids in (theirs, tokenizer(texts))]
+    differing = int((theirs != ours).any(1).sum())
+    with_end = f"with `end`, ours keep the end token in {kept[1]}, theirs in {kept[0]}"
+    return Result(not differing, f"{len(texts)} long texts: {differing} differ; {with_end}")
 
 
 @check("Templates of poisoned captions and ImageNet's class names", "data/ImageNet1K/validation/classes.py", "all")

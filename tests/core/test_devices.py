@@ -39,6 +39,7 @@ from defenses.cut import Cut
 from defenses.distill import Distill
 from defenses.linear_probe import LinearProbe
 from defenses.rvpt import RVPT
+from defenses.unlearn import Unlearn
 from defenses.vpt import VPT
 from reports.figures.blocks import class_tokens
 
@@ -161,6 +162,7 @@ def test_poisoning(clip: Clip, gpu: PretendedGpu) -> None:
         CleanCLIP(pairs=8, epochs=1, batch_size=4, synonyms="none", text_views="once", towers="image"),
         CleanCLIP(pairs=8, epochs=1, batch_size=4, lambda_in=0, gradient_checkpointing=True),
         Cut(rank=2),
+        Unlearn(images=8, steps=1, restarts=1, rounds=1, epochs=1, batch_size=4, enough=0),
     ],
     ids=[
         "rvpt",
@@ -174,6 +176,7 @@ def test_poisoning(clip: Clip, gpu: PretendedGpu) -> None:
         "texts edited once",
         "checkpointing",
         "cut",
+        "unlearn",
     ],
 )
 def test_defenses(clip: Clip, method: Defense) -> None:
