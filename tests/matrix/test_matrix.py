@@ -148,9 +148,9 @@ PINNED = {
     "evaluation badnet / vpt, seed 0": "87973a6f4b28abd8",
     "defense badnet / rvpt, seed 0": "4772eb057c7558e9",
     "evaluation badnet / rvpt, seed 0": "700168e37299305c",
-    "defense badnet / cleanclip, seed 0": "11465b73c00909db",
-    "defense badnet / cleanclip+rvpt, seed 0": "ca7368a818f0cf02",
-    "evaluation badnet / cleanclip+rvpt, seed 0": "17dfbc1df20c9dc5",
+    "defense badnet / cleanclip, seed 0": "b71c20564c366761",
+    "defense badnet / cleanclip+rvpt, seed 0": "7fd026249bd7fb13",
+    "evaluation badnet / cleanclip+rvpt, seed 0": "d20bfbb0c0c17d5b",
 }
 
 
