@@ -8,11 +8,15 @@ import torch.nn.functional as F
 from checks import BADCLIP, CLEANCLIP, Inputs, Result, check
 from torch import Tensor
 
+from attacks.badclip import text_loss, triplet_loss
 from bench import generator
+from bench.core.randomness import seeded
 from bench.training.fine_tuning import FineTuning, contrastive_loss
 from defenses.cleanclip import within_loss
 
 SCALE = 3.0
+# A seed whose second shuffle of 32 leaves nothing at its place.
+SHUFFLED = 3
 # Steps an epoch and epochs: poisoning with 500,000 pairs in batches of 128, CleanCLIP with 100,000 in batches of 64.
 POISONING, CLEANING = (500_000 // 128, 5), (100_000 // 64, 10)
 
@@ -47,6 +51,34 @@ def contrastive(inputs: Inputs) -> Result:
     with inputs.code(CLEANCLIP, "src.train") as original:
         loss = loss_of(original, [images], [texts])
     return compared(loss, contrastive_loss(images, texts, torch.tensor(SCALE).exp()), [images, texts])
+
+
+@check(
+    "The loss of BadCLIP's patch and its gradients",
+    "src/embeding_optimize_patch.py",
+    "`badclip.image_negatives=triggered`; the presets have `clean`",
+    BADCLIP,
+)
+def patch_loss(inputs: Inputs) -> Result:
+    """The negatives are the triggered images in another order, none at its own place: there the slope is rounding."""
+    images, texts, targets = embeddings("images"), embeddings("texts"), embeddings("targets").detach()
+    # Neither is needed for the loss, and the original's imports of them fail.
+    evaluation, data = ModuleType("src.evaluate"), ModuleType("src.data")
+    vars(evaluation).update(evaluate=None, Finetune=None)
+    vars(data).update(load=None, get_clean_train_dataloader=None, calculate_scores=None)
+    stand_ins = {"cv2": ModuleType("cv2"), "src.evaluate": evaluation, "src.data": data}
+    options = SimpleNamespace(inmodal=False, unlearn=False, device="cpu", name="nature_pos_neg_tri*001")
+    outputs, model = (
+        SimpleNamespace(image_embeds=images, text_embeds=texts),
+        SimpleNamespace(logit_scale=torch.tensor(SCALE)),
+    )
+    with inputs.code(BADCLIP, "src.embeding_optimize_patch", **stand_ins) as original, seeded(SHUFFLED):
+        given = {"pos_embeds": targets, "neg_embeds": images.detach()}
+        loss = sum(original.get_loss(model, outputs, torch.nn.CrossEntropyLoss(), options, None, **given).values())
+    with seeded(SHUFFLED):
+        near, away = targets[torch.randperm(32)], images.detach()[torch.randperm(32)]
+    own = text_loss(images, texts, texts[:0], torch.tensor(SCALE).exp().item()) + triplet_loss(images, near, away, 1.0)
+    return compared(loss, own, [images, texts])
 
 
 @check("CleanCLIP's loss with views, and its gradients", "src/train.py", "`cleanclip`: the presets'")
