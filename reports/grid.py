@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from bench.core.names import CLEAN_MODEL
 from bench.core.task import Task
-from bench.results.tidy import DASH, summarise
+from bench.results.tidy import DASH, in_order, summarise
 from reports.paper.render import DAGGER, in_parentheses, value_text
 
 
@@ -45,8 +44,7 @@ def main_grids(results: pd.DataFrame, task: type[Task], weak: Container[str] = (
     """
     table = summarise(results)
     summary = dict(table.set_index(["defense", "attack", "metric", "perturbation"]).iterrows())
-    attacks, present = list(results["attack"].unique()), list(results["defense"].unique())
-    defenses = sorted(present, key=lambda name: (name != CLEAN_MODEL, present.index(name)))
+    attacks, defenses = list(results["attack"].unique()), in_order(results["defense"])
     headline = tuple((metric, "") for metric in task.headline)
     names = " ".join([task.headline[0], *(f"({metric})" for metric in task.headline[1:])])
     grids = []

@@ -108,10 +108,22 @@ def marked(table: pd.DataFrame, weak: Iterable[str]) -> pd.DataFrame:
     return table.rename(columns={attack: f"{attack} (did not take)" for attack in weak})
 
 
+def in_order(models: Iterable[str]) -> list[str]:
+    """Models as tables list them: clean, undefended, and the others as they come.
+
+    Not as they come alone: a later run may have made the undefended model's rows anew.
+
+    >>> in_order(["linear_probe", "none", "clean_model", "none"])
+    ['clean_model', 'none', 'linear_probe']
+    """
+    names = list(dict.fromkeys(models))
+    first = [name for name in (CLEAN_MODEL, UNDEFENDED) if name in names]
+    return first + [name for name in names if name not in first]
+
+
 def _pivot(results: pd.DataFrame, text: Callable[[pd.DataFrame], str]) -> pd.DataFrame:
-    defenses, attacks = results["defense"].unique(), results["attack"].unique()
-    order = [CLEAN_MODEL, *[d for d in defenses if d != CLEAN_MODEL]]
-    table = pd.DataFrame(DASH, index=pd.Index([d for d in order if d in defenses], name="defense"), columns=attacks)
+    rows = pd.Index(in_order(results["defense"]), name="defense")
+    table = pd.DataFrame(DASH, index=rows, columns=results["attack"].unique())
     for (defense, attack), cell in results.groupby(["defense", "attack"], sort=False):
         table.loc[defense, attack] = text(cell)
     return table

@@ -10,7 +10,6 @@ from torch import Tensor
 from bench.core.attack import stamp_images
 from bench.core.dataset import target_index
 from bench.core.errors import BenchError
-from bench.core.names import CLEAN_MODEL, UNDEFENDED
 from bench.core.randomness import generator
 from bench.core.victim import Victim
 from bench.experiment.resources import Resources
@@ -18,7 +17,7 @@ from bench.experiment.settings import RunSettings
 from bench.papers import variants_in_matrix
 from bench.results.folder import ResultsFolder
 from bench.results.records import Cell
-from bench.results.tidy import summarise
+from bench.results.tidy import in_order, summarise
 
 # The most images that are encoded for a figure: 10 of each of 20 classes.
 CLASSES, IMAGES_A_CLASS = 20, 10
@@ -73,9 +72,7 @@ class Source:
     @property
     def models(self) -> list[str]:
         """The models of the matrix: clean, undefended, defended."""
-        labels = list(self.main["label"].unique())
-        first = [name for name in (CLEAN_MODEL, UNDEFENDED) if name in labels]
-        return first + [name for name in labels if name not in first]
+        return in_order(self.main["label"])
 
     @property
     def target(self) -> int:
