@@ -5,17 +5,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bench.builtin_tasks.auditor import Auditor, Finding
+from bench.builtin_tasks.auditor import Finding
+from bench.builtin_tasks.mask_search import MaskSearch
 from bench.core.settings import Field
 from bench.core.task import Case, task
 from bench.core.victim import Victim
 from bench.detection.collapse import agreement
-from bench.detection.masked import Weighing, smallest_mask
+from bench.detection.masked import smallest_mask
 from metrics.detection import detection_metrics
 
 
 @task("decree")
-class Decree(Auditor):
+class Decree(MaskSearch):
     """The smallest mask and pattern under which embeddings agree. No class is used, and none is named.
 
     The score is 1 - L1 / (3 H W), with the L1 norm of the mask over all channels. Settings are those of the authors'
@@ -25,15 +26,13 @@ class Decree(Auditor):
     headline: ClassVar[tuple[str, ...]] = ("decree_score",)
 
     rate: float = Field(0.5, gt=0, description="learning rate of Adam; a fifth after a fifth of the epochs")
-    epochs: int = Field(1000, ge=1, description="steps; the rate falls to a tenth after half of them")
-    batch_size: int = Field(32, ge=2, description="images a step")
-    cost: float = Field(1e-3, gt=0, description="weight of the mask's L1 norm at the start")
+    epochs: int = Field(
+        1000, ge=1, description="steps, each of them a check; the rate falls to a tenth after half of them"
+    )
     cost_factor: float = Field(5.0, gt=1, description="factor by which the weight rises and falls")
-    patience: int = Field(5, ge=1, description="steps in a row before the weight changes")
-    wanted: float = Field(0.99, gt=0, le=1, description="mean pairwise cosine at which a trigger counts as successful")
 
     def examine(self, victim: Victim, images: Tensor, texts: Tensor, case: Case, rng: torch.Generator) -> Finding:
-        weighing = Weighing(self.cost, self.cost_factor, self.cost_factor, self.patience, self.wanted)
+        weighing = self.weighing(self.cost_factor, self.cost_factor)
         size = smallest_mask(victim, images, _agree, weighing, self._rate, self.epochs, 1, self.batch_size, rng)
         # The same mask for all three channels.
         return Finding(1 - size / images.shape[-1] ** 2)

@@ -7,21 +7,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.builtin_tasks.auditor import Auditor, Finding
+from bench.builtin_tasks.auditor import Finding
+from bench.builtin_tasks.mask_search import MaskSearch
 from bench.core.settings import Field
 from bench.core.task import Case, task
 from bench.core.victim import Victim
-from bench.detection.masked import Aim, Weighing, smallest_mask
+from bench.detection.masked import Aim, smallest_mask
 from bench.detection.weights import outlier_index
 from metrics.detection import detection_metrics
 
 
 @task("neural_cleanse")
-class NeuralCleanse(Auditor):
+class NeuralCleanse(MaskSearch):
     """For each class the smallest mask that sends images there; the score is how far below the median the smallest is.
 
     The score is the anomaly index, (median - L1) / (1.4826 MAD) of the smallest L1; the authors call a model backdoored
-    above 2. Settings are those of the authors' code for GTSRB.
+    above 2. The search ends when the smallest mask has not shrunk for five times `patience` checks. Settings are those
+    of the authors' code for GTSRB.
     """
 
     headline: ClassVar[tuple[str, ...]] = ("neural_cleanse_score", "neural_cleanse_target")
@@ -29,16 +31,10 @@ class NeuralCleanse(Auditor):
     rate: float = Field(0.1, gt=0, description="learning rate of Adam")
     checks: int = Field(1000, ge=1, description="times that the weight of the mask is reconsidered")
     steps: int = Field(31, ge=1, description="steps between two of these")
-    batch_size: int = Field(32, ge=1, description="images a step")
-    cost: float = Field(1e-3, gt=0, description="weight of the mask's L1 norm at the start")
     cost_factor: float = Field(2.0, gt=1, description="factor by which it rises; it falls by its power 1.5")
-    patience: int = Field(5, ge=1, description="checks in a row before the weight changes; five times as many to stop")
-    wanted: float = Field(0.99, gt=0, le=1, description="ASR at which a trigger counts as successful")
 
     def examine(self, victim: Victim, images: Tensor, texts: Tensor, case: Case, rng: torch.Generator) -> Finding:
-        weighing = Weighing(
-            self.cost, self.cost_factor, self.cost_factor**1.5, self.patience, self.wanted, 5 * self.patience
-        )
+        weighing = self.weighing(self.cost_factor, self.cost_factor**1.5, stop=5 * self.patience)
         sizes = [
             smallest_mask(
                 victim, images, _towards(label, texts, victim), weighing, lambda _: self.rate, self.checks, self.steps,

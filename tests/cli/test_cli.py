@@ -52,6 +52,14 @@ from reports.command import flat
         ("show badnett", "unknown method 'badnett'. Did you mean 'badnet'?"),
         ("show author", "unknown method 'author'. Did you mean 'authors'?"),
         ("run --recipe author", "unknown recipe 'author'. Did you mean 'authors'?"),
+        ("run --suite alhpa", "unknown suite 'alhpa'. Did you mean 'alpha'?"),
+        (
+            "run --paper v3",
+            "--paper v3 goes with --preset paper-imagenet or paper-caltech101 or paper-oxfordpets, not with mini",
+        ),
+        ("run --preset paper-imagenet --paper v2 --dry-run", "unknown version of the paper 'v2'"),
+        ("run --set against.badnet.cleanclip.lr=1 --dry-run", "unknown setting against.badnet.cleanclip.lr"),
+        ("run --preset paper-imagenet --target bananna --dry-run", "unknown target class 'bananna'"),
         ("report nowhere", "nowhere holds no results. `bench run --out nowhere` makes some."),
     ],
 )

@@ -393,17 +393,9 @@ def test_wordnet_that_is_asked_for_must_be_there(tiny_clip: Clip, monkeypatch: p
 
 
 SCRIPT = """
-import sys, types
 import torch
 
-# A WordNet whose order is a set's.
-names = {"house", "home", "dwelling", "abode", "residence", "lodge", "cottage", "cabin"}
-corpus = types.ModuleType("nltk.corpus")
-corpus.wordnet = types.SimpleNamespace(
-    ensure_loaded=lambda: None, synsets=lambda word: [types.SimpleNamespace(lemma_names=lambda: list(names))]
-)
-sys.modules |= {"nltk": types.ModuleType("nltk"), "nltk.corpus": corpus}
-
+import unordered_wordnet
 from bench import Clip, Victim
 from test_cleanclip import fit, make_data, make_pairs
 from defenses import cleanclip
@@ -421,7 +413,7 @@ print(fit(Clip.from_config(config), data).fingerprint(), data.log, drawn)
 @pytest.mark.slow
 def test_the_hash_seed_changes_nothing(tiny_config: dict):
     root = Path(__file__).parents[2]
-    path = os.pathsep.join([str(root), str(Path(__file__).parent)])
+    path = os.pathsep.join([str(root), str(root / "tests"), str(Path(__file__).parent)])
     runs = [
         subprocess.Popen(
             [sys.executable, "-c", SCRIPT.replace("CONFIG", repr(tiny_config))],

@@ -8,7 +8,7 @@ from command import bench
 from rich.console import Console
 from tiny import TINY
 
-from bench.core.defense import Facing
+from bench.core.attack import Facing
 from bench.core.errors import BenchError
 from bench.core.registry import load_plugins
 from bench.experiment.resources import open_resources
@@ -184,27 +184,6 @@ def test_the_papers_presets() -> None:
     }
     assert {attack for attack, rate in rates.items() if rate == 3e-6} == {"wanet", "issba"}
     assert rates["badnet"] == 5e-6
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ("run --suite alhpa", "unknown suite 'alhpa'. Did you mean 'alpha'?"),
-        (
-            "run --paper v3",
-            "--paper v3 goes with --preset paper-imagenet or paper-caltech101 or paper-oxfordpets, not with mini",
-        ),
-        ("run --preset paper-imagenet --paper v2 --dry-run", "unknown version of the paper 'v2'"),
-        ("run --set against.badnet.cleanclip.lr=1 --dry-run", "unknown setting against.badnet.cleanclip.lr"),
-        ("run --preset paper-imagenet --target bananna --dry-run", "unknown target class 'bananna'"),
-    ],
-)
-def test_mistakes_are_told(
-    words: str, message: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    code, _, err = bench(capsys, monkeypatch, *words.split())
-    assert (code, message in err) == (2, True), err
 
 
 def test_a_dry_run_needs_neither_weights_nor_data(
