@@ -32,11 +32,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-app.add_typer(cli_gate.app)
-app.add_typer(cli_data.app, name="data")
-app.command()(cli_paper.paper)
-app.add_typer(cli_audit.app, name="audit")
-app.command()(cli_audit.purify)
 # Paths and names may hold brackets, which are no markup.
 screen = Console(markup=False, highlight=False)
 KINDS = (
@@ -479,6 +474,14 @@ def _row(field: Any) -> tuple[str, str, str, str]:
         bounds = [" | ".join(choices)]
     unit = (field.json_schema_extra or {}).get("unit", "") if isinstance(field.json_schema_extra, dict) else ""
     return str(field.default), ", ".join(bounds), unit, field.description or ""
+
+
+# Behind the commands above, as `bench --help` lists them in this order.
+app.add_typer(cli_gate.app)
+app.add_typer(cli_data.app, name="data")
+app.command()(cli_paper.paper)
+app.add_typer(cli_audit.app, name="audit")
+app.command()(cli_audit.purify)
 
 
 def main() -> None:

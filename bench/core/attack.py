@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bench.core.clip import Clip
 from bench.core.cost import Scale, Sizes, Work
-from bench.core.errors import BenchError
+from bench.core.errors import BenchError, undeclared
 from bench.core.geometry import Resize
 from bench.core.images import Captioned, Images
 from bench.core.log import Logged
@@ -104,9 +104,7 @@ class Preparation(Logged):
     def _require(self, need: AttackNeed) -> None:
         # `bench list attacks` says what an attacker must have, so it must be true.
         if need not in self.needs:
-            raise BenchError(
-                f"this attack takes `{need}` and does not declare it: write needs = frozenset({{'{need}'}})"
-            )
+            raise undeclared("attack", need)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from bench.core.attack import Facing
 from bench.core.clip import Clip
 from bench.core.cost import Scale, Work
-from bench.core.errors import BenchError
+from bench.core.errors import BenchError, undeclared
 from bench.core.images import Captioned, Images, Labelled, few_shot, hash_of
 from bench.core.log import Logged
 from bench.core.randomness import generator
@@ -101,9 +101,7 @@ class CleanData(Logged):
     def _require(self, need: Need) -> None:
         # Tables group defenses by `needs`, so it must be true.
         if need not in self.needs:
-            raise BenchError(
-                f"this defense takes `{need}` and does not declare it: write needs = frozenset({{'{need}'}})"
-            )
+            raise undeclared("defense", need)
 
     def _give(self, images: Labelled) -> Labelled:
         if self.check is not None:

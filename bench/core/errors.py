@@ -19,6 +19,15 @@ def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> Bench
     return BenchError(f"unknown {kind} '{name}'.{guess(name, known)}\nKnown: {', '.join(known)}. {hint}".rstrip())
 
 
+def undeclared(kind: str, need: str) -> BenchError:
+    """An error for a method that takes what its `needs` do not name.
+
+    >>> print(undeclared("defense", "pairs"))
+    this defense takes `pairs` and does not declare it: write needs = frozenset({'pairs'})
+    """
+    return BenchError(f"this {kind} takes `{need}` and does not declare it: write needs = frozenset({{'{need}'}})")
+
+
 def guess(name: str, known: Iterable[str]) -> str:
     """A question with the nearest known name, ignoring case; it starts with a space and is "" if none is near.
 
