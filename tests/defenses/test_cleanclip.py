@@ -396,6 +396,8 @@ SCRIPT = """
 import torch
 
 import unordered_wordnet
+
+unordered_wordnet.install()
 from bench import Clip, Victim
 from test_cleanclip import fit, make_data, make_pairs
 from defenses import cleanclip

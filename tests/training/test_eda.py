@@ -219,6 +219,8 @@ import importlib.util
 import torch
 import unordered_wordnet
 
+unordered_wordnet.install()
+
 # From its file: the package around it takes many seconds to import, and twice.
 spec = importlib.util.spec_from_file_location("eda", FILE)
 eda = importlib.util.module_from_spec(spec)
