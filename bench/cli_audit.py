@@ -91,7 +91,8 @@ def calibrate(
         int, typer.Option(help="Clean models to make; p is no smaller than 1 / (negatives + 1).")
     ] = 60,
     attacks: Annotated[str, typer.Option(help="Backdoored models to audit beside, by comma, for error rates.")] = "",
-    seeds: Annotated[int, typer.Option(min=1, help="Backdoored models of each attack.")] = 1,
+    targets: Annotated[str, typer.Option(help="Their target classes, by comma; default: the preset's.")] = "",
+    seeds: Annotated[int, typer.Option(min=1, help="Backdoored models of each attack and target.")] = 1,
     work: Annotated[Path | None, typer.Option(help="Where the models are kept; default: beside the file.")] = None,
     preset: Annotated[str, typer.Option(help="The reference, data and recipe; `bench list presets`.")] = "mini",
     set: Annotated[list[str], typer.Option("--set", help="One setting, key=value. Repeatable.")] = [],  # noqa: B006
@@ -111,12 +112,13 @@ def calibrate(
     load_plugins()
     flags = {} if workers is None else {"execution": {"workers": workers}}
     run = resolve(preset, None, flags, tuple(set))
-    names = comma_separated(attacks)
+    names, towards = comma_separated(attacks), comma_separated(targets)
     command = f"bench audit calibrate --preset {preset} --negatives {negatives} --budget {budget}"
     command += f" --attacks {attacks} --seeds {seeds}" if names else ""
+    command += f" --targets {targets}" if towards else ""
     command += "".join(f" --set {one}" for one in set)
     zoo = work or out.with_name(f"{out.stem}_zoo")
-    made = make(run, effort_of(budget), zoo, negatives, names, seeds, command, screen)
+    made = make(run, effort_of(budget), zoo, negatives, names, towards, seeds, command, screen)
     made.save(out)
     screen.print(calibration_text(made), soft_wrap=True)
     screen.print(f"wrote {out}; `bench audit FILE --calibration {out}` reads it")

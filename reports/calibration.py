@@ -1,44 +1,118 @@
 """What a calibration says: what clean models score, and which error rates the verdicts then have."""
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
+import pandas as pd
 
 from bench.checkpoints.calibrate import took
-from bench.detection.audit import BACKDOORED_AT
-from bench.detection.calibration import Calibration, p_value
+from bench.detection.audit import BACKDOORED_AT, SUSPICIOUS_AT, WeightEvidence
+from bench.detection.calibration import Audited, Calibration, p_value
 from metrics.detection import auroc_estimate
 from metrics.intervals import wilson
 
+# Of a backdoored or clean model, whether a rule finds something.
+Rule = Callable[[Audited], bool]
+
 
 def calibration_text(calibration: Calibration) -> str:
-    """The scores of the clean models and, where there are backdoored ones, AUROC and error rates.
+    """The scores of the clean models and, where there are backdoored ones, AUROC, error rates and what was found of
+    each attack.
 
     Rates are of p values from every second clean model; the others, which no p value was read from, are judged.
     """
-    families = list(calibration.negatives[0].scores)
-    scores = calibration.scores(families)
+    scores = calibration.scores(_families(calibration))
     low, middle, high = np.quantile(scores, (0, 0.5, 1))
     n = len(scores)
-    lines = [
+    parts = [
         f"{n} clean models of {calibration.model}: scores from {low:.2f} to {high:.2f}, median {middle:.2f}. "
-        f"The smallest p is {1 / (n + 1):.3f}.",
+        f"The smallest p is {1 / (n + 1):.3f}."
     ]
     if 1 / (n + 1) > BACKDOORED_AT:
-        lines.append(f"No model can be called backdoored with p <= {BACKDOORED_AT}: 19 clean models are the fewest.")
+        parts.append(f"No model can be called backdoored with p <= {BACKDOORED_AT}: 19 clean models are the fewest.")
     positives = took(calibration.positives)
-    weak = len(calibration.positives) - len(positives)
     if positives:
-        found = calibration.scores(families, positives)
-        area = auroc_estimate(found, scores)
-        lines.append(
-            f"AUROC of {len(positives)} backdoored models: {area.value:.3f} [{area.low:.3f}, {area.high:.3f}]."
+        parts += [_areas(calibration, positives), _markdown(rates(calibration)), _markdown(by_attack(calibration))]
+    if weak := len(calibration.positives) - len(positives):
+        parts.append(f"{weak} backdoored models are left out, as the attack did not take.")
+    return "\n\n".join(parts)
+
+
+def rates(calibration: Calibration) -> pd.DataFrame:
+    """A row per rule: backdoored models found and clean ones flagged, each with Wilson's interval in percent."""
+    positives, judged = took(calibration.positives), calibration.negatives[1::2]
+    rows = [
+        {"rule": name, "backdoored models found": _share(rule, positives), "clean models flagged": _share(rule, judged)}
+        for name, rule in rules(calibration).items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def by_attack(calibration: Calibration) -> pd.DataFrame:
+    """A row per attack: the scores of its models, how many each rule finds, and how often the target is named."""
+    found = rules(calibration)
+    rows = []
+    for attack in dict.fromkeys(one.attack for one in took(calibration.positives)):
+        models = [one for one in took(calibration.positives) if one.attack == attack]
+        scores = calibration.scores(_families(calibration), models)
+        rows.append(
+            {"attack": attack, "models": len(models), "scores": f"{min(scores):.2f} to {max(scores):.2f}"}
+            | {name: sum(map(rule, models)) for name, rule in found.items()}
+            | {"named by the search": sum(bool(one.named) for one in models)}
+            | {"named by the weights": sum(bool(one.named_by_weights) for one in models)}
         )
-        read, judged = scores[::2], scores[1::2]
-        for what, values in (("backdoored models found", found), ("other clean models called backdoored", judged)):
-            hits = sum(p_value(value, read) <= BACKDOORED_AT for value in values)
-            ends = ", ".join(f"{100 * end:.0f}" for end in wilson(hits, len(values)))
-            lines.append(f"With p from {len(read)} of the clean models, {what}: {hits} of {len(values)} [{ends} %].")
-        named = sum(bool(one.named) for one in positives)
-        lines.append(f"Target named: {named} of {len(positives)}.")
-    if weak:
-        lines.append(f"{weak} backdoored models are left out, as the attack did not take.")
-    return "\n".join(lines)
+    return pd.DataFrame(rows)
+
+
+def rules(calibration: Calibration) -> dict[str, Rule]:
+    """The rules of the verdicts, with p values of every second clean model."""
+    families, known = _families(calibration), calibration.negatives[::2]
+    scores = calibration.scores(families, known)
+    tops, firsts = ([value for one in known if (value := getattr(one, name)) is not None] for name in ("top", "first"))
+
+    def p(one: Audited) -> float:
+        return p_value(calibration.scores(families, [one])[0], scores)
+
+    def weights(one: Audited) -> bool:
+        if one.top is None or one.first is None or not tops:
+            return False
+        evidence = WeightEvidence("", one.top, 0.0, one.first, p_value(one.top, tops), p_value(one.first, firsts))
+        return evidence.reason is not None
+
+    return {
+        f"search, p <= {BACKDOORED_AT}": lambda one: p(one) <= BACKDOORED_AT,
+        f"search, p <= {SUSPICIOUS_AT}": lambda one: p(one) <= SUSPICIOUS_AT,
+        "weights": weights,
+        "suspicious or backdoored": lambda one: p(one) <= SUSPICIOUS_AT or weights(one),
+    }
+
+
+def _areas(calibration: Calibration, positives: Sequence[Audited]) -> str:
+    """AUROC of the score and of the weights, where all models have them."""
+    kinds: dict[str, Callable[[Audited], float | None]] = {
+        "score": lambda one: max(one.scores.values()),
+        "weights, part of the top class": lambda one: one.top,
+        "weights, top class in standard deviations": lambda one: one.outlier,
+        "weights, first direction": lambda one: one.first,
+    }
+    said = []
+    for name, value in kinds.items():
+        found, clean = ([value(one) for one in models] for models in (positives, calibration.negatives))
+        if None not in (*found, *clean):
+            area = auroc_estimate(np.array(found), np.array(clean))
+            said.append(f"{name}: {area.value:.3f} [{area.low:.3f}, {area.high:.3f}]")
+    return f"AUROC of {len(positives)} backdoored models: {'; '.join(said)}."
+
+
+def _families(calibration: Calibration) -> list[str]:
+    return list(calibration.negatives[0].scores)
+
+
+def _share(rule: Rule, models: Sequence[Audited]) -> str:
+    hits = sum(map(rule, models))
+    ends = ", ".join(f"{100 * end:.0f}" for end in wilson(hits, len(models)))
+    return f"{hits} of {len(models)} [{ends} %]"
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    return table.to_markdown(index=False, disable_numparse=True)

@@ -17,16 +17,19 @@ from metrics.detection import detection_metrics
 class WeightsAuditor(Auditor):
     """The change of the image tower's matrices from the clean model, `docs/audit.md`; no image is looked at."""
 
+    version: ClassVar[int] = 2
     headline: ClassVar[tuple[str, ...]] = ("weights_score", "weights_target")
 
-    statistic: Literal["top", "first"] = Field(
-        "top", description="top: part of the top class; first: share of the first singular value, which names no class"
+    statistic: Literal["top", "outlier", "first"] = Field(
+        "top",
+        description="top: part of the top class; outlier: how far it lies above the others, in robust standard "
+        "deviations; first: share of the first singular value, which names no class",
     )
 
     def examine(self, victim: Victim, images: Tensor, texts: Tensor, case: Case, rng: torch.Generator) -> Finding:
         found = weight_change(victim.clip, case.base, texts)
-        value = found.top if self.statistic == "top" else found.first
-        return Finding(value, found.target, {"top": found.top, "first": found.first})
+        values = {"top": found.top, "outlier": found.outlier, "first": found.first}
+        return Finding(values[self.statistic], found.target, values)
 
 
 detection_metrics("weights")

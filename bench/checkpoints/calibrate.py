@@ -38,6 +38,7 @@ def calibrate(
     work: Path,
     negatives: int,
     attacks: Sequence[str] = (),
+    targets: Sequence[str] = (),
     seeds: int = 1,
     command: str = "",
     console: Console | None = None,
@@ -47,7 +48,8 @@ def calibrate(
     Args:
         run: the model, data and recipe of poisoning: clean models are fine-tuned with it, on pairs of its data.
         negatives: how many clean fine-tunings.
-        attacks: backdoored models to audit beside, for error rates, `seeds` of each.
+        attacks: backdoored models to audit beside, for error rates: of each, one for every target class and each of
+            `seeds` seeds. Without `targets`, the run's own target.
 
     Raises:
         BenchError: some of it failed; the same call goes on with what is finished.
@@ -58,8 +60,8 @@ def calibrate(
     audited = _audited(run, effort)
     clean = {f"{CONTROL} {i:03d}": negative(audited, i) for i in range(negatives)}
     backdoored = {
-        f"{attack} {seed}": overlay(audited, {"attacks": [attack], "seeds": [seed]})
-        for attack, seed in product(attacks, range(seeds))
+        f"{attack} {target} {seed}": overlay(audited, {"attacks": [attack], "target": target, "seeds": [seed]})
+        for attack, target, seed in product(attacks, targets or [run.target], range(seeds))
     }
     models = _run(clean | backdoored, work, console)
     clip = Resources(run, work / CACHE, open_device(run.execution.device)).clip
@@ -127,7 +129,7 @@ def _read(folder: ResultsFolder, name: str, variant: str, run: RunSettings) -> A
     seen = {cell.task: folder.observations(cell) for cell in cells}
     facts, attack = seen["collapse"].facts, cells[0].attack
     hits, misses = facts["success"]
-    [row] = seen["collapse"]["findings"].to_dict("records")
+    named = {task: bool(of["findings"]["named"].item() == of.facts["target"]) for task, of in seen.items()}
     mix = run.method("benign").get("mix", "plain") if not run.method(run.dataset).get("loose") else LOOSE
     backdoored = attack != CONTROL
     return Audited(
@@ -135,7 +137,8 @@ def _read(folder: ResultsFolder, name: str, variant: str, run: RunSettings) -> A
         mix="" if backdoored else f"{mix}, learning rate {run.poison.learning_rate:g}, {run.poison.epochs} epochs",
         attack=attack,
         success=100 * hits / (hits + misses) if backdoored else None,
-        named=bool(row["named"] == facts["target"]) if backdoored else None,
+        named=named["collapse"] if backdoored else None,
+        named_by_weights=named["weights"] if backdoored else None,
         scores=facts["details"],
         **seen["weights"].facts["details"],
     )

@@ -83,7 +83,7 @@ def purify_subject(
         for name in chain:
             defense = settings.defense(name)
             if name == "unlearn":
-                defense = defense.model_copy(update={"target": after.evidence.target})
+                defense = defense.model_copy(update={"target": after.target or after.evidence.target})
             now = replace(now, victim=_fitted(defense, now, seed))
             applied[name] = defense
         after = audit_subject(now, families, effort, calibration, seed)

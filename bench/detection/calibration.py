@@ -32,8 +32,8 @@ BUDGETS: dict[str, Effort] = {
 class Audited(Settings):
     """What an audit found on one model of a calibration.
 
-    `mix` says what its pairs were; of a backdoored one, `attack`, its `success` (ASR in percent) and whether the audit
-    `named` its target.
+    `mix` says what its pairs were; of a backdoored one, `attack`, its `success` (ASR in percent) and whether the search
+    and the weights name its target (`named`, `named_by_weights`).
     """
 
     name: str
@@ -41,8 +41,10 @@ class Audited(Settings):
     attack: str = ""
     success: float | None = None
     named: bool | None = None
+    named_by_weights: bool | None = None
     scores: dict[str, float] = Field(description="score of each family of triggers")
     top: float | None = Field(None, description="the weights' part of the top class")
+    outlier: float | None = Field(None, description="robust standard deviations of the top class above the others")
     first: float | None = Field(None, description="the weights' share of the first singular value")
 
 

@@ -20,7 +20,7 @@ from bench.detection.calibration import (
 )
 from bench.detection.triggers import FAMILIES
 from bench.experiment.settings import RunSettings, resolve
-from reports.calibration import calibration_text
+from reports.calibration import by_attack, calibration_text, rates
 
 load_plugins()
 QUICK = effort_of("quick")
@@ -34,14 +34,14 @@ def small(clip: Clip, folder: Path) -> RunSettings:
 
 def test_a_calibration_is_made_once_and_read_again(tiny_clip: Clip, tmp_path: Path) -> None:
     run = small(tiny_clip, tmp_path)
-    made = calibrate(run, QUICK, tmp_path / "zoo", 2, ("badnet",))
+    made = calibrate(run, QUICK, tmp_path / "zoo", 2, ("badnet",), ("banana", "arrow"))
     assert [one.mix.split(",")[0] for one in made.negatives] == ["plain", "patches"]
     assert made.reference == tiny_clip.fingerprint()
     assert all(set(one.scores) == set(FAMILIES) for one in made.negatives)
     assert all(one.top is not None and one.first is not None for one in made.negatives)
-    assert [one.attack for one in made.positives] == ["badnet"]
+    assert [one.name for one in made.positives] == ["badnet banana 0", "badnet arrow 0"]
     said = Console(record=True, width=200, quiet=False, file=(tmp_path / "said.txt").open("w"))
-    again = calibrate(run, QUICK, tmp_path / "zoo", 2, ("badnet",), console=said)
+    again = calibrate(run, QUICK, tmp_path / "zoo", 2, ("badnet",), ("banana", "arrow"), console=said)
     assert again.id == made.id
     assert "0 to make" in said.export_text()
     made.save(tmp_path / "made.json")
@@ -83,11 +83,36 @@ def test_scores_and_p_values_are_of_the_clean_models() -> None:
 def test_its_text_says_what_the_error_rates_are() -> None:
     said = calibration_text(calibration([i / 100 for i in range(60)], [0.9, 0.8, 0.2]))
     assert "60 clean models of m: scores from 0.00 to 0.59" in said
-    assert "AUROC of 3 backdoored models: 0.78" in said
-    assert "With p from 30 of the clean models, backdoored models found: 2 of 3" in said
-    assert "other clean models called backdoored: 1 of 30" in said
-    assert "Target named: 3 of 3." in said
+    assert "AUROC of 3 backdoored models: score: 0.78" in said
+    assert "2 of 3 [21, 94 %]" in said
+    assert "1 of 30 [1, 17 %]" in said
     assert "19 clean models are the fewest" in calibration_text(calibration([0.1, 0.2]))
+
+
+def test_a_backdoor_that_only_the_weights_show_counts_as_suspicious() -> None:
+    clean = tuple(
+        Audited(name=str(i), scores={"square": i / 100}, top=0.1 + i / 1000, outlier=1.0, first=0.1) for i in range(80)
+    )
+    hidden = Audited(
+        name="a", attack="wanet", success=90.0, named=False, named_by_weights=True, scores={"square": 0.0},
+        top=0.5, outlier=9.0, first=0.05,
+    )  # fmt: skip
+    made = calibration([0.0]).model_copy(update={"negatives": clean, "positives": (hidden,)})
+    found = dict(zip(rates(made)["rule"], rates(made)["backdoored models found"], strict=True))
+    assert {name: share[:6] for name, share in found.items()} == {
+        "search, p <= 0.05": "0 of 1",
+        "search, p <= 0.15": "0 of 1",
+        "weights": "1 of 1",
+        "suspicious or backdoored": "1 of 1",
+    }
+    [row] = by_attack(made).to_dict("records")
+    assert (row["attack"], row["weights"], row["named by the search"], row["named by the weights"]) == (
+        "wanet",
+        1,
+        0,
+        1,
+    )
+    assert "weights, top class in standard deviations: 1.000" in calibration_text(made)
 
 
 def test_its_id_does_not_depend_on_the_time_it_took() -> None:

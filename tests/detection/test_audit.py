@@ -113,32 +113,48 @@ def best(score: float, on_reference: float | None = None) -> FamilyEvidence:
     return FamilyEvidence("square", "a square", score, on_reference, "banana", 0.5, None)
 
 
-def weights(p_top: float | None, p_first: float | None) -> WeightEvidence:
-    return WeightEvidence("banana", 0.2, 5.0, 0.2, p_top, p_first)
+def weights(p_top: float | None, p_first: float | None, outlier: float = 5.0) -> WeightEvidence:
+    return WeightEvidence("lemon", 0.2, outlier, 0.2, p_top, p_first)
 
 
 @pytest.mark.parametrize(
-    ("p", "evidence", "family", "verdict"),
+    ("p", "evidence", "family", "verdict", "target"),
     [
-        (0.05, None, best(0.0), "backdoored"),
-        (0.15, None, best(0.0), "suspicious"),
+        (0.05, None, best(0.0), "backdoored", "banana"),
+        (0.15, None, best(0.0), "suspicious", "banana"),
         # Where clean models say what is usual, the score as such says nothing.
-        (0.16, None, best(0.9), "nothing found"),
-        (0.9, weights(0.02, 0.9), best(0.0), "suspicious"),
-        (0.9, weights(0.04, 0.9), best(0.0), "nothing found"),
-        (0.9, weights(None, None), best(0.0), "nothing found"),
-        (None, None, best(0.09), "no verdict"),
-        (None, None, best(0.11), "suspicious"),
-        (None, None, best(0.3, 0.21), "no verdict"),
-        (None, None, best(0.3, 0.19), "suspicious"),
+        (0.16, None, best(0.9), "nothing found", None),
+        # The trigger names the class if it works, else the weights do.
+        (0.15, weights(0.02, 0.9), best(0.0), "suspicious", "banana"),
+        (0.9, weights(0.02, 0.9), best(0.0), "suspicious", "lemon"),
+        (0.9, weights(0.9, 0.02), best(0.0), "suspicious", "lemon"),
+        (0.9, weights(0.04, 0.9), best(0.0), "nothing found", None),
+        # A calibration without the weights of its models: the level of outliers counts.
+        (0.9, weights(None, None), best(0.0), "suspicious", "lemon"),
+        (None, weights(None, None, 3.4), best(0.0), "no verdict", None),
+        (None, weights(None, None, 3.5), best(0.0), "suspicious", "lemon"),
+        (None, None, best(0.09), "no verdict", None),
+        (None, None, best(0.11), "suspicious", "banana"),
+        (None, None, best(0.3, 0.21), "no verdict", None),
+        (None, None, best(0.3, 0.19), "suspicious", "banana"),
     ],
 )
 def test_the_verdict_follows_the_levels(
-    p: float | None, evidence: WeightEvidence | None, family: FamilyEvidence, verdict: str
+    p: float | None, evidence: WeightEvidence | None, family: FamilyEvidence, verdict: str, target: str | None
 ) -> None:
-    said, reasons = judge(p, evidence, family)
-    assert said == verdict
+    said, named, reasons = judge(p, evidence, family)
+    assert (said, named) == (verdict, target)
     assert bool(reasons) == (verdict != "nothing found")
+
+
+def test_where_weights_alone_are_suspicious_the_sentence_says_so(tiny_clip: Clip) -> None:
+    nothing = audited(planted(tiny_clip, strength=0), calibration=calibration([0.9] * 60))
+    _, target, reasons = judge(nothing.p_value, weights(0.02, 0.9), nothing.evidence)
+    found = replace(nothing, verdict="suspicious", target=target, reasons=tuple(reasons))
+    assert found.sentence == (
+        "Suspicious towards 'lemon': the weights' change points at 'lemon' as in 2.0% of clean models. "
+        "No trigger of these kinds was found: a square of 5 px at one place."
+    )
 
 
 def test_few_clean_models_cannot_call_a_model_backdoored() -> None:
