@@ -239,6 +239,22 @@ def report(
         screen.print(f"wrote {write_page(folder, drawn)}")
 
 
+@app.command()
+def export(
+    out: Annotated[Path, typer.Option(help="The folder to write; an earlier export in it is added to.")],
+    results: Annotated[Path, typer.Argument(help="A results folder.")] = Path("results"),
+) -> None:
+    """Copy results without models and triggers, to publish them: every number can be computed from the copy."""
+    from bench.results.export import export as copy
+    from bench.results.folder import ResultsFolder
+
+    alone = copy(ResultsFolder(results), out)
+    screen.print(
+        f"wrote {out}: all observations and tables; of {alone} models the card alone. `bench verify {out}` computes "
+        "the numbers again, and `bench run --out` goes on there.", soft_wrap=True,
+    )  # fmt: skip
+
+
 @app.command("list")
 def list_(
     kind: Annotated[str, typer.Argument(help=", ".join(KINDS))],

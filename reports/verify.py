@@ -13,7 +13,7 @@ from bench.core.names import CELL_COLUMNS
 from bench.core.task import tasks
 from bench.results.folder import ResultsFolder
 from bench.results.records import Cell, cell_name
-from bench.results.store import CARD
+from bench.results.store import CARD, LEFT_OUT
 from bench.results.tidy import KEYS, NUMBERS, SUMMARY_KEYS, SUMMARY_NUMBERS, summarise
 from reports.files import (
     OVER_CELLS,
@@ -91,6 +91,11 @@ def _artefacts(folder: ResultsFolder, result: Verified) -> None:
         for file in sorted(file.name for file in path.iterdir() if not file.name.startswith(".")):
             if file != CARD and file not in card.files:
                 result.problems.append(f"{name}/{file} has no hash on the card: it was added later")
+    for path in sorted((folder.out / LEFT_OUT).glob("*/*.json")):
+        result.compared["cards of artefacts that were left out"] += 1
+        card = store.card(path.parent.name, path.stem)  # type: ignore[arg-type]
+        if not card.id == hash_of(card.determined_by) == path.stem:
+            result.problems.append(f"{path.relative_to(folder.out)}: the card has the id {card.id}")
 
 
 class _Observed:

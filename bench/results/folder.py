@@ -141,7 +141,7 @@ class ResultsFolder:
         evaluation = self.store.evaluation_card(self._evaluation(cell))
         chain = self.store.chain(evaluation.determined_by["subject"])
         backdoor = cell.backdoor or ""
-        card = self.store.backdoor_card(backdoor) if self.store.has("backdoor", backdoor) else None
+        card = self.store.backdoor_card(backdoor) if self.store.has_card("backdoor", backdoor) else None
         return Lineage(card, chain, evaluation)
 
     def observations(self, cell: Cell) -> Observations:

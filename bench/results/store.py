@@ -25,6 +25,8 @@ from bench.core.victim import Delta, Victim
 from bench.results.records import CARDS, BackdoorCard, Card, DefenseCard, EvaluationCard, Kind, TriggerCard
 
 CARD = "card.json"
+# Of an export (`bench.results.export`): cards of artefacts whose files were left out, `cards/KIND/ID.json`.
+LEFT_OUT = "cards"
 # The folder of decoded images, beside the artefacts.
 CACHE = "data"
 TRIGGER_FILE = "trigger.safetensors"
@@ -62,7 +64,12 @@ class Store:
         return self.root / kind / id
 
     def has(self, kind: str, id: str) -> bool:
+        """Whether an artefact is there, with its files."""
         return (self.path(kind, id) / CARD).is_file()
+
+    def has_card(self, kind: str, id: str) -> bool:
+        """Whether an artefact is there, or at least its card."""
+        return self._card_file(kind, id).is_file()
 
     def card(self, kind: Kind, id: str) -> Card:
         """The card of an artefact; `trigger_card` and the like return the type of one kind.
@@ -87,7 +94,7 @@ class Store:
     def chain(self, subject: str) -> tuple[DefenseCard, ...]:
         """The cards of the chain of defenses of a model, first to last; those before a deleted card are left out."""
         cards: list[DefenseCard] = []
-        while self.has("defense", subject):
+        while self.has_card("defense", subject):
             cards.insert(0, self.defense_card(subject))
             subject = cards[0].determined_by["subject"]
         return tuple(cards)
@@ -124,9 +131,12 @@ class Store:
             return Observations({name: pd.read_parquet(folder / f"{name}.parquet") for name in card.tables}, card.facts)
 
     def _card(self, kind: Kind, id: str, record: type[AnyCard]) -> AnyCard:
-        file = self.path(kind, id) / CARD
+        file = self._card_file(kind, id)
         with readable(file, "Remove its folder"):
             return record.model_validate_json(file.read_bytes())
+
+    def _card_file(self, kind: str, id: str) -> Path:
+        return self.path(kind, id) / CARD if self.has(kind, id) else self.out / LEFT_OUT / kind / f"{id}.json"
 
     @contextlib.contextmanager
     def writing(self, kind: Kind, card: Card) -> Iterator[Path]:

@@ -19,6 +19,7 @@ from bench.experiment.resources import open_resources
 from bench.experiment.settings import BASE, Variants, resolve
 from bench.matrix.plan import Fingerprints, make_plan
 from bench.matrix.runner import prepare, run_matrix, unsuited_attack
+from bench.results.export import export
 from bench.results.folder import ResultsFolder
 from bench.results.store import Store
 
@@ -102,6 +103,16 @@ def test_a_killed_run_goes_on_with_the_same_numbers(finished: Path, tmp_path: Pa
 def test_a_second_run_makes_nothing(finished: Path) -> None:
     report = run_matrix(settings(), finished, (), QUIET)
     assert (report.made, report.failures) == (0, {})
+
+
+def test_a_run_goes_on_in_an_export(finished: Path, tmp_path: Path) -> None:
+    export(ResultsFolder(finished), tmp_path / "copy")
+    assert run_matrix(settings(), tmp_path / "copy", (), QUIET).made == 0
+    more = run_matrix(settings(defenses=("none", "rvpt", "vpt")), tmp_path / "copy", (), QUIET)
+    # Two triggers, the two models that were left out, VPT on each, and an evaluation of each.
+    assert (more.made, more.failures) == (8, {})
+    vpt = numbers(tmp_path / "copy").index.get_level_values("defense") == "vpt"
+    pd.testing.assert_frame_equal(numbers(tmp_path / "copy")[~vpt], numbers(finished))
 
 
 def test_a_backdoored_model_is_shared_by_its_defenses(finished: Path) -> None:
