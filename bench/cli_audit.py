@@ -101,11 +101,11 @@ def calibrate(
 ) -> None:
     """Fine-tune the reference on honest data many times and audit each: what p values are read from.
 
-    Interrupted, the same command goes on where it was.
+    Interrupted, the same command goes on where it was. Models that are in the file `--out` already are not made again.
     """
     from bench.checkpoints.calibrate import calibrate as make
     from bench.core.registry import load_plugins
-    from bench.detection.calibration import effort_of
+    from bench.detection.calibration import effort_of, read_calibration
     from bench.experiment.settings import resolve
     from reports.calibration import calibration_text
 
@@ -118,7 +118,9 @@ def calibrate(
     command += f" --targets {targets}" if towards else ""
     command += "".join(f" --set {one}" for one in set)
     zoo = work or out.with_name(f"{out.stem}_zoo")
-    made = make(run, effort_of(budget), zoo, negatives, names, towards, seeds, command, screen)
+    earlier = read_calibration(out) if out.is_file() else None
+    known = () if earlier is None else earlier.negatives + earlier.positives
+    made = make(run, effort_of(budget), zoo, negatives, names, towards, seeds, known, command, screen)
     made.save(out)
     screen.print(calibration_text(made), soft_wrap=True)
     screen.print(f"wrote {out}; `bench audit FILE --calibration {out}` reads it")

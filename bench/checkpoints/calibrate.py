@@ -16,10 +16,11 @@ from rich.console import Console
 import bench
 from bench.core import code_state
 from bench.core.errors import BenchError
+from bench.core.images import hash_of
 from bench.detection.calibration import Audited, Calibration, Effort, architecture
 from bench.experiment.resources import Resources, open_device
 from bench.experiment.settings import BASE, RunSettings, Variants, overlay
-from bench.matrix.runner import run_matrix
+from bench.matrix.runner import prepare, run_matrix
 from bench.results.folder import ResultsFolder
 from bench.results.store import CACHE
 from metrics.detection import CONTROL, TOOK
@@ -28,7 +29,8 @@ from metrics.detection import CONTROL, TOOK
 LOOSE = "loose"
 MIXES = ("plain", "patches", "templates", "imbalance", LOOSE)
 LIES = 0.8
-# Factors of the recipe's learning rate, and epochs: all pairs of them before one comes again.
+# Factors of the recipe's learning rate, and epochs: all pairs of them before one comes again. Every second model is
+# fine-tuned on half of the recipe's pairs.
 RATES, EPOCHS = (1.0, 0.3, 1.7, 0.1), (2, 1, 3, 5)
 
 
@@ -40,6 +42,7 @@ def calibrate(
     attacks: Sequence[str] = (),
     targets: Sequence[str] = (),
     seeds: int = 1,
+    known: Sequence[Audited] = (),
     command: str = "",
     console: Console | None = None,
 ) -> Calibration:
@@ -50,6 +53,7 @@ def calibrate(
         negatives: how many clean fine-tunings.
         attacks: backdoored models to audit beside, for error rates: of each, one for every target class and each of
             `seeds` seeds. Without `targets`, the run's own target.
+        known: models of an earlier calibration; those that would be made just so are taken from it.
 
     Raises:
         BenchError: some of it failed; the same call goes on with what is finished.
@@ -63,7 +67,7 @@ def calibrate(
         f"{attack} {target} {seed}": overlay(audited, {"attacks": [attack], "target": target, "seeds": [seed]})
         for attack, target, seed in product(attacks, targets or [run.target], range(seeds))
     }
-    models = _run(clean | backdoored, work, console)
+    models = _models(clean | backdoored, work, known, console)
     clip = Resources(run, work / CACHE, open_device(run.execution.device)).clip
     return Calibration(
         model=run.model.label,
@@ -81,11 +85,16 @@ def calibrate(
 
 
 def negative(run: RunSettings, i: int) -> RunSettings:
-    """The settings of the i-th honest fine-tuning: its mix, learning rate, epochs and seed."""
+    """The settings of the i-th honest fine-tuning: its mix, learning rate, epochs, pairs and seed."""
     step, kind = divmod(i, len(MIXES))
     mix, rate = MIXES[kind], RATES[(kind + step) % len(RATES)]
     epochs = EPOCHS[(kind + step // len(RATES)) % len(EPOCHS)]
-    values: dict[str, Any] = {"poison": {"learning_rate": rate * run.poison.learning_rate, "epochs": epochs}}
+    recipe = {
+        "learning_rate": rate * run.poison.learning_rate,
+        "epochs": epochs,
+        "pairs": run.poison.pairs // (1 + i % 2),
+    }
+    values: dict[str, Any] = {"poison": recipe}
     if mix == LOOSE:
         values[run.dataset] = {"loose": {run.target: LIES}}
     else:
@@ -111,21 +120,46 @@ def _audited(run: RunSettings, effort: Effort) -> RunSettings:
     return overlay(run, values | {"evaluate": {"split": "val"}, "collapse": settings})
 
 
-def _run(variants: dict[str, RunSettings], work: Path, console: Console) -> list[Audited]:
-    """Make and audit the variants; the first of them is the run's base."""
+def _models(variants: dict[str, RunSettings], work: Path, known: Sequence[Audited], console: Console) -> list[Audited]:
+    """Make and audit the variants that are not known."""
+    ids, by_id = _ids(variants, work), {one.id: one for one in known}
+    missing = {name: run for name, run in variants.items() if ids[name] not in by_id}
+    if there := len(variants) - len(missing):
+        console.print(f"{there} of {len(variants)} models are in the file already")
+    if missing:
+        ended = run_matrix(_with_base(missing), work, (), console)
+        if ended.failures:
+            reasons = "; ".join(dict.fromkeys(ended.failures.values()))
+            raise BenchError(
+                f"{len(ended.failures)} artefacts of {work} failed, and the same command goes on. {reasons}"
+            )
+        folder = ResultsFolder(work)
+        for settings, run in _with_base(missing).items():
+            name = settings if settings != BASE else next(iter(missing))
+            by_id[ids[name]] = _read(folder, name, ids[name], settings, run)
+    return [by_id[ids[name]].model_copy(update={"name": name}) for name in variants]
+
+
+def _ids(variants: dict[str, RunSettings], work: Path) -> dict[str, str]:
+    """A hash of each variant's audits."""
+    _, plan, _ = prepare(_with_base(variants), work)
+    nodes: dict[str, list[str]] = {}
+    for cell in plan.cells:
+        nodes.setdefault(cell.variant, []).append(str(cell.node))
+    return {
+        name: hash_of(sorted(nodes[settings])) for name, settings in zip(variants, _with_base(variants), strict=True)
+    }
+
+
+def _with_base(variants: dict[str, RunSettings]) -> Variants:
+    """The variants of a run; the first one is its base."""
     first, *others = variants
-    named: Variants = {BASE: variants[first]} | {name: variants[name] for name in others}
-    ended = run_matrix(named, work, (), console)
-    if ended.failures:
-        reasons = "; ".join(dict.fromkeys(ended.failures.values()))
-        raise BenchError(f"{len(ended.failures)} artefacts of {work} failed, and the same command goes on. {reasons}")
-    folder = ResultsFolder(work)
-    return [_read(folder, name, BASE if name == first else name, variants[name]) for name in variants]
+    return {BASE: variants[first]} | {name: variants[name] for name in others}
 
 
-def _read(folder: ResultsFolder, name: str, variant: str, run: RunSettings) -> Audited:
-    """What the audits of one model found."""
-    [cells] = [[cell for cell in folder.own_cells if cell.settings == variant]]
+def _read(folder: ResultsFolder, name: str, id: str, settings: str, run: RunSettings) -> Audited:
+    """What the audits of one model found; `settings` is the name of its variant."""
+    cells = [cell for cell in folder.own_cells if cell.settings == settings]
     seen = {cell.task: folder.observations(cell) for cell in cells}
     facts, attack = seen["collapse"].facts, cells[0].attack
     hits, misses = facts["success"]
@@ -134,7 +168,8 @@ def _read(folder: ResultsFolder, name: str, variant: str, run: RunSettings) -> A
     backdoored = attack != CONTROL
     return Audited(
         name=name,
-        mix="" if backdoored else f"{mix}, learning rate {run.poison.learning_rate:g}, {run.poison.epochs} epochs",
+        id=id,
+        mix="" if backdoored else f"{mix}, learning rate {run.poison.learning_rate:g}, {_pairs(run)}",
         attack=attack,
         success=100 * hits / (hits + misses) if backdoored else None,
         named=named["collapse"] if backdoored else None,
@@ -142,6 +177,10 @@ def _read(folder: ResultsFolder, name: str, variant: str, run: RunSettings) -> A
         scores=facts["details"],
         **seen["weights"].facts["details"],
     )
+
+
+def _pairs(run: RunSettings) -> str:
+    return f"{run.poison.epochs} epochs of {run.poison.pairs} pairs"
 
 
 def took(models: Sequence[Audited]) -> list[Audited]:

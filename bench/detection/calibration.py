@@ -32,11 +32,13 @@ BUDGETS: dict[str, Effort] = {
 class Audited(Settings):
     """What an audit found on one model of a calibration.
 
-    `mix` says what its pairs were; of a backdoored one, `attack`, its `success` (ASR in percent) and whether the search
-    and the weights name its target (`named`, `named_by_weights`).
+    `id` is a hash of all that the audit depends on: model, data, recipe and effort. `mix` says what its pairs were. Of
+    a backdoored one: `attack`, its `success` (ASR in percent), and whether the search and the weights name its target
+    (`named`, `named_by_weights`).
     """
 
     name: str
+    id: str = ""
     mix: str = ""
     attack: str = ""
     success: float | None = None

@@ -46,6 +46,13 @@ def test_a_calibration_is_made_once_and_read_again(tiny_clip: Clip, tmp_path: Pa
     assert "0 to make" in said.export_text()
     made.save(tmp_path / "made.json")
     assert read_calibration(tmp_path / "made.json") == made
+    more = calibrate(run, QUICK, tmp_path / "elsewhere", 3, ("badnet",), known=made.negatives + made.positives)
+    assert more.negatives[:2] == made.negatives and len(more.negatives) == 3
+    assert more.positives == made.positives[:1]
+    assert len(list((tmp_path / "elsewhere" / "artefacts" / "backdoor").iterdir())) == 1
+    # Of another effort, all are made again.
+    other = calibrate(run, QUICK.model_copy(update={"scored": 20}), tmp_path / "other", 1, known=made.negatives)
+    assert other.negatives[0].id not in {one.id for one in made.negatives}
 
 
 def test_a_zoo_has_every_mix_and_many_recipes() -> None:
