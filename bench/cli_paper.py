@@ -90,18 +90,18 @@ def _forecast(runs: Sequence["PaperRun"], out: Path, folders: Sequence[Path]) ->
     """Print each run, what it has to make that no run before it makes, and for how long."""
     from bench.experiment.settings import BASE
     from bench.matrix.dry_run import plan_at_hand, show_missing
-    from bench.matrix.forecast import known_seconds, seconds_of
+    from bench.matrix.forecast import LikeTimes
     from bench.matrix.runner import unmade
     from bench.results.store import Store
 
-    known, planned, missing = known_seconds(folders), dict[str, float | None](), list[str]()
     usual = runs[-1].variants[BASE]
+    known, planned, missing = LikeTimes(folders, usual.model), dict[str, float | None](), list[str]()
     table = Table("run", "seeds", "cells", "to make", "hours of one process", box=None)
     for run in runs:
         plan, lacking = plan_at_hand(run.variants, out)
         missing += lacking
         todo = [node for node in unmade(plan, Store(out)) if node.id not in planned]
-        times = {n.id: seconds_of(n, run.variants[n.variant], usual.model, known) for n in todo}
+        times = {node.id: known.of(node, run.variants[node.variant]) for node in todo}
         planned |= times
         seeds = ",".join(map(str, run.variants[BASE].seeds))
         table.add_row(run.name, seeds, str(len(plan.cells)), str(len(todo)), _hours(times.values()))

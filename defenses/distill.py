@@ -21,7 +21,6 @@ class Distill(Defense, FineTuning):
     """
 
     images: int = Field(2560, ge=2, description="unlabelled images to learn from; all there are, if fewer")
-    learning_rate: float = Field(1e-5, gt=0, description="peak learning rate of AdamW")
     epochs: int = Field(1, ge=0, description="passes over the images")
     batch_size: int = Field(32, ge=2, description="images a step")
     weight_decay: float = Field(0.0, ge=0, description="of all but norms and biases")

@@ -91,10 +91,13 @@ class PromptTuning(Defense):
             )
 
     def unsuited(self, facing: Facing) -> str:
+        if facing.vision_transformer is False:
+            return "visual prompts need a vision transformer of open_clip as image tower; take a ViT"
         if facing.sizes is not None:
-            needed = max(self.depth, self.last_blocks or 0, self.first_blocks or 0)
-            if needed > facing.sizes.blocks:
-                return f"it needs {needed} blocks, and the image tower has {facing.sizes.blocks}"
+            try:
+                self.arrangement(facing.sizes.blocks)
+            except BenchError as error:
+                return str(error)
         return super().unsuited(facing) or too_few_images(self.shots, facing)
 
     def work(self, scale: Scale) -> Work:

@@ -39,7 +39,6 @@ class Unlearn(Defense, FineTuning):
         2, ge=1, description="triggers of a family that are looked for at once; of a square, at the best places"
     )
     images: int = Field(320, ge=4, description="unlabelled images; all there are, if fewer")
-    learning_rate: float = Field(1e-5, gt=0, description="peak learning rate of AdamW")
     epochs: int = Field(3, ge=0, description="passes over the images, a round")
     batch_size: int = Field(16, ge=2, description="images a step, each clean and stamped")
     weight_decay: float = Field(0.0, ge=0, description="of all but norms and biases")

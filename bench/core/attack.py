@@ -111,12 +111,14 @@ class Preparation(Logged):
 class Facing:
     """The conditions of an attack or a defense, known before anything runs; None if unknown or irrelevant.
 
-    `sizes`: of the model. `named_captions`: whether any caption names the target. Of a defense alone, `attack`: what it
-    faces, and `images_per_class`: its training images.
+    `sizes`: of the model. `vision_transformer`: whether its image tower is one of open_clip's. `named_captions`:
+    whether any caption names the target. Of a defense alone, `attack`: what it faces, and `images_per_class`: its
+    training images.
     """
 
     attack: "Attack | None" = None
     sizes: Sizes | None = None
+    vision_transformer: bool | None = None
     images_per_class: int | None = None
     named_captions: bool | None = None
 

@@ -22,7 +22,7 @@ from bench.core.task import Case
 from bench.data.leakage import refuse_overlap
 from bench.data.pairs import Order, Part, captions, pairs_identity, read_pairs
 from bench.experiment.settings import RunSettings
-from bench.models import load_backdoored, load_model, sizes
+from bench.models import has_vision_transformer, load_backdoored, load_model, sizes
 
 Some = TypeVar("Some", bound=Images)
 
@@ -141,14 +141,18 @@ class Resources:
 
     @cached_property
     def facing(self) -> Facing:
-        """The conditions of the run's attacks.
+        """The conditions of the run's attacks and defenses. Fewer training images than shots are no obstacle.
 
         Raises:
             BenchError: there are no such pairs.
         """
         asked = self.run.pairs is not None and self.run.model.backdoored is None
         asked = asked and any("named_captions" in self.attack(name).needs for name in self.run.attacks)
-        return Facing(sizes=sizes(self.run.model), named_captions=self._named_captions() if asked else None)
+        return Facing(
+            sizes=sizes(self.run.model),
+            vision_transformer=has_vision_transformer(self.run.model),
+            named_captions=self._named_captions() if asked else None,
+        )
 
     def _named_captions(self) -> bool:
         """Whether any caption of --pairs names the target; it reads up to the first that does."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from bench.core.attack import Facing
 from bench.experiment.settings import BASE, RunSettings, Variants, overlay
-from bench.models import sizes
+from bench.models import has_vision_transformer, sizes
 from bench.papers import find_suite
 
 
@@ -45,7 +45,11 @@ def _impossible(run: RunSettings, base: RunSettings) -> Iterator[str]:
         yield "none of its defenses is among --defenses"
     if run.tuned_on == base.dataset:
         yield f"{base.dataset} is the run's own data set; take a preset of another one: `bench list presets`"
-    facing = Facing(sizes=sizes(run.model), images_per_class=run.data(run.tuned_on or run.dataset).images_per_class)
+    facing = Facing(
+        sizes=sizes(run.model),
+        vision_transformer=has_vision_transformer(run.model),
+        images_per_class=run.data(run.tuned_on or run.dataset).images_per_class,
+    )
     for name in run.attacks:
         if reason := run.attack(name).unsuited(facing):
             yield f"{name}: {reason}"

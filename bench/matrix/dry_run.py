@@ -12,7 +12,7 @@ from bench.experiment.resources import Resources, open_device, open_resources
 from bench.experiment.settings import BASE, Variants
 from bench.matrix.estimate import ASSUMPTION, Cost, estimate, unknown_sizes
 from bench.matrix.plan import Fingerprints, Node, Plan, make_plan
-from bench.matrix.runner import lacks_pairs, unmade, unsuited_attack
+from bench.matrix.runner import lacks_pairs, unmade, unsuited_method
 from bench.matrix.stages import STAGES
 from bench.models import weights_at_hand
 from bench.results.store import CACHE, Store
@@ -49,7 +49,7 @@ def show_missing(missing: Iterable[str], console: Console) -> None:
 
 def _fingerprints(resources: Resources, missing: dict[str, None]) -> Fingerprints:
     try:
-        if problem := lacks_pairs(resources) or unsuited_attack(resources):
+        if problem := lacks_pairs(resources) or unsuited_method(resources):
             missing[problem] = None
     except BenchError as error:
         missing[str(error)] = None

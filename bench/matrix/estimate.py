@@ -21,7 +21,9 @@ from bench.models import ModelSettings, sizes
 CLEANING = 17_181 / (100_000 * 10)
 POISONING = CLEANING / 2
 TUNING = 2_705 / (16_000 * 50)
-FORWARD = TUNING / 4
+# A step of prompt tuning over a forward pass of the image tower.
+TUNED = 4
+FORWARD = TUNING / TUNED
 REFERENCE = ModelSettings(name="ViT-B-32", pretrained="openai")
 # Classes and test images.
 IMAGENET = (1000, 50_000)

@@ -2,16 +2,17 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from statistics import fmean
 
 import torch
 
 from bench.core.clip import Clip
 from bench.experiment.settings import BASE, RunSettings, Variants
-from bench.matrix.estimate import NOT_COUNTED, work_of
+from bench.matrix.estimate import NOT_COUNTED, TUNED, work_of
 from bench.matrix.plan import Node
 from bench.matrix.stages import STAGES
 from bench.matrix.watch import duration
@@ -22,8 +23,6 @@ from bench.training.fine_tuning import contrastive_loss
 
 # Of a timed step: images, and the seconds after which it is not repeated.
 BATCH, ENOUGH, REPEATS = 8, 2.0, 3
-# A step of prompt tuning over a forward pass of the image tower; as in bench.matrix.estimate.
-TUNED = 4
 HINT = "may be wrong by a factor of two, and by more while other programs run"
 
 
@@ -77,55 +76,66 @@ def _seconds(work: Callable[[], None], device: torch.device) -> float:
     return min(times)
 
 
-def known_seconds(folders: Sequence[Path]) -> dict[str, float]:
-    """Mean seconds of the artefacts of earlier runs, by what artefacts have in common (`_likeness`)."""
-    return {key: _mean(times) for key, times in _times(folders).items()}
+class LikeTimes:
+    """How long artefacts took that were made before, and so how long one like them will take.
 
-
-def seconds_of(node: Node, run: RunSettings, model: ModelSettings, known: Mapping[str, float]) -> float | None:
-    """How long a node takes one process of this machine; None where no artefact like it is known.
-
-    The times of other variants are taken to be of `model`, and are scaled with the multiplications of the node's own.
+    Args:
+        folders: results folders with such artefacts.
+        usual: their model.
+        device: where; times of other kinds of devices do not count. None: all count.
     """
-    same, *alike = _likeness(node.label)
-    if same in known:
-        return known[same]
-    time = next((known[key] for key in alike if key in known), None)
-    size, usual = sizes(run.model), sizes(model)
-    return time * size.work / usual.work if time and size and usual else time
+
+    def __init__(self, folders: Sequence[Path], usual: ModelSettings, device: str | None = None) -> None:
+        self._usual = usual
+        self._times: dict[str, list[float]] = defaultdict(list)
+        for store, kind in product(map(Store, folders), CARDS):
+            for folder in sorted(store.path(kind, "").glob("[!.]*")):
+                card = store.card(kind, folder.name)
+                if device is None or card.device.partition(":")[0] == device.partition(":")[0]:
+                    self.add(card.label, card.seconds)
+
+    def add(self, label: str, seconds: float) -> None:
+        for key in _likeness(label):
+            self._times[key].append(seconds)
+
+    def of(self, node: Node, run: RunSettings) -> float | None:
+        """The mean seconds of the most alike; None where there is none.
+
+        Those of other settings are scaled with the multiplications of the node's model.
+        """
+        same, *alike = _likeness(node.label)
+        if same in self._times:
+            return fmean(self._times[same])
+        times = next((self._times[key] for key in alike if key in self._times), None)
+        return fmean(times) * _slower(run.model, self._usual) if times else None
 
 
 def _likeness(label: str) -> tuple[str, ...]:
-    """What artefacts have in common, the most alike first, read off a label.
+    """What artefacts have in common, the most alike first, read off a label; never only the kind, nor another defense.
 
     >>> _likeness("defense badnet / rvpt, alpha=0, seed 0")
-    ('defense badnet / rvpt, alpha=0', 'defense badnet / rvpt', 'defense / rvpt', 'defense')
+    ('defense badnet / rvpt, alpha=0', 'defense badnet / rvpt', 'defense / rvpt')
+
+    Poisoning takes as long with any attack, and a trigger does not.
+
+    >>> _likeness("backdoor badnet, seed 0")[-1], _likeness("trigger badnet, seed 0")[-1]
+    ('backdoor / ', 'trigger badnet')
     """
-    what = label.split(",")[0]
+    same, what = label.rpartition(",")[0], label.split(",")[0]
     kind, _, rest = what.partition(" ")
-    return label.rpartition(",")[0], what, f"{kind} / {rest.partition(' / ')[2]}", kind
+    return (same, what) if kind == "trigger" else (same, what, f"{kind} / {rest.partition(' / ')[2]}")
 
 
-def _times(folders: Sequence[Path], device: str | None = None) -> dict[str, list[float]]:
-    """The seconds of artefacts by what they have in common; with a device, those of this kind of device alone."""
-    found: dict[str, list[float]] = defaultdict(list)
-    for store, kind in product(map(Store, folders), CARDS):
-        for folder in sorted(store.path(kind, "").glob("[!.]*")):
-            card = store.card(kind, folder.name)
-            if device is None or card.device.partition(":")[0] == device.partition(":")[0]:
-                for key in _likeness(card.label):
-                    found[key].append(card.seconds)
-    return found
-
-
-def _mean(times: Sequence[float]) -> float:
-    return sum(times) / len(times)
+def _slower(model: ModelSettings, usual: ModelSettings) -> float:
+    """How many times the multiplications of `usual` a model takes; 1 if unknown."""
+    size, other = sizes(model), sizes(usual)
+    return size.work / other.work if size and other else 1.0
 
 
 class Forecast:
     """The time that the nodes of a run still need; it learns from those that were made.
 
-    A node takes as long as like ones took (same kind, attack and defense), else what its declared work takes at the
+    A node takes as long as like ones took, else what its declared work takes at the
     pace of this machine, times what nodes of its kind have taken so far over what was foreseen.
 
     Args:
@@ -146,7 +156,7 @@ class Forecast:
     ) -> None:
         self._variants, self._pace, self._processes = variants, pace, processes
         self._left = {node.id: node for node in nodes}
-        self._times = _times(folders, device)
+        self._times = LikeTimes(folders, variants[BASE].model, device)
         # By kind: seconds foreseen from work alone, and taken.
         self._foreseen: dict[str, float] = defaultdict(float)
         self._taken: dict[str, float] = defaultdict(float)
@@ -155,8 +165,7 @@ class Forecast:
         """A node was made."""
         self._foreseen[node.kind] += self._by_work(node)
         self._taken[node.kind] += seconds
-        for key in _likeness(node.label):
-            self._times[key].append(seconds)
+        self._times.add(node.label, seconds)
         self._left.pop(node.id, None)
 
     def failed(self, node: Node) -> None:
@@ -194,15 +203,11 @@ class Forecast:
         return self._by_work(node) * (self._taken[node.kind] / foreseen if foreseen else 1.0)
 
     def _measured(self, node: Node) -> float | None:
-        """The mean time of like nodes, the most alike first; never of another defense."""
-        same, what, others, _ = _likeness(node.label)
-        keys = (same, what, others) if node.kind == "backdoor" or node.chain else (same, what)
-        times = next((self._times[key] for key in keys if key in self._times), None)
-        return _mean(times) if times else None
+        return self._times.of(node, self._variants[node.variant])
 
     def _by_work(self, node: Node) -> float:
         run = self._variants[node.variant]
-        work, size, usual = work_of(node, run), sizes(run.model), sizes(self._variants[BASE].model)
+        work = work_of(node, run)
         images = (work.forward + TUNED * work.tuned) * self._pace.forward
-        alone = (images + work.contrasted * self._pace.contrasted) * (size.work / usual.work if size and usual else 1.0)
+        alone = (images + work.contrasted * self._pace.contrasted) * _slower(run.model, self._variants[BASE].model)
         return alone / (run.execution.gpus if STAGES[node.kind].shares_batches(node, run) else 1)

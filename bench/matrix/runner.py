@@ -1,6 +1,7 @@
 """Run a matrix: make the missing artefacts, and report progress and failures."""
 
 from dataclasses import dataclass
+from itertools import product
 from operator import itemgetter
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def prepare(variants: Variants, out: Path) -> tuple[dict[str, Resources], Plan, 
         check_installed(resources.run)
         for data in resources.targeted:
             resources.target_in(data)
-        if problem := lacks_pairs(resources) or unsuited_attack(resources):
+        if problem := lacks_pairs(resources) or unsuited_method(resources):
             raise BenchError(problem)
     plan = make_plan(variants, {name: read_fingerprints(resources) for name, resources in resources_of.items()})
     if (file := variants[BASE].model.backdoored) is not None:
@@ -64,15 +65,21 @@ def lacks_pairs(resources: Resources) -> str:
     return f"the data set '{resources.run.dataset}' has no image-text pairs of its own. Give --pairs FILE"
 
 
-def unsuited_attack(resources: Resources) -> str:
-    """The first of a run's attacks that cannot be made on its model and pairs, and why; "" if all can.
+def unsuited_method(resources: Resources) -> str:
+    """The first of a run's attacks and defenses that cannot be used on its model and pairs, and why; "" if all can.
+
+    A defense that only one attack rules out is no error: its cell is not applicable.
 
     Raises:
         BenchError: there are no such pairs.
     """
-    for name in resources.run.attacks:
-        if reason := resources.attack(name).unsuited(resources.facing):
+    run, facing = resources.run, resources.facing
+    for name in run.attacks:
+        if reason := run.attack(name).unsuited(facing):
             return f"{name}: {reason}, or leave it out of --attacks"
+    for attack, name in product(run.attacks, run.single_defenses):
+        if reason := run.defense(name, attack).unsuited(facing):
+            return f"{name}: {reason}. `bench show {name}` lists its settings; or leave it out of --defenses"
     return ""
 
 

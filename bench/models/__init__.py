@@ -10,13 +10,14 @@ from bench.models.load import (
     pretrained_folder,
 )
 from bench.models.probe import Probe, probe
-from bench.models.sizes import sizes, weights_at_hand
+from bench.models.sizes import has_vision_transformer, sizes, weights_at_hand
 
 __all__ = [
     "ModelSettings",
     "Probe",
     "configuration",
     "embedded_weights",
+    "has_vision_transformer",
     "known_models",
     "load_backdoored",
     "load_model",

@@ -15,18 +15,28 @@ def sizes(settings: ModelSettings) -> Sizes | None:
     Raises:
         BenchError: an unknown name.
     """
-    if settings.name.startswith(HUB):
+    if not has_vision_transformer(settings):
         return None
     config = configuration(settings)
     model = config["model_cfg"]
     vision, text = model["vision_cfg"], model["text_cfg"]
-    if not isinstance(vision.get("layers"), int) or "timm_model_name" in vision:
-        return None
     size, patch, width = config["preprocess_cfg"]["size"], vision["patch_size"], vision["width"]
     tokens = (size // patch) ** 2 + 1
     tower = vision["layers"] * 12 * width**2 + width * (3 * patch**2 + tokens + model["embed_dim"])
     language = text["layers"] * 12 * text["width"] ** 2 + text["width"] * (text["vocab_size"] + model["embed_dim"])
     return Sizes(vision["layers"], width, tokens, size, model["embed_dim"], tower + language)
+
+
+def has_vision_transformer(settings: ModelSettings) -> bool | None:
+    """Whether a model's image tower is a ViT of open_clip; None if its configuration would be downloaded.
+
+    Raises:
+        BenchError: an unknown name.
+    """
+    if settings.name.startswith(HUB):
+        return None
+    vision = configuration(settings)["model_cfg"]["vision_cfg"]
+    return isinstance(vision.get("layers"), int) and "timm_model_name" not in vision
 
 
 def weights_at_hand(settings: ModelSettings) -> bool:

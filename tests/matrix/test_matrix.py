@@ -18,7 +18,7 @@ from bench.core.registry import load_plugins
 from bench.experiment.resources import open_resources
 from bench.experiment.settings import BASE, Variants, resolve
 from bench.matrix.plan import Fingerprints, make_plan
-from bench.matrix.runner import prepare, run_matrix, unsuited_attack
+from bench.matrix.runner import prepare, run_matrix, unsuited_method
 from bench.results.export import export
 from bench.results.folder import ResultsFolder
 from bench.results.store import Store
@@ -240,7 +240,35 @@ def test_an_attack_that_cannot_be_made_is_told_before_anything_runs(
 def test_an_attack_that_has_what_it_needs_is_accepted(attack: str, setting: str, caption: str, tmp_path: Path) -> None:
     pairs = named_pairs(tmp_path, "a dog", caption)
     run = settings(*(f"{attack}.{word}" for word in setting.split()), attacks=(attack,), pairs=pairs)
-    assert unsuited_attack(open_resources(run, tmp_path, "cpu")[BASE]) == ""
+    assert unsuited_method(open_resources(run, tmp_path, "cpu")[BASE]) == ""
+
+
+@pytest.mark.parametrize(
+    ("defenses", "setting", "told"),
+    [
+        ("rvpt", "rvpt.depth=20", "rvpt: depth = 20, but this image tower has 12 blocks: no block gets prompts."),
+        ("none,rvpt+linear_probe", "rvpt.depth=12", "rvpt: depth = 12, but this image tower has 12 blocks"),
+        ("vpt", "against.badnet.vpt.depth=12", "vpt: depth = 12, but this image tower has 12 blocks"),
+        (
+            "none,rvpt",
+            "rvpt.depth=3 rvpt.last_blocks=13",
+            "blocks. `bench show rvpt` lists its settings; or leave",
+        ),
+        ("rvpt", "rvpt.depth=11 rvpt.permutation=mix", "rvpt: rvpt.permutation = mix needs two blocks or more"),
+    ],
+)
+def test_a_defense_that_the_model_rules_out_is_told_before_anything_runs(
+    defenses: str, setting: str, told: str, tmp_path: Path
+) -> None:
+    run = settings(*setting.split(), attacks=("badnet",), defenses=tuple(defenses.split(",")))
+    with pytest.raises(BenchError, match=re.escape(told)):
+        run_matrix(run, tmp_path / "out", (), QUIET)
+    assert not list((tmp_path / "out").rglob("card.json"))
+
+
+def test_fewer_images_than_shots_and_a_row_that_is_not_applicable_are_no_error(tmp_path: Path) -> None:
+    run = settings("rvpt.shots=64", "rvpt.depth=11", attacks=("trojvqa",), defenses=("linear_probe", "rvpt"))
+    assert unsuited_method(open_resources(run, tmp_path, "cpu")[BASE]) == ""
 
 
 def test_a_run_that_fails_leaves_the_tables_as_they_were(finished: Path, tmp_path: Path) -> None:

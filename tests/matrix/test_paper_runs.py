@@ -11,7 +11,7 @@ from fabricate import Made, results_folder
 from bench.core.errors import BenchError
 from bench.core.registry import load_plugins
 from bench.experiment.settings import BASE, resolve
-from bench.matrix.forecast import known_seconds, seconds_of
+from bench.matrix.forecast import LikeTimes
 from bench.matrix.paper_runs import PaperRun, paper_runs
 from bench.matrix.plan import Fingerprints, Node, Plan, make_plan
 from bench.matrix.runner import cells_of
@@ -100,12 +100,12 @@ def test_a_forecast_is_the_mean_of_like_artefacts_scaled_to_the_model(tmp_path: 
     for attack, seconds in cards.items():
         made = Made(attack=attack, card={"label": f"defense {attack} / rvpt, seed 0", "seconds": seconds})
         results_folder(tmp_path / attack, made)
-    known = known_seconds([tmp_path / attack for attack in cards])
     mini = ModelSettings()
+    known = LikeTimes([tmp_path / attack for attack in cards], mini)
 
     def seconds(attack: str, defense: str, model: str = "mini", variant: str = BASE) -> float | None:
         node = Node("id", "defense", attack, 1, (defense,), variant=variant)
-        return seconds_of(node, resolve("mini", None, {"model": {"name": model}}), mini, known)
+        return known.of(node, resolve("mini", None, {"model": {"name": model}}))
 
     assert seconds("badnet", "rvpt") == 30
     assert seconds("badnet", "rvpt", variant="alpha=3") == 30
@@ -113,7 +113,8 @@ def test_a_forecast_is_the_mean_of_like_artefacts_scaled_to_the_model(tmp_path: 
     small, large = sizes(mini), sizes(ModelSettings(name="mini-deep"))
     assert small is not None and large is not None
     assert seconds("badnet", "rvpt", "mini-deep", "mini-deep") == pytest.approx(30 * large.work / small.work)
-    assert seconds_of(Node("id", "backdoor", "badnet", 0), resolve("mini"), mini, {}) is None
+    assert seconds("wanet", "vpt") is None, "no time of another defense"
+    assert known.of(Node("id", "backdoor", "badnet", 0), resolve("mini")) is None
 
 
 def test_a_dry_run_tells_each_run_and_what_it_takes(
