@@ -9,6 +9,7 @@ autocast does nothing.
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -21,17 +22,30 @@ GPU = "cuda:0"
 
 
 class PretendedGpu(TorchDispatchMode):
-    """While it is active, tensors on `GPU` are fake; `waits` counts the transfers that the CPU waited for."""
+    """While it is active, tensors on `GPU` are fake; `waits` counts the transfers that the CPU waited for.
+
+    `generators` are those on the GPU: PyTorch refuses to draw with them on the CPU, and with others on the GPU.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.waits = 0
+        self.generators: list[torch.Generator] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         fakes = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, FakeTensor)]
         device = kwargs.get("device")
-        if not fakes and (device is None or torch.device(device).type == "cpu"):
+        if (rng := kwargs.get("generator")) is not None:
+            # By their seeds: PyTorch hands over another object for the same generator.
+            there = rng.initial_seed() in [known.initial_seed() for known in self.generators]
+            asked = torch.device(device) if device is not None else fakes[0].device if fakes else torch.device("cpu")
+            if there != (asked.type == "cuda"):
+                raise RuntimeError(f"a generator on {GPU if there else 'the CPU'} draws for {asked}")
+            # Fake tensors know no generators.
+            kwargs = kwargs | {"generator": None} if there else kwargs
+        # The meta device holds no numbers either; networks that start there are moved like those of the CPU.
+        if not fakes and (device is None or torch.device(device).type in ("cpu", "meta")):
             with _disable_current_modes():
                 return func(*args, **kwargs)
         if func is torch.ops.aten._local_scalar_dense.default:
@@ -84,8 +98,18 @@ def pretended_gpu(patch: pytest.MonkeyPatch) -> Iterator[PretendedGpu]:
         return module if there else move(module, *args, **kwargs)
 
     patch.setattr(torch.nn.Module, "to", to)
+    make = torch.Generator
+
+    def generator(device: torch.device | str = "cpu") -> torch.Generator:
+        made = make()
+        if torch.device(device).type == "cuda":
+            mode.generators.append(made)
+        return made
+
+    patch.setattr(torch, "Generator", generator)
     patch.setattr(torch.cuda, "manual_seed", lambda _: None)
     patch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    patch.setattr(torch.cuda, "current_stream", Mock())
     fork = torch.random.fork_rng
     patch.setattr(torch.random, "fork_rng", lambda *_, **__: fork([]))
     with FakeTensorMode(allow_non_fake_inputs=True), mode:

@@ -93,6 +93,7 @@ class Clip:
         digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(name.encode())
+            # Waits for the GPU: once a model.
             digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
@@ -100,6 +101,7 @@ class Clip:
         """Write the model so that open_clip's `local-dir:` can read it; floats as `dtype`, if given."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG_FILE).write_text(json.dumps(self.config, indent=2) + "\n")
+        # Waits for the GPU: once, to store them.
         state = {k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}
         if dtype is not None:
             state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}

@@ -166,6 +166,7 @@ def few_shot(train: Labelled, shots: int, rng: torch.Generator, without: int | N
     take = dict.fromkeys(orders, shots)
     while True:
         chosen = train.subset(torch.cat([rows[: take[label]] for label, rows in orders.items()]))
+        # On the CPU: the labels of images.
         counts = torch.bincount(chosen.labels, minlength=len(train.classes)).tolist()
         lacking = {label: shots - counts[label] for label, rows in orders.items() if take[label] < len(rows)}
         if not any(lacking.values()):

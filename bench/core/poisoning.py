@@ -114,8 +114,10 @@ def poison(pairs: Captioned, attack: Attack, trigger: Trigger, manifest: pd.Data
             chosen = rows[part][decoys]
             originals = pairs.load(chosen) if attack.geometry is None else pairs.load_square(chosen, attack.geometry)
             texts = [captions[int(part[d])] for d in decoys]
+            # On the CPU: the numbers of pairs.
             changed, texts = attack.decoy(originals.float() / 255, texts, chosen.tolist(), trigger)
             stamped[decoys] = eight_bits(attack, changed, originals)
+            # On the CPU: the numbers of pairs.
             for d, text in zip(decoys.tolist(), texts, strict=True):
                 captions[int(part[d])] = text
         images.append(stamped)

@@ -168,6 +168,7 @@ class Victim:
             "unit_norm": self.unit_norm,
             "parts": [part.part_name for part in self.parts],
         }
+        # Waits for the GPU: once, to store them.
         return Delta({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, settings)
 
     @classmethod

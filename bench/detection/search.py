@@ -81,6 +81,7 @@ def _descend(
             optimiser.zero_grad()
             losses.sum().backward()
             optimiser.step()
+    # Waits for the GPU: once a search.
     return {name: tensor.detach().cpu() for name, tensor in numbers.items()}, losses.detach().cpu()
 
 
@@ -111,7 +112,9 @@ def answer(victim: Victim, images: Tensor, texts: Tensor) -> tuple[Tensor, Tenso
     probabilities, predicted = [], []
     for part in images.split(AT_ONCE):
         encoded = victim.encode(part)
+        # Waits for the GPU: the answers to every batch are kept on the CPU.
         predicted.append(victim.predict(encoded, texts).cpu())
+        # Waits for the GPU: likewise.
         probabilities.append(victim.logits(encoded, texts).float().softmax(1).cpu())
     return torch.cat(probabilities), torch.cat(predicted)
 

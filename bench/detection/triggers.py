@@ -79,6 +79,7 @@ class Recovered:
 
     def save(self, file: Path, **notes: Any) -> None:
         """Write it as safetensors; `notes` go into the file's header."""
+        # Waits for the GPU: once, to store them.
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.tensors.items()}
         save_file(tensors, file, metadata={METADATA: json.dumps({"family": self.family} | notes)})
 

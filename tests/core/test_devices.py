@@ -26,6 +26,12 @@ from bench import (
     generator,
     stamp,
 )
+from bench.builtin_tasks.auditor import Auditor
+from bench.builtin_tasks.collapse import CollapseAuditor
+from bench.builtin_tasks.decree import Decree
+from bench.builtin_tasks.mm_bd import MMBD
+from bench.builtin_tasks.neural_cleanse import NeuralCleanse
+from bench.builtin_tasks.weights import WeightsAuditor
 from bench.builtin_tasks.zero_shot import ZeroShot
 from bench.core.dataset import Dataset
 from bench.core.registry import load_plugins
@@ -218,11 +224,13 @@ QUICK: dict[str, dict[str, object]] = {
     "badclip": PATCH | {"synonyms": "none"},
     "trojvqa": PATCH,
     "label_consistent": {"adversarial": True, "steps": 2},
+    # No bit is read of the zeros that come back from the pretended GPU.
+    "issba": {"width": 2, "bits": 4, "batch_size": 2, "max_steps": 2, "bits_steps": 1, "check_every": 1}
+    | {"min_bit_accuracy": 0, "min_psnr": 0},
 }
 
 
-# Not ISSBA: its networks start on the meta device, from which PyTorch cannot move them to a pretended GPU.
-@pytest.mark.parametrize("name", [name for name in papers["rvpt"].labels.attacks if name != "issba"])
+@pytest.mark.parametrize("name", papers["rvpt"].labels.attacks)
 def test_images_are_stamped_on_the_cpu_with_a_trigger_that_was_made_on_the_gpu(clip: Clip, name: str) -> None:
     method = attacks[name].parse(QUICK.get(name, {}), name)
     given = Preparation(clip, pairs, "banana", ("banana", "house"), ("a photo of a {}.",), 0)
@@ -239,6 +247,25 @@ def test_mixed_selection_asks_the_model_on_the_gpu(clip: Clip) -> None:
 
 
 # --- evaluation
+
+
+@pytest.mark.parametrize(
+    "auditor",
+    [
+        CollapseAuditor(images=12, made_on=6, steps=1, batch_size=4, restarts=1),
+        WeightsAuditor(images=4),
+        NeuralCleanse(images=4, checks=1, steps=1, batch_size=4),
+        Decree(images=4, epochs=1, batch_size=4),
+        MMBD(images=4, starts=2, steps=1),
+    ],
+    ids=["collapse", "weights", "neural cleanse", "decree", "mm-bd"],
+)
+def test_auditors_look_at_a_model_on_the_gpu(clip: Clip, auditor: Auditor) -> None:
+    base = clip.copy()
+    images = make_images(per_class=6)
+    case = Case(Dataset(), images, BadNet(size=4), Trigger(0), 1, 0, 8, open_base=lambda: base)
+    [seen] = auditor.observe([Victim(clip)], case)
+    assert not isinstance(seen, BenchError) and len(seen["findings"]) == 1
 
 
 def test_class_tokens_of_every_block_come_to_the_cpu(clip: Clip) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 # What trains and evaluates.
-FOLDERS = ("attacks", "defenses", "bench/training", "bench/builtin_tasks")
+FOLDERS = ("attacks", "defenses", "bench/core", "bench/detection", "bench/training", "bench/builtin_tasks")
 # Methods of a tensor that give its numbers to Python, for which the CPU waits if they are on the GPU.
 WAITING = frozenset({"cpu", "numpy", "item", "tolist"})
 REASONS = ("# Waits for the GPU: ", "# On the CPU: ")
