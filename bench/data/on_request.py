@@ -10,10 +10,11 @@ from bench.data.pairs import survey
 CC3M = "cc3m"
 CC3M_SOURCE = """CC3M is a list of captions and addresses of images. Many are dead by now: fewer than 3.3 million come.
 Its publisher, https://ai.google.com/research/ConceptualCaptions/download, gives Train_GCC-training.tsv. Then, in DIR:
-  (printf 'caption\\turl\\n'; cat Train_GCC-training.tsv) > cc3m.tsv
+  (printf 'caption\\turl\\n'; cat Train_GCC-training.tsv) > cc3m_addresses.tsv
   pip install img2dataset
-  img2dataset --url_list cc3m.tsv --input_format tsv --url_col url --caption_col caption --output_folder cc3m \\
-    --output_format webdataset --image_size 384 --resize_mode keep_ratio --resize_only_if_bigger True
+  img2dataset --url_list cc3m_addresses.tsv --input_format tsv --url_col url --caption_col caption \\
+    --output_folder cc3m --output_format webdataset --image_size 384 --resize_mode keep_ratio \\
+    --resize_only_if_bigger True
 `bench data check cc3m --data-root DIR/cc3m` says what came; `bench run --pairs DIR/cc3m` uses it."""
 # Pairs that the paper's runs take: 500,000 in the attacker's half, and up to 250,000 in the defender's.
 NEEDED = 1_000_000

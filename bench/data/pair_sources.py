@@ -109,10 +109,10 @@ def _column(header: list[str], names: tuple[str, ...], table: Path) -> int:
     for name in names:
         if name in columns:
             return columns.index(name)
-    remote = any(cell.startswith(("http://", "https://")) for cell in columns)
+    remote = any(cell == "url" or cell.startswith(("http://", "https://")) for cell in columns)
     fetch = (
         " It lists addresses, as CC3M's own file does: fetch the images first, for instance with img2dataset, and give "
-        "its table, folder or shards."
+        "its table, folder or shards. `bench data get cc3m --data-root DIR` says how."
     )
     raise BenchError(
         f"{table} has no column '{names[0]}' (or {', '.join(names[1:])}). Found: {', '.join(header) or 'nothing'}. "

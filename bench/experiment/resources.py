@@ -226,12 +226,13 @@ class Resources:
         """Functions that compute the fields of `Fingerprints`."""
         data = self.dataset
         return {
-            "model": lambda: self._share(("print", self.run.model), self.clip.fingerprint),
-            "pairs": self._pairs_identity,
             "words": lambda: hash_of([data.classes(), data.templates, data.caption_templates()]),
             "tuned": lambda: self._identity(self.tuned),
             "tested": lambda: self._identity(self.tested),
             "backdoored": self._backdoored_identity,
+            "pairs": self._pairs_identity,
+            # The last: nothing is downloaded for data that are not there.
+            "model": lambda: self._share(("print", self.run.model), self.clip.fingerprint),
         }
 
     def check_leakage(self, images: Some, what: str) -> Some:

@@ -12,7 +12,7 @@ from bench.experiment.resources import Resources, open_device, open_resources
 from bench.experiment.settings import BASE, Variants
 from bench.matrix.estimate import ASSUMPTION, Cost, estimate, unknown_sizes
 from bench.matrix.plan import Fingerprints, Node, Plan, make_plan
-from bench.matrix.runner import lacks_pairs, unmade, unsuited_method
+from bench.matrix.runner import check_installed, lacks_pairs, unmade, unsuited_method
 from bench.matrix.stages import STAGES
 from bench.models import weights_at_hand
 from bench.results.store import CACHE, Store
@@ -53,6 +53,10 @@ def _fingerprints(resources: Resources, missing: dict[str, None]) -> Fingerprint
             missing[problem] = None
     except BenchError as error:
         missing[str(error)] = None
+    try:
+        check_installed(resources.run)
+    except BenchError as error:
+        missing[str(error)] = None
     for data in (resources.dataset, resources.tuned, resources.tested):
         try:
             data.classes()
@@ -64,8 +68,12 @@ def _fingerprints(resources: Resources, missing: dict[str, None]) -> Fingerprint
     values = {}
     for name, read in resources.fingerprints().items():
         try:
-            if name == "model" and not weights_at_hand(resources.run.model):
-                raise BenchError(f"weights of {resources.run.model.label} are not on this machine")
+            model = resources.run.model
+            if name == "model" and not model.embedded and not weights_at_hand(model):
+                raise BenchError(
+                    f"weights of {model.label} are not on this machine: the run downloads them. Where it cannot, give "
+                    "them with --checkpoint FILE"
+                )
             values[name] = read()
         except BenchError as error:
             missing[str(error)] = None

@@ -62,7 +62,10 @@ def lacks_pairs(resources: Resources) -> str:
     tuned = any("pairs" in defenses[name].needs for name in resources.run.single_defenses)
     if resources.has_pairs or (resources.run.model.backdoored is not None and not tuned):
         return ""
-    return f"the data set '{resources.run.dataset}' has no image-text pairs of its own. Give --pairs FILE"
+    return (
+        f"the data set '{resources.run.dataset}' has no image-text pairs of its own. Give --pairs FILE, or a folder; "
+        "`bench data get cc3m --data-root DIR` says how to get the paper's"
+    )
 
 
 def unsuited_method(resources: Resources) -> str:

@@ -5,8 +5,11 @@ Downloads are opened by open_clip itself, local files by `bench.models.checkpoin
 
 import importlib.util
 import json
+import logging
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -273,10 +276,22 @@ def _weights_in(folder: Path) -> Path:
     return (usual or candidates)[0]
 
 
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Keep quiet the libraries that log every retry of a download, twice: the error says what went wrong."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
 def _hub_config(settings: ModelSettings) -> Path:
     try:
         repository = settings.name.removeprefix(HUB)
-        return Path(open_clip.pretrained.download_pretrained_from_hf(repository, filename=CONFIG_FILE))
+        with _unlogged():
+            return Path(open_clip.pretrained.download_pretrained_from_hf(repository, filename=CONFIG_FILE))
     except (OSError, RuntimeError) as error:
         raise _unavailable(settings, error) from error
 
@@ -322,9 +337,10 @@ def _download(settings: ModelSettings, config: dict[str, Any]) -> Clip:
     quick_gelu = config["model_cfg"].get("quick_gelu", False)
     try:
         # Without require_pretrained, a Hugging Face model whose download fails would get random weights.
-        model = open_clip.create_model(
-            name, settings.pretrained, force_quick_gelu=quick_gelu, require_pretrained=True, weights_only=True
-        )
+        with _unlogged():
+            model = open_clip.create_model(
+                name, settings.pretrained, force_quick_gelu=quick_gelu, require_pretrained=True, weights_only=True
+            )
         return Clip(model, open_clip.get_tokenizer(name), config)
     except Exception as error:  # a server, a proxy or a damaged file in the cache can raise anything
         raise _unavailable(settings, error) from error

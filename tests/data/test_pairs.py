@@ -112,9 +112,10 @@ def test_cc3ms_columns(tmp_path, geometry):
     assert pairs.skipped == ("line 3, gone.jpg: missing file",)
 
 
-def test_addresses_are_no_images(tmp_path, geometry):
-    (tmp_path / "cc3m.tsv").write_text("a very typical bus station\thttp://lh6.ggpht.com/IvRtNLNcG8o\n")
-    with pytest.raises(BenchError, match="It lists addresses, as CC3M's own file does: fetch the images first"):
+@pytest.mark.parametrize("header", ["", "caption\turl\n"])
+def test_addresses_are_no_images(tmp_path, geometry, header):
+    (tmp_path / "cc3m.tsv").write_text(f"{header}a very typical bus station\thttp://lh6.ggpht.com/IvRtNLNcG8o\n")
+    with pytest.raises(BenchError, match=r"It lists addresses, as CC3M's own file .*`bench data get cc3m --data-"):
         read_pairs(tmp_path / "cc3m.tsv", geometry)
 
 

@@ -22,6 +22,7 @@ from bench.papers import find_suite, papers, suites
 from bench.results.folder import ResultsFolder
 from bench.results.run_file import label, write_run
 from bench.results.store import CACHE
+from bench.training import eda
 from defenses.rvpt import RVPT
 from reports.paper.published import published
 
@@ -189,14 +190,29 @@ def test_the_papers_presets() -> None:
 def test_a_dry_run_needs_neither_weights_nor_data(
     capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setattr(eda, "wordnet", lambda: None)
     words = ["run", "--preset", "paper-imagenet", "--suite", "main", "--dry-run", "--out"]
     code, out, _ = bench(capsys, monkeypatch, *words, str(tmp_path / "out"))
     assert code == 0
     out = " ".join(out.split())
     assert "35 cells" in out and "backdoors: 7, of which 7 to make" in out and "h of one GPU" in out
-    assert "missing: weights of ViT-B-32 openai are not on this machine" in out
-    assert "no image-text pairs of its own. Give --pairs FILE" in out
+    assert "missing: weights of ViT-B-32 openai are not on this machine: the run downloads them." in out
+    assert "no image-text pairs of its own. Give --pairs FILE, or a folder; `bench data get cc3m --data-root" in out
+    assert "missing: cleanclip.synonyms = wordnet needs nltk and its corpus: pip install" in out
     assert not (tmp_path / "out").exists()
+
+
+def test_data_are_looked_for_before_weights_are_downloaded(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(eda, "wordnet", lambda: lambda _: [])
+    monkeypatch.setattr("bench.experiment.resources.load_model", lambda *_: pytest.fail("the model was loaded"))
+    (tmp_path / "pairs.csv").write_text("image,caption\na.jpg,a banana\n")
+    words = ["run", "--preset", "paper-imagenet", "--suite", "main", "--pairs", str(tmp_path / "pairs.csv")]
+    words += ["--data-root", str(tmp_path / "none"), "--device", "cpu", "--out", str(tmp_path / "out")]
+    code, _, error = bench(capsys, monkeypatch, *words)
+    assert code == 2
+    assert "there is no folder" in error and "`bench data get imagenet --data-root DIR` downloads it, or says" in error
 
 
 def test_costs_are_those_that_the_paper_measured() -> None:

@@ -3,6 +3,7 @@
 import argparse
 import copy
 import json
+import logging
 import re
 import warnings
 from collections.abc import Iterator
@@ -503,8 +504,9 @@ def test_images_must_be_square(tiny_clip, tmp_path):
     assert "takes images of 32 x 64 px; triggers need square ones" in error_of(f"local-dir:{tmp_path}")
 
 
-def test_no_connection(monkeypatch, arch, tags):
+def test_no_connection(monkeypatch, arch, tags, caplog):
     def fail(*_, **__):
+        logging.getLogger("huggingface_hub").warning("Retrying in 1s [Retry 1/5].")
         raise FileNotFoundError("Failed to download file (open_clip_model.safetensors)")
 
     monkeypatch.setattr(open_clip.factory, "download_pretrained", fail)
@@ -517,6 +519,7 @@ def test_no_connection(monkeypatch, arch, tags):
     error = error_of("hf-hub:org/repo")
     assert "hf-hub:org/repo cannot be downloaded: Failed to download file" in error
     assert "fetch https://huggingface.co/org/repo elsewhere and give its folder: --model local-dir:PATH" in error
+    assert not caplog.records, "the error says all of it"
 
 
 def test_a_hubs_model_without_weights_is_no_random_one(monkeypatch, tiny_clip, tmp_path):
