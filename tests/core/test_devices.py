@@ -231,7 +231,7 @@ QUICK: dict[str, dict[str, object]] = {
 
 
 @pytest.mark.parametrize("name", papers["rvpt"].labels.attacks)
-def test_images_are_stamped_on_the_cpu_with_a_trigger_that_was_made_on_the_gpu(clip: Clip, name: str) -> None:
+def test_a_trigger_is_made_on_the_gpu_stamped_on_the_cpu_and_evaluated(clip: Clip, name: str) -> None:
     method = attacks[name].parse(QUICK.get(name, {}), name)
     given = Preparation(clip, pairs, "banana", ("banana", "house"), ("a photo of a {}.",), 0)
     trigger = Trigger(0, method.prepare(given))
@@ -239,6 +239,9 @@ def test_images_are_stamped_on_the_cpu_with_a_trigger_that_was_made_on_the_gpu(c
     images = make_images().load([0, 1, 2])
     stamped = stamp(method, trigger, images, [0, 1, 2])
     assert stamped.shape == images.shape and stamped.dtype == torch.uint8 and not isinstance(stamped, FakeTensor)
+    case = Case(Dataset(), make_images(), method, trigger, 1, 0, 8)
+    [seen] = ZeroShot(perturbation_images=4, perturbations=("trigger",)).observe([Victim(clip)], case)
+    assert not isinstance(seen, BenchError) and len(seen["predictions"]) == 12
 
 
 def test_mixed_selection_asks_the_model_on_the_gpu(clip: Clip) -> None:
