@@ -255,7 +255,7 @@ def test_mixed_selection_asks_the_model_on_the_gpu(clip: Clip) -> None:
 @pytest.mark.parametrize(
     "auditor",
     [
-        CollapseAuditor(images=12, made_on=6, steps=1, batch_size=4, restarts=1),
+        CollapseAuditor(images=12, made_on=6, steps=1, batch_size=4, restarts=1, families=("blend",)),
         WeightsAuditor(images=4),
         NeuralCleanse(images=4, checks=1, steps=1, batch_size=4),
         Decree(images=4, epochs=1, batch_size=4),
