@@ -5,6 +5,10 @@ READY := .venv/ready
 # A process a core, each with one thread; a file's tests stay together, as they share what they train.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
+# The longest first, so that all processes end at about the same time; the others follow.
+SLOW := tests/reports/test_gate.py tests/end_to_end/test_true_layouts.py tests/attacks/test_issba.py \
+	tests/end_to_end/test_vit_b_32.py tests/defenses/test_unchanged.py tests/matrix/test_workers.py
+
 # The matrix of this project's own regression gate: docs/regression_gate.md.
 GATE := --preset mini --attacks badnet,blended,wanet --defenses none,rvpt --seeds 0,1
 BASELINE := docs/results/baseline.json
@@ -42,7 +46,7 @@ speed: $(READY)
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
 slow: $(READY)
-	$(PYTEST) -m slow
+	$(PYTEST) -m slow --no-loadscope-reorder $(SLOW) $$(grep -rl "mark\.slow" tests --include="*.py")
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -21,7 +21,7 @@ def read_tensor(file: Path, setting: str) -> Tensor:
         BenchError: there is no such file, it is of another kind, damaged, or holds other things than one tensor.
     """
     if not file.is_file():
-        raise BenchError(f"{setting} = {file}: no such file")
+        raise BenchError(f"{setting} = {file}: no such file. Give one of the kinds {', '.join(TENSOR_SUFFIXES)}")
     if file.suffix not in TENSOR_SUFFIXES:
         raise BenchError(f"{setting} = {file}: give a file of the kinds {', '.join(TENSOR_SUFFIXES)}")
     try:

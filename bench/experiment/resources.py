@@ -286,7 +286,7 @@ class Resources:
         if file is None:
             return ""
         if not file.is_file():
-            raise BenchError(f"--backdoored {file}: no such file of weights")
+            raise BenchError(f"--backdoored {file}: no such file. Give one of weights, or leave it out to poison pairs")
         return self._share(("print", file), lambda: hash_file(file))
 
     def _identity(self, data: Dataset) -> str:

@@ -191,7 +191,9 @@ def resolve(
         values = merge(values, papers.find_recipe(recipe).settings)
     if config is not None:
         if not config.is_file():
-            raise BenchError(f"--config {config}: no such file")
+            raise BenchError(
+                f"--config {config}: no such file. Give a YAML file of settings; `bench show run` lists them"
+            )
         values = merge(values, _read(_text(config), str(config)))
     values = merge(merge(values, suite or {}), flags or {})
     for assignment in assignments:

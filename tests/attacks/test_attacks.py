@@ -542,7 +542,9 @@ def test_fields_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixtur
             prepare(WaNet(field=file), side)
         return str(error.value)
 
-    assert message(tmp_path / "none.npy") == f"wanet.field = {tmp_path / 'none.npy'}: no such file"
+    assert message(tmp_path / "none.npy").startswith(
+        f"wanet.field = {tmp_path / 'none.npy'}: no such file. Give one of"
+    )
     other = tmp_path / "field.txt"
     other.write_text("no tensor")
     assert "give a file of the kinds .safetensors, .npy, .pt, .pth" in message(other)

@@ -35,7 +35,7 @@ from reports.command import flat
         ("run --dataset folder --data-root nowhere", "there is no folder nowhere"),
         ("run --data-root somewhere", "--data-root needs --dataset NAME"),
         ("run --device cuda:77", "--device cuda:77"),
-        ("run --config nowhere.yaml", "--config nowhere.yaml: no such file"),
+        ("run --config nowhere.yaml", "--config nowhere.yaml: no such file. Give a YAML file of settings; `bench show"),
         ("run --set rvpt=3", "setting rvpt = 3: write rvpt.KEY=VALUE. `bench show rvpt`"),
         ("run --attacks ,", "--attacks names none. `bench list attacks` lists them; `--attacks all` takes all."),
         ("run --defenses ,", "--defenses names none. `bench list defenses` lists them"),
