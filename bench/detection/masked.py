@@ -48,8 +48,7 @@ def smallest_mask(
     numbers = [torch.rand(shape, generator=rng).to(device) for shape in ((1, side, side), (3, side, side))]
     numbers = [torch.atanh((n * 2 - 1) * 0.999).requires_grad_() for n in numbers]
     optimiser = torch.optim.Adam(numbers, lr=rates(0), betas=(0.5, 0.9))
-    cost, streak, best, since = weighing.start, 0, float("inf"), 0
-    size = torch.tensor(float("inf"))
+    cost, streak, best, since, size = weighing.start, 0, float("inf"), 0, float("inf")
     with untrained(victim.clip.model):
         for check in track(range(checks), "looking for the smallest mask"):
             for group in optimiser.param_groups:
@@ -59,20 +58,21 @@ def smallest_mask(
                 mask, pattern = ((n.tanh() + 1) / 2 for n in numbers)
                 clean = images[index].to(device).float() / 255
                 loss, success = aim(unit(victim, (1 - mask) * clean + mask * pattern))
-                size = mask.sum()
+                area = mask.sum()
                 optimiser.zero_grad()
-                (loss + cost * size).backward()
+                (loss + cost * area).backward()
                 optimiser.step()
                 succeeded.append(success)
+            size = area.item()
             good = sum(succeeded) / len(succeeded) >= weighing.wanted
-            since = 0 if good and float(size) < best else since + 1
-            best = min(best, float(size)) if good else best
+            since = 0 if good and size < best else since + 1
+            best = min(best, size) if good else best
             streak = max(streak, 0) + 1 if good else min(streak, 0) - 1
             if abs(streak) >= weighing.patience:
                 cost, streak = cost * weighing.up if good else cost / weighing.down, 0
             if weighing.stop is not None and best < float("inf") and since >= weighing.stop:
                 break
-    return best if best < float("inf") else float(size)
+    return best if best < float("inf") else size
 
 
 def _batches(n: int, size: int, count: int, rng: torch.Generator) -> Iterator[Tensor]:

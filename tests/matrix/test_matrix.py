@@ -105,6 +105,15 @@ def test_a_second_run_makes_nothing(finished: Path) -> None:
     assert (report.made, report.failures) == (0, {})
 
 
+def test_without_an_epoch_of_poisoning_defenses_face_the_clean_model(tmp_path: Path) -> None:
+    run = settings("poison.epochs=0", attacks=("badnet",), defenses=("none", "rvpt"))
+    assert run_matrix(run, tmp_path, (), QUIET).failures == {}
+    found = numbers(tmp_path)
+    clean, none, rvpt = (found.xs(name, level="defense")["value"] for name in ("clean_model", "none", "rvpt"))
+    pd.testing.assert_series_equal(clean, none)
+    assert not clean.equals(rvpt)
+
+
 def test_a_run_goes_on_in_an_export(finished: Path, tmp_path: Path) -> None:
     export(ResultsFolder(finished), tmp_path / "copy")
     assert run_matrix(settings(), tmp_path / "copy", (), QUIET).made == 0

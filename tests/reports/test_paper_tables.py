@@ -220,6 +220,7 @@ def test_resistivity_is_the_mean_over_the_models_that_were_defended() -> None:
     shown = printed("table-S1", results.assign(value=[0.8, 0.9], low=[0.7, 0.8], high=[0.9, 1.0]))
     assert shown.loc["Horizontal flip", "RVPT, 16 shots"] == "0.850"
     assert shown.loc["Color jitter", "RVPT, 16 shots"] == "–"
+    assert shown.loc["Horizontal flip", "RVPT, 16 shots, on backdoored models"] == "–"
 
 
 def test_published_measured_and_difference_stand_side_by_side() -> None:
