@@ -63,6 +63,7 @@ def smallest_mask(
                 (loss + cost * area).backward()
                 optimiser.step()
                 succeeded.append(success)
+            # Waits for the GPU: once a check, not in every step.
             size = area.item()
             good = sum(succeeded) / len(succeeded) >= weighing.wanted
             since = 0 if good and size < best else since + 1

@@ -46,10 +46,12 @@ def test_the_runs_have_every_cell_of_every_table(name: str, runs: list[PaperRun]
         for cell in cells_of(plan_of(run), run.variants)
         if cell.evaluation
     }
+    # All attacks leave these variants' model as it is, so one attack is enough.
+    clean = {name for run in runs for name, settings in run.variants.items() if not settings.poison.epochs}
     table = fill(PAPER, name, pd.DataFrame(columns=COLUMNS), runs[-1].variants[BASE])
     assert table.lacking and not table.without_counterpart
     for cell in table.lacking:
-        attacks = [cell.attack] if cell.attack else ["badnet", "blended"]
+        attacks = [cell.attack] if cell.attack else ["badnet", "blended"][: 1 if cell.method.variant in clean else 2]
         wanted = {(*cell.place.key, cell.method.defense, cell.method.variant, attack) for attack in attacks}
         assert wanted <= made, cell
 
