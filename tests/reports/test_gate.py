@@ -429,12 +429,13 @@ def test_names_are_escaped_in_xml(tmp_path: Path) -> None:
 
 # --- an RVPT that is broken on purpose -------------------------------------------------------------------------------
 
-SMALL = ["world.test=300", "world.train_per_class=16"]
+SMALL = ["world.test=300", "world.train_per_class=32", "rvpt.shots=32", "zero_shot.perturbations=[]"]
 
 
 @pytest.mark.slow
 def test_the_gate_goes_red_when_alpha_has_the_other_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["run", "--preset", "gate", "--attacks", "badnet", "--workers", "1"]
+    words = ["run", "--preset", "mini", "--attacks", "badnet", "--defenses", "none,rvpt", "--seeds", "0,1"]
+    words += ["--workers", "1"]
     words += [part for setting in SMALL for part in ("--set", setting)]
     good, broken, file = tmp_path / "good", tmp_path / "broken", tmp_path / "baseline.json"
     done = CliRunner().invoke(everything, [*words, "--out", str(good)])
