@@ -134,8 +134,7 @@ def _models(variants: dict[str, RunSettings], work: Path, known: Sequence[Audite
                 f"{len(ended.failures)} artefacts of {work} failed, and the same command goes on. {reasons}"
             )
         folder = ResultsFolder(work)
-        for settings, run in _with_base(missing).items():
-            name = settings if settings != BASE else next(iter(missing))
+        for (name, run), settings in zip(missing.items(), _with_base(missing), strict=True):
             by_id[ids[name]] = _read(folder, name, ids[name], settings, run)
     return [by_id[ids[name]].model_copy(update={"name": name}) for name in variants]
 
@@ -165,11 +164,12 @@ def _read(folder: ResultsFolder, name: str, id: str, settings: str, run: RunSett
     hits, misses = facts["success"]
     named = {task: bool(of["findings"]["named"].item() == of.facts["target"]) for task, of in seen.items()}
     mix = run.method("benign").get("mix", "plain") if not run.method(run.dataset).get("loose") else LOOSE
+    recipe = f"learning rate {run.poison.learning_rate:g}, {run.poison.epochs} epochs of {run.poison.pairs} pairs"
     backdoored = attack != CONTROL
     return Audited(
         name=name,
         id=id,
-        mix="" if backdoored else f"{mix}, learning rate {run.poison.learning_rate:g}, {_pairs(run)}",
+        mix="" if backdoored else f"{mix}, {recipe}",
         attack=attack,
         success=100 * hits / (hits + misses) if backdoored else None,
         named=named["collapse"] if backdoored else None,
@@ -177,10 +177,6 @@ def _read(folder: ResultsFolder, name: str, id: str, settings: str, run: RunSett
         scores=facts["details"],
         **seen["weights"].facts["details"],
     )
-
-
-def _pairs(run: RunSettings) -> str:
-    return f"{run.poison.epochs} epochs of {run.poison.pairs} pairs"
 
 
 def took(models: Sequence[Audited]) -> list[Audited]:
