@@ -429,7 +429,9 @@ def test_names_are_escaped_in_xml(tmp_path: Path) -> None:
 
 # --- an RVPT that is broken on purpose -------------------------------------------------------------------------------
 
-SMALL = ["world.test=300", "world.train_per_class=32", "rvpt.shots=32", "zero_shot.perturbations=[]"]
+# Half of the preset's pairs at a higher learning rate, and a quarter of its shots.
+SMALL = ["poison.pairs=3000", "poison.learning_rate=6e-4", "world.train_per_class=32", "rvpt.shots=32"]
+SMALL += ["world.test=300", "zero_shot.perturbations=[]"]
 
 
 @pytest.mark.slow
