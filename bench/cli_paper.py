@@ -106,18 +106,24 @@ def _forecast(runs: Sequence["PaperRun"], out: Path, folders: Sequence[Path]) ->
         seeds = ",".join(map(str, run.variants[BASE].seeds))
         table.add_row(run.name, seeds, str(len(plan.cells)), str(len(todo)), _hours(times.values()))
     screen.print(table)
-    processes = usual.execution.processes_on("cpu")
-    total = sum(time for time in planned.values() if time) / processes / 3600
-    unknown_times = sum(time is None for time in planned.values())
-    told = f", and {unknown_times} of which no artefact of earlier runs tells the time" if unknown_times else ""
-    screen.print(f"{len(planned)} artefacts to make: about {total:.1f} h in {processes} process(es){told}")
-    screen.print(f"Times are those of like artefacts in {', '.join(map(str, folders))}.")
+    processes, times = usual.execution.processes_on("cpu"), list(planned.values())
+    screen.print(f"{len(times)} artefacts to make; hours in {processes} process(es): {_hours(times, processes)}")
+    if None in times:
+        screen.print(
+            f"For {times.count(None)} of them there is no like artefact in {', '.join(map(str, folders))}. "
+            "A run of one attack and all defenses, in one of these or in a folder of --times, tells more.",
+            soft_wrap=True,
+        )
     show_missing(missing, screen)
 
 
-def _hours(times: Iterable[float | None]) -> str:
+def _hours(seconds: Iterable[float | None], processes: int = 1) -> str:
     """The sum of those that are known."""
-    return f"{sum(time or 0 for time in times) / 3600:.2f}"
+    times = list(seconds)
+    known = [time for time in times if time is not None]
+    if times and not known:
+        return "unknown"
+    return f"{sum(known) / processes / 3600:.2f}" + (" or more" if None in times else "")
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:

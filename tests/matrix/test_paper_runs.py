@@ -1,6 +1,7 @@
 """The runs that measure a whole paper on the embedded world: which cells they have, in which order, for how long."""
 
 import itertools
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -126,8 +127,8 @@ def test_a_dry_run_tells_each_run_and_what_it_takes(
     code, out, err = bench(capsys, monkeypatch, *words)
     told = " ".join(out.split())
     assert code == 0, err
-    assert "mini: margin" in told and "artefacts to make: about 0.0 h" in told
-    assert "no artefact of earlier runs tells the time" in told
+    assert "mini: margin" in told
+    assert re.search(r"(\d+) artefacts to make; .*: unknown For \1 of them there is no like artefact in", told), told
     assert not (tmp_path / "out").exists()
     code, _, err = bench(capsys, monkeypatch, "paper", "rvtp")
     assert code == 2 and "unknown paper 'rvtp'. Did you mean 'rvpt'" in err
