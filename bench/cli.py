@@ -410,6 +410,7 @@ def pretrain(
     import torch
 
     from bench.experiment.resources import open_device
+    from bench.matrix.watch import following
     from bench.models import configuration, embedded_weights, pretrained_folder
     from bench.training.from_scratch import architecture as read_architecture
     from bench.training.from_scratch import train_from_scratch
@@ -426,7 +427,8 @@ def pretrain(
         screen.print(line)
 
     where = open_device(device or "auto")
-    card = train_from_scratch(out, described, settings.pretrain, seed, pairs, where, say)
+    with following(screen, f"model {out}"):
+        card = train_from_scratch(out, described, settings.pretrain, seed, pairs, where, say)
     accuracies = card.get("zero_shot_accuracy", {}).items()
     result = "".join(f", zero-shot {seen['percent']:.1f} % of {seen['n']} of {data}" for data, seen in accuracies)
     say(f"wrote {out}{result}. Use it with --model {use}")

@@ -73,13 +73,15 @@ def checkpoint(
     from bench.checkpoints.subject import open_subject
     from bench.detection.calibration import effort_of
     from bench.experiment.resources import open_device
+    from bench.matrix.watch import following
     from reports.audit import write_audit
 
     names = comma_separated(families)
     subject = open_subject(file, model, reference, images, classes, out / CACHE, open_device(device))
     effort = effort_of(budget)
     known = calibration_for(subject, effort, calibration)
-    found = audit_subject(subject, names, effort, known, seed)
+    with following(screen, f"audit of {file}"):
+        found = audit_subject(subject, names, effort, known, seed)
     screen.print(write_audit(found, subject, out, known), soft_wrap=True)
     raise typer.Exit(found.exit_code)
 
@@ -151,6 +153,7 @@ def purify(
     from bench.detection.calibration import effort_of
     from bench.experiment.resources import open_device
     from bench.experiment.settings import resolve
+    from bench.matrix.watch import following
     from reports.purified import check_new, write_purified
 
     load_plugins()
@@ -164,7 +167,8 @@ def purify(
         subject = open_subject(file, model, reference, images, classes, Path(cache), open_device(device))
         settings = resolve(preset or preset_for(subject.clip), assignments=tuple(set))
         known = calibration_for(subject, effort, calibration)
-        purified = purify_subject(subject, chosen, settings, effort, known, names, seed)
+        with following(screen, f"purifying {file}"):
+            purified = purify_subject(subject, chosen, settings, effort, known, names, seed)
     screen.print(write_purified(purified, subject, out, known), soft_wrap=True)
     if purified.refused:
         raise typer.Exit(5)

@@ -31,6 +31,12 @@ class WorkUnit:
     nodes: tuple[Node, ...]
     alone: bool = False
 
+    @property
+    def label(self) -> str:
+        """The label of its node; for several evaluations, the first label and the number of the others."""
+        first, *others = self.nodes
+        return f"{first.label} and {len(others)} more" if others else first.label
+
 
 def work_units(nodes: Iterable[Node]) -> list[WorkUnit]:
     """The nodes as work units, in order.

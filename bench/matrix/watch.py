@@ -1,4 +1,4 @@
-"""The progress display of a run: a bar for each running unit on a terminal, else a line from time to time."""
+"""The progress display: a bar for each piece of work on a terminal, else a line from time to time."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -7,74 +7,73 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from bench.core.progress import Step
-from bench.matrix.schedule import WorkUnit
+from bench.core.progress import Step, listening
 
-# Seconds between two lines about a unit.
+# Seconds between two lines about a piece of work.
 LINE_EVERY = 30.0
 
 
 class Watch:
-    """Receives the progress of running units; this one shows nothing."""
+    """Receives the progress of pieces of work, each with a name of its own; this one shows nothing."""
 
-    def report(self, unit: WorkUnit, step: Step) -> None:
-        """A loop of a unit has reached a step."""
+    def report(self, name: str, step: Step) -> None:
+        """A loop of a piece of work has reached a step."""
 
-    def ended(self, unit: WorkUnit) -> None:
-        """A unit has ended, with or without success."""
+    def ended(self, name: str) -> None:
+        """A piece of work has ended, with or without success."""
 
 
 class Bars(Watch):
-    """A bar for each unit, below the printed lines."""
+    """A bar for each piece of work, below the printed lines."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._bars: dict[WorkUnit, tuple[str, TaskID]] = {}
+        self._bars: dict[str, tuple[str, TaskID]] = {}
 
-    def report(self, unit: WorkUnit, step: Step) -> None:
-        what, bar = self._bars.get(unit, ("", None))
-        # Started here, so that a run without a unit prints no control codes.
+    def report(self, name: str, step: Step) -> None:
+        what, bar = self._bars.get(name, ("", None))
+        # Started here, so that a run without work prints no control codes.
         self._progress.start()
         if bar is None or what != step.what:
-            self.ended(unit)
+            self.ended(name)
             # A new bar for each loop, so that the remaining time is estimated from this loop only.
-            bar = self._progress.add_task(f"{name_of(unit)}: {step.what}", total=step.total or None)
-            self._bars[unit] = step.what, bar
+            bar = self._progress.add_task(f"{name}: {step.what}", total=step.total or None)
+            self._bars[name] = step.what, bar
         self._progress.update(bar, completed=step.done)
 
-    def ended(self, unit: WorkUnit) -> None:
-        if unit in self._bars:
-            self._progress.remove_task(self._bars.pop(unit)[1])
+    def ended(self, name: str) -> None:
+        if name in self._bars:
+            self._progress.remove_task(self._bars.pop(name)[1])
             # Otherwise the next printed line would show the removed bar again.
             self._progress.refresh()
 
 
 class Lines(Watch):
-    """A line about each unit every half a minute."""
+    """A line about each piece of work every half a minute."""
 
     def __init__(self, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
         self._say, self._clock = say, clock
-        # By unit: the first step of its loop with its time, and the time of its last line.
-        self._first: dict[WorkUnit, tuple[Step, float]] = {}
-        self._last: dict[WorkUnit, float] = {}
+        # By name: the first step of its loop with its time, and the time of its last line.
+        self._first: dict[str, tuple[Step, float]] = {}
+        self._last: dict[str, float] = {}
 
-    def report(self, unit: WorkUnit, step: Step) -> None:
+    def report(self, name: str, step: Step) -> None:
         now = self._clock()
-        first, since = self._first.setdefault(unit, (step, now))
+        first, since = self._first.setdefault(name, (step, now))
         if first.what != step.what or step.done < first.done:
-            first, since = self._first[unit] = step, now
-        if now - self._last.setdefault(unit, now) >= LINE_EVERY:
-            self._last[unit] = now
-            self._say(f"{name_of(unit)}: {step.what}, {_so_far(step)}{_left(first, step, now - since)}")
+            first, since = self._first[name] = step, now
+        if now - self._last.setdefault(name, now) >= LINE_EVERY:
+            self._last[name] = now
+            self._say(f"{name}: {step.what}, {_so_far(step)}{_left(first, step, now - since)}")
 
-    def ended(self, unit: WorkUnit) -> None:
-        self._first.pop(unit, None)
-        self._last.pop(unit, None)
+    def ended(self, name: str) -> None:
+        self._first.pop(name, None)
+        self._last.pop(name, None)
 
 
 @contextmanager
 def watching(console: Console) -> Iterator[Watch]:
-    """Show the progress of units on a console."""
+    """Show the progress of several pieces of work on a console."""
     if not console.is_terminal:
         yield Lines(lambda line: console.print(line, soft_wrap=True))
         return
@@ -92,10 +91,15 @@ def watching(console: Console) -> Iterator[Watch]:
         progress.stop()
 
 
-def name_of(unit: WorkUnit) -> str:
-    """The label of a unit's node; for several evaluations, the first label and the number of the others."""
-    first, *others = unit.nodes
-    return f"{first.label} and {len(others)} more" if others else first.label
+@contextmanager
+def following(console: Console, name: str) -> Iterator[None]:
+    """Show the progress of the loops within, as one piece of work on a console."""
+    with watching(console) as watch:
+        try:
+            with listening(lambda step: watch.report(name, step)):
+                yield
+        finally:
+            watch.ended(name)
 
 
 def _so_far(step: Step) -> str:

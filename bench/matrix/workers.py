@@ -68,7 +68,7 @@ def execute(
             if not schedule.running:
                 return
             for unit, errors in pool.wait():
-                watch.ended(unit)
+                watch.ended(unit.label)
                 yield from schedule.died(unit) if errors is None else schedule.ended(unit, errors)
 
 
@@ -90,7 +90,7 @@ class InProcess:
         return not self._ended
 
     def start(self, unit: WorkUnit) -> None:
-        with listening(lambda step: self._watch.report(unit, step)):
+        with listening(lambda step: self._watch.report(unit.label, step)):
             self._ended.append((unit, self._workbench.attempt(unit.nodes)))
 
     def wait(self) -> list[tuple[WorkUnit, Errors | None]]:
@@ -162,7 +162,7 @@ class LocalProcesses:
     def _tell(self) -> None:
         for worker, unit in self._running.values():
             for step in worker.steps(unit):
-                self._watch.report(unit, step)
+                self._watch.report(unit.label, step)
 
     def close(self) -> None:
         workers = [*self._idle, *(worker for worker, _ in self._running.values())]

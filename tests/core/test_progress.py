@@ -17,8 +17,8 @@ from bench.core.progress import Step, listening, step, track
 from bench.core.registry import load_plugins
 from bench.experiment.settings import BASE
 from bench.matrix.plan import Node
-from bench.matrix.schedule import WorkUnit
-from bench.matrix.watch import Bars, Lines, Watch, watching
+from bench.matrix.schedule import WorkUnit, work_units
+from bench.matrix.watch import Bars, Lines, Watch, following, watching
 from bench.matrix.workers import execute
 from bench.results.store import Store
 from defenses.rvpt import RVPT
@@ -56,11 +56,11 @@ class Heard(Watch):
         self.steps: list[tuple[str, Step]] = []
         self.over: list[str] = []
 
-    def report(self, task: WorkUnit, step: Step) -> None:
-        self.steps.append((task.nodes[0].label, step))
+    def report(self, name: str, step: Step) -> None:
+        self.steps.append((name, step))
 
-    def ended(self, task: WorkUnit) -> None:
-        self.over += [node.label for node in task.nodes]
+    def ended(self, name: str) -> None:
+        self.over.append(name)
 
 
 @pytest.fixture
@@ -70,8 +70,8 @@ def every_step(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
     return []
 
 
-def task(*labels: str) -> WorkUnit:
-    return WorkUnit(tuple(Node(id=a, kind="trigger", attack=a, seed=0) for a in labels))
+def label(*attacks: str) -> str:
+    return WorkUnit(tuple(Node(id=a, kind="trigger", attack=a, seed=0) for a in attacks)).label
 
 
 # --- loops
@@ -155,13 +155,14 @@ def test_work_in_this_process_is_told_with_its_task(tmp_path: Path) -> None:
         nodes = list(plan_of(run, tmp_path).nodes.values())
         outcomes = list(execute(nodes, {BASE: run}, tmp_path, "cpu", 1, (), watch))
     assert not any(outcome.error for outcome in outcomes)
-    assert {(label.split(",")[0], step.what) for label, step in watch.steps} == {
+    assert {(name.split(",")[0], step.what) for name, step in watch.steps} == {
         ("backdoor badnet", "stamping pairs"),
         ("backdoor badnet", "fine-tuning"),
         ("defense badnet / rvpt", "prompt tuning"),
         ("evaluation badnet / clean_model", "evaluation"),
     }
-    assert sorted(watch.over) == sorted(node.label for node in nodes)
+    units = work_units(nodes)
+    assert sorted(watch.over) == sorted(unit.label for unit in units) and len(units) < len(nodes)
 
 
 @pytest.fixture
@@ -184,7 +185,7 @@ def in_two_processes(plugin: Path, *names: str) -> tuple[Heard, set[str]]:
 
 
 def assert_chatted(watch: Heard) -> None:
-    heard = [s for label, s in watch.steps if label == "defense badnet / chatty, seed 0"]
+    heard = [s for name, s in watch.steps if name == "defense badnet / chatty, seed 0"]
     assert {s.what for s in heard} == {"chatting"}
     assert [s.done for s in heard] == sorted(s.done for s in heard) and {1, 2} <= {s.done for s in heard}
 
@@ -200,7 +201,7 @@ def test_a_process_that_dies_talking_disturbs_nobody(talkers: Path) -> None:
     watch, failed = in_two_processes(talkers, "chatty", "dies_talking")
     assert failed == {f"{kind} badnet / dies_talking, seed 0" for kind in ("defense", "evaluation")}
     assert_chatted(watch)
-    assert {s.what for label, s in watch.steps if "dies_talking" in label} == {"dying"}
+    assert {s.what for name, s in watch.steps if "dies_talking" in name} == {"dying"}
 
 
 # --- what is shown
@@ -209,7 +210,7 @@ def test_a_process_that_dies_talking_disturbs_nobody(talkers: Path) -> None:
 def test_lines_come_every_half_a_minute_with_the_time_left() -> None:
     said: list[str] = []
     now = 0.0
-    lines, badnet = Lines(said.append, lambda: now), task("badnet")
+    lines, badnet = Lines(said.append, lambda: now), label("badnet")
     for now in range(0, 65, 5):
         lines.report(badnet, Step("fine-tuning", int(now), 665))
     assert said == [
@@ -235,7 +236,7 @@ def test_a_loop_of_unknown_length_tells_its_steps_alone() -> None:
     now = 0.0
     lines = Lines(said.append, lambda: now)
     for now in (0.0, 31.0):
-        lines.report(task("badnet", "wanet"), Step("reading", int(now), 0))
+        lines.report(label("badnet", "wanet"), Step("reading", int(now), 0))
     assert said == ["trigger badnet, seed 0 and 1 more: reading, step 31"]
 
 
@@ -245,15 +246,25 @@ def test_a_terminal_shows_a_bar_of_each_task_until_it_ends() -> None:
     with watching(console) as watch:
         assert isinstance(watch, Bars)
         for name in ("badnet", "[red]"):
-            watch.report(task(name), Step("fine-tuning", 1, 4))
-            watch.report(task(name), Step("fine-tuning", 2, 4))
-        watch.ended(task("badnet"))
-        watch.ended(task("never told"))
+            watch.report(label(name), Step("fine-tuning", 1, 4))
+            watch.report(label(name), Step("fine-tuning", 2, 4))
+        watch.ended(label("badnet"))
+        watch.ended(label("never told"))
         watch._progress.refresh()
         last = screen.getvalue().rsplit("\r", 1)[-1]
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
     assert re.search(r"trigger badnet, seed 0: fine-tuning\s+━+\s*2/4", shown) and "[red], seed 0" in shown
     assert "badnet" not in last and "[red]" in last
+
+
+def test_one_piece_of_work_is_followed_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    screen = io.StringIO()
+    with following(Console(file=screen, force_terminal=True, width=100, color_system=None), "audit of FILE"):
+        for _ in track(range(3), "looking"):
+            pass
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    assert "audit of FILE: looking" in shown and not shown.rsplit("\r", 1)[-1].strip()
 
 
 def test_without_a_terminal_there_are_lines_and_a_run_without_tasks_writes_nothing() -> None:

@@ -27,7 +27,8 @@ ASIDE = {
     "bench/core/errors.py", "bench/core/metric.py", "bench/core/precision.py", "bench/core/progress.py",
     "bench/core/randomness.py", "bench/core/registry.py", "bench/core/settings.py", "bench/core/task.py",
     "bench/data/decoding.py", "bench/data/world.py", "bench/experiment/settings.py", "bench/matrix/cards.py",
-    "bench/matrix/leakage_check.py", "bench/matrix/plan.py", "bench/matrix/watch.py", "bench/matrix/workers.py",
+    "bench/matrix/leakage_check.py", "bench/matrix/plan.py", "bench/matrix/schedule.py", "bench/matrix/watch.py",
+    "bench/matrix/workers.py",
     "bench/models/checkpoint.py", "bench/models/load.py", "bench/results/records.py", "bench/results/run_file.py",
     "metrics/correlation.py", "metrics/resistivity.py",
 }  # fmt: skip
