@@ -101,10 +101,10 @@ def _forecast(runs: Sequence["PaperRun"], out: Path, folders: Sequence[Path]) ->
         plan, lacking = plan_at_hand(run.variants, out)
         missing += lacking
         todo = [node for node in unmade(plan, Store(out)) if node.id not in planned]
-        times = {node.id: known.of(node, run.variants[node.variant]) for node in todo}
-        planned |= times
+        of_run = {node.id: known.of(node, run.variants[node.variant]) for node in todo}
+        planned |= of_run
         seeds = ",".join(map(str, run.variants[BASE].seeds))
-        table.add_row(run.name, seeds, str(len(plan.cells)), str(len(todo)), _hours(times.values()))
+        table.add_row(run.name, seeds, str(len(plan.cells)), str(len(todo)), _hours(of_run.values()))
     screen.print(table)
     processes, times = usual.execution.processes_on("cpu"), list(planned.values())
     screen.print(f"{len(times)} artefacts to make; hours in {processes} process(es): {_hours(times, processes)}")
