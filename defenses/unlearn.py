@@ -26,7 +26,7 @@ class Unlearn(Defense, FineTuning):
     triggers. It ends when no trigger works on more than `enough` of the images. This project's own method.
     """
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     families: tuple[Literal["square", "blend", "warp"], ...] = Field(
         ("square", "blend", "warp"), min_length=1, description="kinds of triggers to look for"
@@ -36,7 +36,7 @@ class Unlearn(Defense, FineTuning):
     enough: float = Field(0.15, ge=0, le=1, description="a trigger that works on a smaller share is left alone")
     steps: int = Field(40, ge=1, description="steps of the search for a trigger")
     restarts: int = Field(
-        2, ge=1, description="triggers of a family that are looked for at once; of a square, at the best places"
+        2, ge=1, description="triggers of a family looked for at once; of squares and warps, the best of many"
     )
     images: int = Field(320, ge=4, description="unlabelled images; all there are, if fewer")
     epochs: int = Field(3, ge=0, description="passes over the images, a round")

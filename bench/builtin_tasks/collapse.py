@@ -20,7 +20,7 @@ from metrics.detection import detection_metrics
 class CollapseAuditor(Auditor):
     """Collapse, `docs/audit.md`: the highest score over families of triggers. No clean model is needed."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     headline: ClassVar[tuple[str, ...]] = ("collapse_score", "collapse_target")
 
     families: tuple[Literal["square", "blend", "warp"], ...] = Field(
@@ -32,7 +32,7 @@ class CollapseAuditor(Auditor):
     steps: int = Field(40, ge=1, description="steps of Adam")
     batch_size: int = Field(16, ge=2, description="images a step")
     restarts: int = Field(
-        2, ge=1, description="triggers of a family that are looked for at once; of a square, at the best places"
+        2, ge=1, description="triggers of a family looked for at once; of squares and warps, the best of many"
     )
 
     def examine(self, victim: Victim, images: Tensor, texts: Tensor, case: Case, rng: torch.Generator) -> Finding:

@@ -53,7 +53,7 @@ class Audited(Settings):
 class Calibration(Settings):
     """Audits of models that are known to be clean, all fine-tuned from one reference, with one effort."""
 
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     model: str
     architecture: str
     reference: str

@@ -28,7 +28,7 @@ class Search(Settings):
 
     steps: int = Field(40, ge=1, description="steps of Adam")
     batch_size: int = Field(16, ge=2, description="images a step")
-    restarts: int = Field(2, ge=1, description="triggers that are looked for at once; of a square, at the best places")
+    restarts: int = Field(2, ge=1, description="triggers looked for at once; of squares and warps, the best of many")
 
 
 def search(
@@ -36,17 +36,17 @@ def search(
 ) -> list[Recovered]:
     """Look for triggers that minimise the objective on images, uint8 (n, 3, side, side).
 
-    Adam with betas (0.5, 0.9) as in DECREE; the rate falls along a cosine to a tenth. Where a family has a start at
-    each of many places, all take a few steps on a few images first, and those with the lowest loss go on.
+    Adam with betas (0.5, 0.9) as in DECREE; the rate falls along a cosine to a tenth. Where a family has
+    more starts than that, all take a few steps on a few images first, and those with the lowest loss go on.
     """
     side = images.shape[-1]
     starts = family.start(effort.restarts, side, rng)
-    places = len(next(iter(starts.values())))
-    if places > effort.restarts:
+    count = len(next(iter(starts.values())))
+    if count > effort.restarts:
         batches = list(_batches(len(images), TRIED_IMAGES, TRIED_STEPS, rng))
         tried = [
             _descend(victim, images, family, {k: v[part] for k, v in starts.items()}, objective, batches, lambda _: 1.0)
-            for part in track(torch.arange(places).split(TRIED_AT_ONCE), f"trying places of a {family.label}")
+            for part in track(torch.arange(count).split(TRIED_AT_ONCE), f"trying starts of a {family.label}")
         ]
         best = torch.cat([losses for _, losses in tried]).argsort(stable=True)[: effort.restarts]
         starts = {name: torch.cat([numbers[name] for numbers, _ in tried])[best] for name in starts}

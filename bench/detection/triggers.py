@@ -170,16 +170,21 @@ class Blend(Family):
 
 
 class Warp(Family):
-    """A smooth warp: shifts at a grid of control points, bounded by tanh, enlarged bicubically."""
+    """A smooth warp: shifts at a grid of control points, bounded by tanh, enlarged bicubically.
+
+    There are `starts` of them: on the embedded world, half of the starts end at no trigger, and the first steps tell
+    which.
+    """
 
     label: ClassVar[str] = "warp"
     rate: ClassVar[float] = 0.1
 
     grid: int = Field(5, ge=2, description="control points a side")
     reach: float = Field(8 / 56, gt=0, lt=1, description="largest shift of a control point, as a share of the side")
+    starts: int = Field(16, ge=1, description="warps to start from")
 
     def start(self, count: int, side: int, rng: torch.Generator) -> Tensors:
-        return {"shift": 0.3 * torch.randn((count, 2, self.grid, self.grid), generator=rng)}
+        return {"shift": 0.3 * torch.randn((max(count, self.starts), 2, self.grid, self.grid), generator=rng)}
 
     def apply(self, images: Tensor, numbers: Tensors) -> Tensor:
         grids, n = self._sampling(numbers["shift"], images.shape[-1]), len(images)

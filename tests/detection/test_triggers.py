@@ -73,6 +73,12 @@ def test_a_blend_moves_no_value_by_more_than_its_share() -> None:
     assert (settled("blend")[1].stamp(images()) - images()).abs().max() <= Blend().alpha
 
 
+def test_a_search_starts_from_more_warps_than_it_follows_to_the_end() -> None:
+    for followed, starts in ((2, 5), (7, 7)):
+        assert len(Warp(starts=5).start(followed, 32, torch.Generator())["shift"]) == starts
+        assert len(Blend().start(followed, 32, torch.Generator())["key"]) == followed
+
+
 def test_a_warp_without_shifts_changes_nothing_and_one_with_stays_in_reach() -> None:
     family = Warp()
     still = family.settle({"shift": torch.zeros(1, 2, family.grid, family.grid)}, 0, SIDE)
