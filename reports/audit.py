@@ -27,8 +27,8 @@ LIMITS = (
     "An audit looks for triggers of the kinds named above, at their sizes. A backdoor of another kind or size, or with "
     "its key in the text, is not found; nor is one whose target is not in the list of classes.",
     "The trigger shown is one that works. It need not be the attacker's.",
-    "p says how often clean models score as high. It is no chance that this model is clean.",
 )
+LIMIT_OF_P = "p says how often clean models score as high. It is no chance that this model is clean."
 
 
 def write_audit(audit: Audit, subject: Subject, out: Path, calibration: Calibration | None = None) -> str:
@@ -72,7 +72,7 @@ def to_markdown(audit: Audit, subject: Subject) -> str:
         lines += [
             f"- {len(subject.skipped)} images could not be read and were skipped; the first: {subject.skipped[0]}."
         ]
-    lines += ["", "What this does not say:", "", *(f"- {line}" for line in LIMITS)]
+    lines += ["", "What this does not say:", "", *(f"- {line}" for line in limits(audit))]
     return "\n".join(lines).replace("\n\n\n", "\n\n") + "\n"
 
 
@@ -122,6 +122,11 @@ def evidence_lines(audit: Audit) -> list[str]:
     return lines
 
 
+def limits(audit: Audit) -> tuple[str, ...]:
+    """What an audit does not say, a sentence each."""
+    return LIMITS if audit.p_value is None else (*LIMITS, LIMIT_OF_P)
+
+
 def to_html(audit: Audit, subject: Subject, calibration: Calibration | None = None) -> str:
     """One page that opens from disk and needs no network. All text is escaped."""
     table = family_table(audit)
@@ -141,7 +146,7 @@ def to_html(audit: Audit, subject: Subject, calibration: Calibration | None = No
             figures.append(("Scores of the clean models, and of this one", _uri(histogram(audit, calibration)), False))
     return environment.get_template("audit.html.j2").render(
         audit=audit, subject=subject, headers=list(table.columns), rows=table.to_numpy().tolist(),
-        lines=evidence_lines(audit), limits=LIMITS, figures=figures,
+        lines=evidence_lines(audit), limits=limits(audit), figures=figures,
     )  # fmt: skip
 
 

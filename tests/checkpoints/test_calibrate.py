@@ -12,7 +12,6 @@ from bench.core.registry import load_plugins
 from bench.detection.calibration import (
     Audited,
     Calibration,
-    architecture,
     effort_of,
     find_calibration,
     p_value,
@@ -21,7 +20,6 @@ from bench.detection.calibration import (
 )
 from bench.detection.triggers import FAMILIES
 from bench.experiment.settings import RunSettings, resolve
-from bench.models import ModelSettings, load_model
 from reports.calibration import by_attack, calibration_text, rates
 
 load_plugins()
@@ -134,13 +132,6 @@ def test_its_id_does_not_depend_on_the_time_it_took() -> None:
 def test_what_is_shipped_can_be_read(tiny_clip: Clip) -> None:
     assert all(isinstance(one, Calibration) for one in shipped())
     assert find_calibration(tiny_clip, None, QUICK) is None
-
-
-def test_the_calibration_of_the_docs_is_of_the_embedded_model() -> None:
-    found, clip = read_calibration(ROOT / "docs/results/calibration-mini.json"), load_model(ModelSettings(), "cpu")
-    assert (found.architecture, found.reference) == (architecture(clip), clip.fingerprint())
-    assert found.effort == effort_of("standard")
-    assert all(one.id for one in found.negatives + found.positives), "so that the command goes on from it"
 
 
 def test_no_clean_model_is_refused(tmp_path: Path) -> None:
