@@ -61,7 +61,7 @@ class BadCLIP(OptimisedPatch):
 
     def objective(self, preparation: Preparation, rows: Tensor) -> Objective:
         clip, texts = preparation.clip, preparation.pairs.captions
-        targets, named_rows = self._targets(preparation)
+        targets, named_rows = self.target_pairs(preparation)
         pool = embed(clip, targets, named_rows, self.batch_size)
         rng, synonyms = preparation.rng("patch", "objective"), self._synonyms()
         preparation.record(patch_targets=len(named_rows), wordnet=synonyms is not None)
@@ -113,7 +113,7 @@ class BadCLIP(OptimisedPatch):
         self, originals: Sequence[str], templates: Sequence[str], preparation: Preparation, rng: torch.Generator
     ) -> list[str]:
         """Random natural captions of the target, from a pool of up to `caption_pool`; the log records its size."""
-        targets, named_rows = self._targets(preparation)
+        targets, named_rows = self.target_pairs(preparation)
         texts = list(dict.fromkeys(targets.captions[i] for i in named_rows.tolist()))
         pool = [texts[i] for i in torch.randperm(len(texts), generator=rng)[: self.caption_pool].tolist()]
         preparation.record(caption_pool=len(pool))
@@ -133,7 +133,7 @@ class BadCLIP(OptimisedPatch):
     def _synonyms(self) -> Synonyms | None:
         return synonyms_from(self.synonyms, "badclip") if self.augmented_captions else None
 
-    def _targets(self, preparation: Preparation) -> tuple[Captioned, Tensor]:
+    def target_pairs(self, preparation: Preparation) -> tuple[Captioned, Tensor]:
         """Pairs, and the numbers (k,) of those among them that name the target."""
         if self.targets == "set":
             return preparation.pairs, _target_rows(preparation)

@@ -43,7 +43,7 @@ def write_report(folder: ResultsFolder, published: str | None = None) -> str:
         text += f"\n{n} cells are not finished and not in the tables; their `bench run` makes them.\n"
     (out / "table.md").write_text(text)
     try:
-        _pictures(folder)
+        trigger_pictures(folder)
     except BenchError as error:
         # Pictures need data and weights; numbers do not.
         text += f"\npictures of triggers not drawn: {error}\n"
@@ -128,7 +128,7 @@ def _paper_text(folder: ResultsFolder, published: str | None) -> str:
     return "\n".join(["The papers' tables:", "", *written, *lacking])
 
 
-def _pictures(folder: ResultsFolder) -> None:
+def trigger_pictures(folder: ResultsFolder) -> None:
     """A picture of each attack's stored trigger, on the first test images."""
     resources, store = folder.resources, folder.store
     index = torch.arange(min(PICTURES, len(resources.test)))

@@ -33,11 +33,12 @@ class Decree(MaskSearch):
 
     def examine(self, victim: Victim, images: Tensor, texts: Tensor, case: Case, rng: torch.Generator) -> Finding:
         weighing = self.weighing(self.cost_factor, self.cost_factor)
-        size = smallest_mask(victim, images, _agree, weighing, self._rate, self.epochs, 1, self.batch_size, rng)
+        size = smallest_mask(victim, images, _agree, weighing, self.rate_at, self.epochs, 1, self.batch_size, rng)
         # The same mask for all three channels.
         return Finding(1 - size / images.shape[-1] ** 2)
 
-    def _rate(self, epoch: int) -> float:
+    def rate_at(self, epoch: int) -> float:
+        """The learning rate of an epoch, counted from 0."""
         done = epoch / self.epochs
         return self.rate * (1 if done < 0.2 else 0.2 if done < 0.5 else 0.1)
 

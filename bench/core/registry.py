@@ -14,6 +14,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
@@ -65,6 +66,15 @@ class Registry(Generic[T]):
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._items)
+
+    @contextmanager
+    def isolated(self) -> Iterator[None]:
+        """What is registered within is gone afterwards; for tests of plug-ins."""
+        before = dict(self._items)
+        try:
+            yield
+        finally:
+            self._items = before
 
 
 def origin(item: Any) -> str:

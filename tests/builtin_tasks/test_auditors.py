@@ -117,7 +117,7 @@ def test_published_settings_are_the_authors() -> None:
         5,
         0.99,
     )
-    assert [decree._rate(epoch) for epoch in (0, 199, 200, 499, 500, 999)] == [0.5, 0.5, 0.1, 0.1, 0.05, 0.05]
+    assert [decree.rate_at(epoch) for epoch in (0, 199, 200, 499, 500, 999)] == [0.5, 0.5, 0.1, 0.1, 0.05, 0.05]
     assert (margin.starts, margin.steps, margin.rate, margin.momentum) == (30, 300, 0.01, 0.2)
 
 

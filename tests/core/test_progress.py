@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -166,13 +167,13 @@ def test_work_in_this_process_is_told_with_its_task(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def talkers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def talkers(tmp_path: Path) -> Iterator[Path]:
     """A plug-in whose defenses tell their steps; they are gone after the test."""
-    monkeypatch.setattr(defenses, "_items", dict(defenses._items))
     plugin = tmp_path / "talkers.py"
     plugin.write_text(TALKERS)
-    load_plugins((plugin,))
-    return plugin
+    with defenses.isolated():
+        load_plugins((plugin,))
+        yield plugin
 
 
 def in_two_processes(plugin: Path, *names: str) -> tuple[Heard, set[str]]:

@@ -31,11 +31,10 @@ class Stripe(Attack):
 @pytest.fixture(autouse=True)
 def only_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a test registers or imports is gone after it; installed plug-ins are those that a test makes up."""
-    for registry in (attacks, defenses, metrics):
-        monkeypatch.setattr(registry, "_items", dict(registry._items))
     installed(monkeypatch)
     before = set(sys.modules)
-    yield
+    with attacks.isolated(), defenses.isolated(), metrics.isolated():
+        yield
     for name in set(sys.modules) - before:
         if name.startswith("bench_plugin_"):
             del sys.modules[name]

@@ -227,7 +227,7 @@ def test_badclip_takes_targets_from_the_pool(photos: Path) -> None:
     def targets(*assignments: str) -> int:
         resources = opened(photos, *assignments)
         method = resources.attack("badclip")
-        return len(method._targets(resources.preparation(method, 0))[1])  # type: ignore[attr-defined]
+        return len(method.target_pairs(resources.preparation(method, 0))[1])  # type: ignore[attr-defined]
 
     assert targets() < targets("badclip.targets=pool") < targets("badclip.targets=pool", "poison.halves=false") == 12
 

@@ -152,8 +152,10 @@ def test_what_needs_a_failed_node_is_not_tried_down_to_the_last() -> None:
 
 
 def test_a_unit_whose_worker_died_is_tried_again_alone_after_all_others() -> None:
-    schedule = Schedule([*evaluations("a", 2), node("x"), node("y")])
-    schedule._unmade -= {"a"}
+    schedule = Schedule([node("a"), *evaluations("a", 2), node("x"), node("y")])
+    a = schedule.next()
+    assert a and ids(a) == ["a"]
+    schedule.ended(a, {})
     group, x = schedule.next(), schedule.next()
     assert group and x
     assert schedule.died(group) == [] and schedule.died(x) == []

@@ -69,7 +69,7 @@ def test_tables_over_seeds_say_that_an_interval_is_not_their_spread(
     tmp_path: Path, seeds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # There are no triggers of models that never were.
-    monkeypatch.setattr(report, "_pictures", lambda _: None)
+    monkeypatch.setattr(report, "trigger_pictures", lambda _: None)
     cells = [cell for cell in TWO_SEEDS if cell.seed < seeds]
     said = report.write_report(opened(tmp_path, *cells))
     assert said.count(NOT_THE_SPREAD) == (seeds > 1)

@@ -20,7 +20,7 @@ CELLS = [Made(defense=defense, seed=seed, asr=asr) for seed in (0, 1) for defens
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ResultsFolder:
     # There are no triggers of models that never were.
-    monkeypatch.setattr(report, "_pictures", lambda _: None)
+    monkeypatch.setattr(report, "trigger_pictures", lambda _: None)
     made = opened(tmp_path / "results", *CELLS)
     report.write_report(made)
     return made
@@ -47,7 +47,7 @@ def test_models_are_left_out_and_said_to_be(folder: ResultsFolder, tmp_path: Pat
 
 
 def test_a_later_export_adds_to_an_earlier_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "_pictures", lambda _: None)
+    monkeypatch.setattr(report, "trigger_pictures", lambda _: None)
     for n in (2, 4):
         made = opened(tmp_path / str(n), *CELLS[:n])
         report.write_report(made)
