@@ -13,6 +13,8 @@ from bench.core.names import comma_separated
 # Of decoded images, in the folder of a report.
 CACHE = "data"
 screen = Console(markup=False, highlight=False)
+# Apart from the report, which may go into a file.
+progress = Console(stderr=True, markup=False, highlight=False)
 
 
 class FileOrCommand(TyperGroup):
@@ -80,7 +82,7 @@ def checkpoint(
     subject = open_subject(file, model, reference, images, classes, out / CACHE, open_device(device))
     effort = effort_of(budget)
     known = calibration_for(subject, effort, calibration)
-    with following(screen, f"audit of {file}"):
+    with following(progress, f"audit of {file}"):
         found = audit_subject(subject, names, effort, known, seed)
     screen.print(write_audit(found, subject, out, known), soft_wrap=True)
     raise typer.Exit(found.exit_code)
@@ -167,7 +169,7 @@ def purify(
         subject = open_subject(file, model, reference, images, classes, Path(cache), open_device(device))
         settings = resolve(preset or preset_for(subject.clip), assignments=tuple(set))
         known = calibration_for(subject, effort, calibration)
-        with following(screen, f"purifying {file}"):
+        with following(progress, f"purifying {file}"):
             purified = purify_subject(subject, chosen, settings, effort, known, names, seed)
     screen.print(write_purified(purified, subject, out, known), soft_wrap=True)
     if purified.refused:

@@ -64,7 +64,7 @@ class Forgetful(FirstClass):
 
     @classmethod
     def restore(cls, tensors, device):
-        return cls(torch.randn((), device=device))
+        return cls(torch.zeros((), device=device))
 
 
 class Unregistered(FirstClass):
