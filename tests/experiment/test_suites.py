@@ -80,7 +80,7 @@ def test_variants_are_called_as_the_paper_is_published(suite: str, table: str) -
             "depth",
             "paper-caltech101",
             "seeds=[0]",
-            {"depth=24": "but this image tower has 12 blocks"},
+            {"depth=24": "last_blocks = 24, but this image tower has 12 blocks"},
         ),
         ("shots", "smoke", "world.train_per_class=32", {"shots=64": "64 images per class, and there are 32"}),
         ("cross-dataset", "mini", "seeds=[0]", {"tuned_elsewhere": "take a preset of another one"}),
