@@ -36,8 +36,8 @@ def search(
 ) -> list[Recovered]:
     """Look for triggers that minimise the objective on images, uint8 (n, 3, side, side).
 
-    Adam with betas (0.5, 0.9) as in DECREE; the rate falls along a cosine to a tenth. Where a family has
-    more starts than that, all take a few steps on a few images first, and those with the lowest loss go on.
+    Adam with betas (0.5, 0.9) as in DECREE; the rate falls along a cosine to a tenth. Where a family has more starts
+    than `effort.restarts`, all take a few steps on a few images first, and those with the lowest loss go on.
     """
     side = images.shape[-1]
     starts = family.start(effort.restarts, side, rng)

@@ -15,23 +15,16 @@ import pandas as pd
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench import CleanData, Clip, Geometry, Labelled, Victim, datasets, generator
+from bench import CleanData, Clip, Geometry, Victim, datasets, generator
 from bench.core.registry import load_plugins
-from bench.detection.search import classify
 from bench.models import ModelSettings, load_model
+from bench.models.probe import probe
 from bench.training.fine_tuning import FineTuning, fine_tune
 from defenses.cut import Cut
 
 DATASETS = ("world", "world-objects", "world-flowers")
 RANKS = (1, 2, 4, 8, 16)
 RECIPE = FineTuning(learning_rate=4e-4, epochs=3, batch_size=32, weight_decay=0.0, warmup_steps=10, towers="image")
-
-
-def accuracy(clip: Clip, images: Labelled, texts: Tensor) -> float:
-    """Share of the images whose class embedding is the nearest, in percent."""
-    victim = Victim(clip)
-    predicted = classify(victim, images.load(range(len(images))), texts)
-    return 100 * (predicted == images.labels).double().mean().item()
 
 
 def wanted(data: str, shots: int, val: int, ranks: Sequence[int], recipe: FineTuning, folder: Path) -> pd.DataFrame:
@@ -49,8 +42,12 @@ def wanted(data: str, shots: int, val: int, ranks: Sequence[int], recipe: FineTu
     fine_tune(tuned, len(train), recipe, loss, generator(0, "wanted", data))
     given = CleanData(train, opened.templates, 0, None, open_base=lambda: clean)
     models = {0: tuned} | {rank: Cut(rank=rank).fit(Victim(tuned), given).clip for rank in ranks}
-    rows = [{"data": data, "rank": rank, "CA": accuracy(clip, tested, texts)} for rank, clip in models.items()]
-    before, after = accuracy(clean, tested, texts), rows[0]["CA"]
+
+    def accuracy(clip: Clip) -> float:
+        return 100 * probe(clip, tested, opened.templates, len(tested)).accuracy
+
+    rows = [{"data": data, "rank": rank, "CA": accuracy(clip)} for rank, clip in models.items()]
+    before, after = accuracy(clean), rows[0]["CA"]
     return pd.DataFrame(rows).assign(clean=before, kept=lambda table: (table["CA"] - before) / (after - before))
 
 
