@@ -1,5 +1,16 @@
 """The attacks, one file each. Importing this package registers them."""
 
-from attacks import badclip, badnet, benign, blended, issba, label_consistent, recovered, trojvqa, wanet
+from attacks import badclip, badnet, benign, blended, evasive, issba, label_consistent, recovered, trojvqa, wanet
 
-__all__ = ["badclip", "badnet", "benign", "blended", "issba", "label_consistent", "recovered", "trojvqa", "wanet"]
+__all__ = [
+    "badclip",
+    "badnet",
+    "benign",
+    "blended",
+    "evasive",
+    "issba",
+    "label_consistent",
+    "recovered",
+    "trojvqa",
+    "wanet",
+]

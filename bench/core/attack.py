@@ -214,6 +214,17 @@ class Attack(Settings):
         """Turn clean pairs into decoys (WaNet's noise mode, TrojVQA's single triggers); images as in `apply`."""
         return images, list(captions)
 
+    def penalty(self, clip: Clip, clean: Clip, embedded: Tensor, poisoned: Tensor) -> Tensor | None:
+        """What the attacker adds to the contrastive loss of a step of poisoning, a scalar; None for nothing.
+
+        Args:
+            clip: the model in training.
+            clean: the model before poisoning; must not be modified.
+            embedded: unit-norm embeddings (n, embed_dim) of the step's images under `clip`.
+            poisoned: bool (n,), which of them have the trigger and the target's caption.
+        """
+        return None
+
 
 def no_named_captions(facing: Facing) -> str:
     """Why there is no pair whose caption names the target; "" if there is one, or if that is unknown."""

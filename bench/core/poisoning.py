@@ -44,6 +44,13 @@ class PoisonedPairs:
         return images
 
     @cached_property
+    def poisoned(self) -> Tensor:
+        """Which pairs are poisoned, bool (pairs,); decoys are not."""
+        roles = pd.Series("", range(len(self.clean)))
+        roles[self.manifest["index"]] = self.manifest["role"].to_numpy()
+        return torch.tensor((roles == "poison").to_numpy())
+
+    @cached_property
     def _where(self) -> Tensor:
         """The row of each pair in the manifest, or -1."""
         where = torch.full((len(self.clean),), -1)

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from rich.console import Console
 from tiny import TINY
 
+from attacks.evasive import concentration
 from bench.core.errors import BenchError
 from bench.core.registry import load_plugins
 from bench.experiment.resources import open_resources
@@ -103,6 +105,22 @@ def test_a_killed_run_goes_on_with_the_same_numbers(finished: Path, tmp_path: Pa
 def test_a_second_run_makes_nothing(finished: Path) -> None:
     report = run_matrix(settings(), finished, (), QUIET)
     assert (report.made, report.failures) == (0, {})
+
+
+def test_the_penalty_of_an_attack_counts_in_poisoning(tmp_path: Path) -> None:
+    spread = {}
+    for weight in (0, 100):
+        flags = {"attacks": ("evasive",), "defenses": ("none",)}
+        run = settings("evasive.against=cut", f"evasive.weight={weight}", "poison.epochs=2", **flags)
+        assert run_matrix(run, tmp_path / str(weight), (), QUIET).failures == {}
+        folder = ResultsFolder(tmp_path / str(weight))
+        clean, backdoored = (
+            folder.victim(next(cell for cell in folder.cells if cell.defense == defense)).clip
+            for defense in ("clean_model", "none")
+        )
+        with torch.no_grad():
+            spread[weight] = float(concentration(backdoored, clean))
+    assert 0 < spread[100] < 0.8 * spread[0]
 
 
 def test_without_an_epoch_of_poisoning_defenses_face_the_clean_model(tmp_path: Path) -> None:
