@@ -10,9 +10,11 @@ import torch
 import bench
 from bench import BenchError, Clip
 from bench.core.registry import load_plugins
-from benchmarks.gate.power import CELL, UNCHANGED, baseline_of, deal, draw, measure, play, table, whole
+from bench.experiment.settings import resolve
+from benchmarks.gate.power import CELL, LEVELS, UNCHANGED, baseline_of, deal, draw, measure, play, table, whole
 from benchmarks.gate.reruns import append, known, nudged, rerun
 from benchmarks.gate.rounding import Steps
+from defenses.rvpt import RVPT
 from reports.baseline import make_baseline
 
 load_plugins()
@@ -49,6 +51,13 @@ def test_a_gate_shares_no_run_between_baseline_and_new_run(unchanged: pd.DataFra
     apart = now.groupby(CELL[:3])["number"].nunique()
     assert (apart == 1).all(), "ASR and CA are of one run"
     assert now["number"].nunique() > 1, "each cell draws its own"
+
+
+@pytest.mark.parametrize("kind", LEVELS)
+def test_each_level_changes_what_the_preset_has(kind: str) -> None:
+    preset = RVPT(**resolve("mini").method("rvpt"))
+    for level, settings in LEVELS[kind].items():
+        assert preset.model_copy(update=settings) != preset, level
 
 
 def test_red_gates_are_rare_without_a_change_and_grow_with_it(unchanged: pd.DataFrame) -> None:
