@@ -99,6 +99,10 @@ def card(purified: Purified, subject: Subject, after: Subject) -> dict[str, Any]
         "methods": list(purified.chain),
         "settings": purified.settings,
         "clean_accuracy": {"before": _estimate(purified.accuracy_before), "after": _estimate(purified.accuracy_after)},
+        "trigger_found_before": {
+            "before": _estimate(purified.trigger_before),
+            "after": _estimate(purified.trigger_after),
+        },
         "before": to_json(purified.before, subject),
         "after": to_json(purified.after, after),
     }
@@ -127,10 +131,21 @@ def _told(purified: Purified, out: Path) -> str:
         [
             f"before: {purified.before.sentence}",
             f"after {how}: {purified.after.sentence}",
+            *_trigger(purified),
             f"clean accuracy: {_accuracies(purified)}",
             f"wrote {out}; it opens with {opens}",
         ]
     )
+
+
+def _trigger(purified: Purified) -> list[str]:
+    before, after = purified.trigger_before, purified.trigger_after
+    if before is None or after is None:
+        return []
+    return [
+        f"the trigger found before sends {before.value:.0f} % of other images to '{purified.before.evidence.target}' "
+        f"before, {after.value:.0f} % after, of {after.n} images; that of the attacker may still work better"
+    ]
 
 
 def _accuracies(purified: Purified) -> str:

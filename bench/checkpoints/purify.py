@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from bench.checkpoints.auditing import audit_subject
 from bench.checkpoints.subject import NO_LABEL, Subject
@@ -14,7 +15,7 @@ from bench.core.metric import Estimate
 from bench.core.victim import Victim
 from bench.detection.audit import STANDARD, Audit
 from bench.detection.calibration import Calibration, Effort
-from bench.detection.search import classify
+from bench.detection.search import classify, stamped
 from bench.detection.triggers import FAMILIES
 from bench.experiment.settings import Experiment
 from metrics.success import share
@@ -37,7 +38,11 @@ MEASURED = 1000
 
 @dataclass(frozen=True)
 class Purified:
-    """A purified checkpoint. `chain` are the defenses that were applied; accuracies are None without labels."""
+    """A purified checkpoint. `chain` are the defenses that were applied; accuracies are None without labels.
+
+    `trigger_before` and `trigger_after`: of images that a model does not call the target of the audit before, the share
+    that it calls so under the trigger which that audit found; None if that trigger did not stand out.
+    """
 
     victim: Victim
     chain: tuple[str, ...]
@@ -46,6 +51,8 @@ class Purified:
     after: Audit
     accuracy_before: Estimate | None
     accuracy_after: Estimate | None
+    trigger_before: Estimate | None
+    trigger_after: Estimate | None
 
     @property
     def lost(self) -> float | None:
@@ -97,6 +104,8 @@ def purify_subject(
         after,
         _accuracy(subject),
         _accuracy(now),
+        triggered(subject, before),
+        triggered(now, before),
     )
 
 
@@ -140,6 +149,20 @@ def _accuracy(subject: Subject) -> Estimate | None:
     known = torch.where(subject.measured.labels != NO_LABEL)[0][:MEASURED]
     if len(known) < FEWEST_MEASURED:
         return None
-    texts = subject.victim.class_embeddings(subject.classes, subject.templates)
-    predicted = classify(subject.victim, subject.measured.load(known), texts)
+    predicted = _predicted(subject, subject.measured.load(known))
     return share((predicted == subject.measured.labels[known]).numpy())
+
+
+def triggered(subject: Subject, found: Audit) -> Estimate | None:
+    """How often the trigger that an audit found works, on images that nothing was repaired with."""
+    if not found.works:
+        return None
+    target = subject.classes.index(found.evidence.target)
+    images = subject.measured.load(torch.arange(min(MEASURED, len(subject.measured))))
+    others = images[_predicted(subject, images) != target]
+    return share((_predicted(subject, stamped(found.trigger, others)) == target).numpy())
+
+
+def _predicted(subject: Subject, images: Tensor) -> Tensor:
+    texts = subject.victim.class_embeddings(subject.classes, subject.templates)
+    return classify(subject.victim, images, texts)

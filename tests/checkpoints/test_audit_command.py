@@ -13,10 +13,12 @@ import pytest
 import torch
 from command import bench as call
 from PIL import Image
+from planted import CLASSES as PLANTED_CLASSES
+from planted import dark_images, planted
 
-from bench import Clip, Estimate, Victim, audit, generator
+from bench import Clip, Estimate, Labelled, Victim, audit, generator
 from bench.checkpoints.auditing import audit_subject
-from bench.checkpoints.purify import Purified
+from bench.checkpoints.purify import Purified, triggered
 from bench.checkpoints.subject import NO_LABEL, Subject, open_subject
 from bench.core.errors import BenchError
 from bench.detection.calibration import Audited, Calibration, architecture, effort_of
@@ -143,7 +145,7 @@ def purified(victim: Victim, subject: Subject, after: float = 90.0) -> Purified:
     """A model whose clean accuracy was 90 %, as purified by nothing."""
     told = audit_subject(subject, ("blend",), effort_of("quick"))
     accuracies = [Estimate(value, value, 100, value, value) for value in (90.0, after)]
-    return Purified(victim, ("rvpt",), {}, told, told, *accuracies)
+    return Purified(victim, ("rvpt",), {}, told, told, *accuracies, None, None)
 
 
 @pytest.fixture
@@ -178,6 +180,22 @@ def test_a_model_that_lost_more_than_three_points_is_not_written(
     said = write_purified(lost, subject, tmp_path / "lost")
     assert "Refused: clean accuracy fell by 3.1 points (90.0 % before, 86.9 % after, of 100 images)" in said
     assert not (tmp_path / "lost").exists()
+
+
+def test_the_trigger_found_before_is_tried_on_the_purified_model(tiny_clip: Clip, tmp_path: Path) -> None:
+    pixels, labels = dark_images(200), torch.zeros(200, dtype=torch.long)
+    images = Labelled([str(i) for i in range(200)], pixels, "dark", labels=labels, classes=PLANTED_CLASSES)
+    backdoored = Subject("a model", planted(tiny_clip), None, images, images, images, ("a photo of a {}.",))
+    found = audit_subject(backdoored, ("square",), effort_of("standard"))
+    assert found.works and found.target == "banana"
+    before, after = (triggered(replace(backdoored, victim=planted(tiny_clip, s)), found) for s in (5.0, 0.0))
+    assert before is not None and after is not None
+    assert before.value > 90 and after.value < 20 and after.n > 100
+    shown = Purified(planted(tiny_clip, 0.0), ("cut",), {}, found, found, None, None, before, after)
+    text = write_purified(shown, backdoored, tmp_path / "out")
+    assert f"sends {before.value:.0f} % of other images to 'banana' before, {after.value:.0f} % after" in text
+    clean = replace(backdoored, victim=planted(tiny_clip, 0.0))
+    assert triggered(clean, audit_subject(clean, ("square",), effort_of("quick"))) is None
 
 
 @pytest.mark.parametrize(
