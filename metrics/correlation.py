@@ -44,11 +44,20 @@ def pr_asr(results: pd.DataFrame) -> list[OverCells]:
     Attacks that did not take are left out: their cells have a low ASR for want of a backdoor, not because a model
     resists it. The note gives the correlation with them. Intervals are 95 % bootstrap intervals over cells.
     """
-    return [number for name in RESISTIVITIES for number in _correlations(results, name)]
+    return [number for name in RESISTIVITIES for number in _correlations(name, correlation_points(results, name))]
 
 
-def _correlations(results: pd.DataFrame, resistivity: str) -> Iterator[OverCells]:
-    every = correlation_points(results, resistivity)
+@cell_metric("PR_ASR_generic")
+def pr_asr_generic(results: pd.DataFrame) -> list[OverCells]:
+    """Correlation of ASR with the mean PR on all perturbations but the cell's own trigger, as far as measured.
+
+    These are noise, blur, jitter, flip, and triggers that the model was not trained on. Else as `PR_ASR`.
+    """
+    points = {name: correlation_points(results, name, own=False) for name in RESISTIVITIES}
+    return [number for name, given in points.items() if len(given) for number in _correlations(name, given)]
+
+
+def _correlations(resistivity: str, every: pd.DataFrame) -> Iterator[OverCells]:
     left_out = every.attrs["left_out"]
     omitted = f"Left out, for lack of a finite value: {left_out} cells. " if left_out else ""
     omitted += _not_taken(every)
@@ -79,8 +88,10 @@ def _not_taken(points: pd.DataFrame) -> str:
     return f"{verb}; with them: {', '.join(values)}, n = {every.n}. "
 
 
-def correlation_points(results: pd.DataFrame, resistivity: str) -> pd.DataFrame:
+def correlation_points(results: pd.DataFrame, resistivity: str, own: bool = True) -> pd.DataFrame:
     """A row per backdoored cell: PR on its own trigger (`pr`), its ASR in percent (`asr`), whether its attack `took`.
+
+    Without `own`, `pr` is the mean over all other perturbations, and cells where none was measured are missing.
 
     An attack took if the mean undefended ASR of its models in one place is not below the setting `took`, or if it is
     unknown. The clean model is left out. Cells in which PR or ASR is missing or not finite are left out and counted in
@@ -88,8 +99,11 @@ def correlation_points(results: pd.DataFrame, resistivity: str) -> pd.DataFrame:
     """
     backdoored = results[results["defense"] != CLEAN_MODEL]
     asr = backdoored[backdoored["metric"] == "ASR"].set_index(CELL_COLUMNS)["value"]
-    own = (backdoored["metric"] == resistivity) & (backdoored["perturbation"] == OWN_TRIGGER)
-    pr = backdoored[own].set_index(CELL_COLUMNS)["value"]
+    by_trigger = backdoored["perturbation"] == OWN_TRIGGER
+    counted = (backdoored["metric"] == resistivity) & (by_trigger if own else ~by_trigger)
+    pr = backdoored[counted].groupby(CELL_COLUMNS, sort=False, dropna=False)["value"].mean()
+    if not own:
+        asr = asr[asr.index.isin(pr.index)]
     joined = pd.DataFrame({"pr": pr, "asr": asr})
     joined["took"] = _took(backdoored)
     kept = joined[np.isfinite(joined[["pr", "asr"]]).all(axis=1)].reset_index()

@@ -130,11 +130,8 @@ def test_the_command_prints_the_table_and_writes_it(tmp_path: Path) -> None:
 CELLS = [("none", 0.80, 70), ("vpt", 0.85, 40), ("rvpt", 0.97, 4), ("linear_probe", 0.82, 75)]
 
 
-OWN_AND_FLIP = ("flip", "trigger")
-
-
-def correlated(out: Path) -> pd.DataFrame:
-    cells = (Made(defense=d, pr=pr, asr=asr, perturbations=OWN_AND_FLIP) for d, pr, asr in CELLS)
+def correlated(out: Path, perturbations: tuple[str, ...] = ("trigger",)) -> pd.DataFrame:
+    cells = (Made(defense=d, pr=pr, asr=asr, perturbations=perturbations) for d, pr, asr in CELLS)
     return opened(out, *cells).results
 
 
@@ -153,12 +150,24 @@ def test_the_correlation_is_scipys_over_the_cells_own_triggers(tmp_path: Path) -
     assert text.count("n = 4.") == 4
 
 
+def test_the_generic_correlation_is_of_the_mean_over_all_other_perturbations(tmp_path: Path) -> None:
+    results = correlated(tmp_path, ("flip", "blur-3", "trigger"))
+    blurred, flipped = (results["perturbation"] == name for name in ("blur-3", "flip"))
+    results.loc[blurred, "value"] = [0.2, 0.9, 0.4, 0.7] * 2
+    cosines = results[(results["metric"] == "PR_cos") & (blurred | flipped)]
+    means = cosines.groupby("defense")["value"].mean()
+    asr = results[results["metric"] == "ASR"].set_index("defense")["value"]
+    wanted = stats.pearsonr(means, asr[means.index]).statistic
+    assert f"PR_ASR_generic (PR_cos, Pearson): {wanted:.2f} [" in correlation_text(results)
+    own = f"PR_ASR (PR_cos, Pearson): {stats.pearsonr(*zip(*((p, a) for _, p, a in CELLS), strict=True)).statistic:.2f}"
+    assert own in correlation_text(results)
+    assert "PR_ASR_generic" not in correlation_text(results[~(blurred | flipped)])
+
+
 def test_a_line_without_a_number_says_so(tmp_path: Path) -> None:
-    two = opened(
-        tmp_path / "two", *(Made(defense=d, asr=70, perturbations=OWN_AND_FLIP) for d in ("none", "vpt"))
-    ).results
+    two = opened(tmp_path / "two", *(Made(defense=d, asr=70) for d in ("none", "vpt"))).results
     assert "PR_ASR (PR_cos): no number.\nPR_ASR (PR_ratio): no number. 2 cells have both," in correlation_text(two)
-    equal = (Made(defense=d, pr=0.5, asr=70, perturbations=OWN_AND_FLIP) for d, _, _ in CELLS)
+    equal = (Made(defense=d, pr=0.5, asr=70) for d, _, _ in CELLS)
     lines = correlation_text(opened(tmp_path / "equal", *equal).results).splitlines()
     assert [line.partition(": ")[2][:10] for line in lines] == ["no number."] * 4
 
@@ -175,7 +184,7 @@ def test_cells_of_models_of_their_own_come_without_it(tmp_path: Path) -> None:
 
 
 def test_attacks_that_did_not_take_are_left_out_and_what_they_change_is_said(tmp_path: Path) -> None:
-    strong = [Made(attack="badnet", defense=d, pr=pr, asr=asr, perturbations=OWN_AND_FLIP) for d, pr, asr in CELLS]
+    strong = [Made(attack="badnet", defense=d, pr=pr, asr=asr) for d, pr, asr in CELLS]
     weak = [Made(attack="wanet", defense=d, pr=0.6, asr=asr) for d, asr in (("none", 20), ("vpt", 3), ("rvpt", 1))]
     results = opened(tmp_path, *strong, *weak).results
     pr, asr = zip(*((pr, asr / 0.75) for _, pr, asr in CELLS), strict=True)
