@@ -296,7 +296,13 @@ def _listed(kind: str) -> Iterable[Sequence[str]]:
     if kind == "metrics":
         over_cells = [(name, _summary(bench.cell_metrics[name])) for name in bench.cell_metrics]
         return [*((name, _summary(registry[name])) for name in registry), *over_cells]
-    return [(name, _summary(registry[name]), _needs(registry[name])) for name in registry]
+    return [(name, _summary(registry[name]), _conditions(registry[name])) for name in registry]
+
+
+def _conditions(method: Any) -> str:
+    """What a method takes, and whether `all` leaves it out."""
+    left_out = not getattr(method, "in_all", True) or not getattr(method, "alone", True)
+    return "; ".join(filter(None, [_needs(method), "not in all" if left_out else ""]))
 
 
 def _needs(method: Any) -> str:

@@ -166,7 +166,7 @@ def purify(
     names = comma_separated(families)
     effort = effort_of(budget)
     with TemporaryDirectory() as cache:
-        subject = open_subject(file, model, reference, images, classes, Path(cache), open_device(device))
+        subject = open_subject(file, model, reference, images, classes, Path(cache), open_device(device), repairs=True)
         settings = resolve(preset or preset_for(subject.clip), assignments=tuple(set))
         known = calibration_for(subject, effort, calibration)
         with following(progress, f"purifying {file}"):

@@ -68,6 +68,7 @@ def open_subject(
     classes: str | Sequence[str] | None = None,
     cache: Path = Path("results/data"),
     device: str = "cpu",
+    repairs: bool = False,
 ) -> Subject:
     """Open a checkpoint with what goes with it.
 
@@ -79,6 +80,8 @@ def open_subject(
             folders called as the classes are taken as labelled.
         classes: names; a text file with a name a line, or the name of a data set; None is the world's or ImageNet's.
         cache: where decoded images are kept.
+        repairs: whether the model is to be repaired: then the second half of `images` is for that, and the first half
+            alone is audited. Otherwise all of them are audited.
 
     Raises:
         BenchError: something of it cannot be found, read or used.
@@ -98,7 +101,7 @@ def open_subject(
         audited, repairing, measured = (_relabelled(world.labelled(split, geometry), names) for split in SPLITS)
         return Subject(name, victim, base, audited, repairing, measured, world.templates)
     given = _folder(images, names, geometry) if isinstance(images, Path) else _relabelled(images, names)
-    audited, repairing = _halves(given)
+    audited, repairing = _halves(given) if repairs else (given, given.subset(torch.arange(0)))
     return Subject(name, victim, base, audited, repairing, audited, ("a photo of a {}.",))
 
 

@@ -244,13 +244,18 @@ def test_another_model_s_calibration_is_refused(bench: Command, place: Path, mod
 
 def test_labels_come_from_folders_called_as_classes(place: Path, tiny_clip: Clip, tmp_path: Path) -> None:
     subject = open_subject(
-        Victim(tiny_clip), images=place / "images", classes=str(place / "classes.txt"), cache=tmp_path
+        Victim(tiny_clip), images=place / "images", classes=str(place / "classes.txt"), cache=tmp_path, repairs=True
     )
     assert subject.labels_known
     assert set(subject.audited.ids).isdisjoint(subject.repairing.ids)
     assert len(subject.audited) + len(subject.repairing) == 150
     named = [CLASSES[label] for label in subject.audited.labels.tolist()]
     assert named == [Path(id).parent.name for id in subject.audited.ids]
+
+
+def test_an_audit_takes_all_images(place: Path, tiny_clip: Clip, tmp_path: Path) -> None:
+    subject = open_subject(tiny_clip, images=place / "images", classes=str(place / "classes.txt"), cache=tmp_path)
+    assert (len(subject.audited), len(subject.repairing), len(subject.measured)) == (150, 0, 150)
 
 
 def test_images_in_other_folders_have_no_label(place: Path, tiny_clip: Clip, tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ import pytest
 from command import bench
 
 from bench import attacks, defenses
-from bench.cli import RUN_EXAMPLES
+from bench.cli import RUN_EXAMPLES, screen
+from bench.core.registry import load_plugins
+from bench.experiment.settings import resolve
 from bench.matrix.runner import Report
 from bench.papers import chains, find_recipe
 from reports.command import flat
@@ -166,6 +168,18 @@ def test_a_config_that_is_no_text_is_an_error(capsys, monkeypatch, tmp_path):
     (tmp_path / "settings.yaml").write_bytes(b"\xff\xfe\x00")
     code, _, err = bench(capsys, monkeypatch, "run", "--config", str(tmp_path / "settings.yaml"), "--dry-run")
     assert code == 2 and "settings.yaml cannot be read as text: 'utf-8' codec can't decode byte 0xff" in err
+
+
+@pytest.mark.parametrize(("kind", "left_out"), [("attacks", "benign"), ("defenses", "distill")])
+def test_the_list_says_what_all_leaves_out(
+    kind: str, left_out: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(screen, "width", 400)
+    code, out, _ = bench(capsys, monkeypatch, "list", kind)
+    marked = {line.split()[0] for line in out.splitlines() if "not in all" in line}
+    assert code == 0 and left_out in marked
+    load_plugins()
+    assert not marked & set(getattr(resolve("smoke", None, {kind: ("all",)}), kind))
 
 
 def test_all_beside_other_names_is_all_and_these(capsys, monkeypatch):
