@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 
-from bench import BenchError, CleanData, Defense, Field, Need, Scale, Victim, Work, defense
+from bench import BenchError, CleanData, Defense, Facing, Field, Need, Scale, Victim, Work, defense
 from bench.detection.weights import changes, check_comparable
 
 
@@ -21,6 +21,11 @@ class Cut(Defense):
     rank: int = Field(4, ge=1, description="singular directions of each matrix that are taken out")
 
     needs: ClassVar[frozenset[Need]] = frozenset({"base"})
+
+    def unsuited(self, facing: Facing) -> str:
+        if facing.vision_transformer is False:
+            return "it compares the matrices of a vision transformer; use --defenses cleanclip,linear_probe,unlearn"
+        return ""
 
     def work(self, scale: Scale) -> Work:
         return Work(size=4 * scale.sizes.parameters)

@@ -10,6 +10,7 @@ from torch import Tensor
 from bench.checkpoints.auditing import audit_subject
 from bench.checkpoints.subject import NO_LABEL, Subject
 from bench.core.defense import CleanData, Defense
+from bench.core.encoder import has_transformer_tower
 from bench.core.errors import BenchError, unknown
 from bench.core.metric import Estimate
 from bench.core.victim import Victim
@@ -86,7 +87,7 @@ def purify_subject(
         raise unknown("method", method, METHODS)
     before = audit_subject(subject, families, effort, calibration, seed)
     now, after, applied = subject, before, dict[str, Defense]()
-    for chain in _chains(subject, method):
+    for chain in chains_of(subject, method):
         for name in chain:
             defense = settings.defense(name)
             if name == "unlearn":
@@ -109,14 +110,15 @@ def purify_subject(
     )
 
 
-def _chains(subject: Subject, method: Method) -> list[tuple[str, ...]]:
+def chains_of(subject: Subject, method: Method) -> list[tuple[str, ...]]:
     """What to apply; of `auto`, one after the other until the audit finds nothing."""
     if method != "auto":
         return [CHAINS[method]]
+    transformer = has_transformer_tower(subject.clip)
     possible: dict[Method, bool] = {
-        "cut": subject.reference is not None,
+        "cut": subject.reference is not None and transformer,
         "unlearn": True,
-        "distill": _labelled(subject),
+        "distill": _labelled(subject) and transformer,
     }
     return [CHAINS[name] for name, can in possible.items() if can]
 

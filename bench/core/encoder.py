@@ -149,6 +149,6 @@ def _transformer_tower(clip: Clip):
     if not has_transformer_tower(clip):
         raise BenchError(
             f"visual prompts need a vision transformer, and this CLIP's image tower is a {type(clip.visual).__name__}. "
-            "Use --defenses cleanclip,linear_probe, or a ViT checkpoint."
+            "Use --defenses cleanclip,linear_probe,unlearn, or a ViT checkpoint."
         )
     return clip.visual

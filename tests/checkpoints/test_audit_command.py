@@ -18,7 +18,7 @@ from planted import dark_images, planted
 
 from bench import Clip, Estimate, Labelled, Victim, audit, generator
 from bench.checkpoints.auditing import audit_subject
-from bench.checkpoints.purify import Purified, triggered
+from bench.checkpoints.purify import Purified, chains_of, triggered
 from bench.checkpoints.subject import NO_LABEL, Subject, open_subject
 from bench.core.errors import BenchError
 from bench.detection.calibration import Audited, Calibration, architecture, effort_of
@@ -151,7 +151,17 @@ def purified(victim: Victim, subject: Subject, after: float = 90.0) -> Purified:
 @pytest.fixture
 def subject(place: Path, tiny_clip: Clip, tmp_path: Path) -> Subject:
     classes = str(place / "classes.txt")
-    return open_subject(tiny_clip, reference=tiny_clip, images=place / "images", classes=classes, cache=tmp_path / "c")
+    images, cache = place / "images", tmp_path / "cache"
+    return open_subject(tiny_clip, reference=tiny_clip, images=images, classes=classes, cache=cache, repairs=True)
+
+
+def test_auto_tries_what_fits_the_model(subject: Subject, resnet: Clip) -> None:
+    assert chains_of(subject, "auto") == [("cut",), ("unlearn",), ("rvpt", "distill")]
+    assert chains_of(replace(subject, reference=None), "auto") == [("unlearn",), ("rvpt", "distill")]
+    other = replace(subject, victim=Victim(resnet), reference=resnet)
+    assert chains_of(other, "auto") == [("unlearn",)]
+    unlabelled = replace(subject.repairing, labels=torch.full((75,), NO_LABEL))
+    assert chains_of(replace(subject, repairing=unlabelled), "auto") == [("cut",), ("unlearn",)]
 
 
 def test_a_prompted_model_is_delivered_with_a_loader_that_needs_no_bench(

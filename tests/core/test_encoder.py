@@ -262,7 +262,7 @@ def test_a_resnet_has_an_embedding_and_no_class_tokens(resnet: Clip, images: Ten
 
 
 def test_prompts_on_a_resnet_are_an_error_that_tells_what_to_use(resnet: Clip, images: Tensor) -> None:
-    message = r"image tower is a ModifiedResNet\. Use --defenses cleanclip,linear_probe, or a ViT checkpoint"
+    message = r"image tower is a ModifiedResNet\. Use --defenses cleanclip,linear_probe,unlearn, or a ViT checkpoint"
     with pytest.raises(BenchError, match=message):
         encode(resnet, images, draw_prompts())
 

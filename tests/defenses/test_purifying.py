@@ -88,9 +88,13 @@ def test_distill_refuses_a_model_without_prompts_and_goes_behind_another(tiny_cl
 SMALL = Unlearn(images=12, steps=2, restarts=1, rounds=1, epochs=1, batch_size=4, learning_rate=1e-3, enough=0)
 
 
-def test_unlearn_changes_the_image_tower_alone_and_the_same_way_each_time(tiny_clip: Clip) -> None:
-    first, second = (SMALL.fit(Victim(tiny_clip), data_for(SMALL)).clip.model.state_dict() for _ in range(2))
-    before = tiny_clip.model.state_dict()
+@pytest.mark.parametrize("tower", ["tiny_clip", "resnet"])
+def test_unlearn_changes_the_image_tower_alone_and_the_same_way_each_time(
+    tower: str, request: pytest.FixtureRequest
+) -> None:
+    clip: Clip = request.getfixturevalue(tower)
+    first, second = (SMALL.fit(Victim(clip), data_for(SMALL)).clip.model.state_dict() for _ in range(2))
+    before = clip.model.state_dict()
     moved = [name for name in before if not torch.equal(first[name], before[name])]
     assert moved
     assert all(name.startswith("visual.") for name in moved)
