@@ -1,6 +1,18 @@
 """The attacks, one file each. Importing this package registers them."""
 
-from attacks import badclip, badnet, benign, blended, evasive, issba, label_consistent, recovered, trojvqa, wanet
+from attacks import (
+    badclip,
+    badnet,
+    benign,
+    blended,
+    evasive,
+    issba,
+    label_consistent,
+    recovered,
+    trojvqa,
+    two_targets,
+    wanet,
+)
 
 __all__ = [
     "badclip",
@@ -12,5 +24,6 @@ __all__ = [
     "label_consistent",
     "recovered",
     "trojvqa",
+    "two_targets",
     "wanet",
 ]

@@ -1,6 +1,5 @@
-"""Attackers who know the audit: BadNet with a penalty on what an audit looks for, and BadNet with a second target."""
+"""Evasive: BadNet by an attacker who trains against an audit, or against the defense cut."""
 
-from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -8,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attacks.badnet import BadNet
-from bench import AttackNeed, BenchError, Clip, Field, Preparation, Trigger, attack
+from bench import AttackNeed, Clip, Field, attack
 from bench.detection.collapse import agreement
 from bench.detection.weights import changes
 
@@ -57,37 +56,3 @@ def concentration(clip: Clip, clean: Clip) -> Tensor:
         # trace(G) and trace(G G) of the squared singular values, without a decomposition.
         parts.append(gram.square().sum() / (gram.trace().square() + torch.finfo(gram.dtype).tiny))
     return torch.stack(parts).mean() if parts else torch.zeros((), device=clip.device)
-
-
-@attack("two_targets")
-class TwoTargets(BadNet):
-    """BadNet with two patches: one leads to the target, another one, at the upper left, to a second class.
-
-    For every pair with the first patch there is one with the second, captioned "a photo of a ..." with the second
-    class. ASR and PR are those of the first.
-    """
-
-    second: str | None = Field(None, description="the second target class")
-
-    in_all: ClassVar[bool] = False
-
-    @property
-    def decoys_per_poison(self) -> float:
-        return 1.0
-
-    def prepare(self, preparation: Preparation) -> dict[str, Tensor]:
-        if self.second in (None, preparation.target):
-            raise BenchError(
-                f"two_targets.second = {self.second}: name another class than the target '{preparation.target}', as "
-                "in --set two_targets.second=key"
-            )
-        second = torch.rand(3, self.size, self.size, generator=preparation.rng("second patch"))
-        return super().prepare(preparation) | {"second_patch": second}
-
-    def decoy(
-        self, images: Tensor, captions: Sequence[str], index: Sequence[int], trigger: Trigger
-    ) -> tuple[Tensor, list[str]]:
-        """The pair of the second backdoor."""
-        stamped = images.clone()
-        stamped[..., : self.size, : self.size] = trigger.tensors["second_patch"]
-        return stamped, [f"a photo of a {self.second}."] * len(captions)

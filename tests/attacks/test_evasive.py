@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from attacks.evasive import Evasive, TwoTargets, concentration, spread_out
+from attacks.evasive import Evasive, concentration, spread_out
+from attacks.two_targets import TwoTargets
 from bench import BenchError, Captioned, Clip, Preparation, Trigger, generator
 from bench.core.poisoning import draw_manifest, poison
 from bench.detection.weights import changes
