@@ -9,6 +9,7 @@ from torch import Tensor
 from attacks.badnet import BadNet
 from bench import AttackNeed, BenchError, Clip, Facing, Field, Preparation, Trigger, attack, mentions
 from bench.core.attack import no_named_captions
+from bench.core.progress import track
 
 # 1 is white, -1 black, as in the authors' code for the right corners; the left ones have it mirrored.
 _CHECKER = torch.tensor([[-1.0, -1, 1], [-1, 1, -1], [1, -1, 1]])
@@ -58,7 +59,7 @@ class LabelConsistent(BadNet):
             return super().prepare(preparation)
         rows = torch.tensor(self._candidates(preparation))
         weakened, before, after = [], 0.0, 0.0
-        for part in rows.split(64):
+        for part in track(rows.split(64), "weakening pairs"):
             images = preparation.pairs.load(part)
             with torch.no_grad():
                 # On the CPU: the numbers of pairs.

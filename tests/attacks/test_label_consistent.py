@@ -9,6 +9,7 @@ from attacks.badnet import BadNet
 from attacks.label_consistent import LabelConsistent, checkers, weaken
 from bench import BenchError, Captioned, Clip, Preparation, Trigger, generator, stamp
 from bench.core.poisoning import PoisonedPairs, draw_manifest, poison
+from bench.core.progress import Step, listening
 from bench.core.randomness import derive
 
 CAPTIONS = [
@@ -135,6 +136,13 @@ def test_an_amplitude_of_0_is_no_checker() -> None:
 
 
 # --- the adversarial step
+
+
+def test_weakening_tells_how_far_it_is(given: Preparation) -> None:
+    told: list[Step] = []
+    with listening(told.append):
+        LabelConsistent(**QUICK).prepare(given)
+    assert told[0].what == "weakening pairs"
 
 
 def test_adversarial_steps_lower_the_cosine_within_the_bound(given: Preparation) -> None:
