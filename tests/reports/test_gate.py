@@ -431,7 +431,8 @@ def test_names_are_escaped_in_xml(tmp_path: Path) -> None:
 
 # Half of the preset's pairs at a higher learning rate, and a quarter of its shots.
 SMALL = ["poison.pairs=3000", "poison.learning_rate=6e-4", "world.train_per_class=32", "rvpt.shots=32"]
-SMALL += ["world.test=300", "zero_shot.perturbations=[]"]
+# A stronger repulsion than the preset's, so that its sign matters in so short a tuning.
+SMALL += ["rvpt.alpha=6", "world.test=300", "zero_shot.perturbations=[]"]
 
 
 @pytest.mark.slow
