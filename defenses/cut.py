@@ -25,7 +25,7 @@ class Cut(Defense):
     def unsuited(self, facing: Facing) -> str:
         if facing.vision_transformer is False:
             return "it compares the matrices of a vision transformer; use --defenses cleanclip,linear_probe,unlearn"
-        return ""
+        return super().unsuited(facing)
 
     def work(self, scale: Scale) -> Work:
         return Work(size=4 * scale.sizes.parameters)

@@ -221,7 +221,7 @@ class Attack(Settings):
             clip: the model in training.
             clean: the model before poisoning; must not be modified.
             embedded: unit-norm embeddings (n, embed_dim) of the step's images under `clip`.
-            poisoned: bool (n,), which of them have the trigger and the target's caption.
+            poisoned: bool (n,), on the CPU: which of them have the trigger and the target's caption.
         """
         return None
 

@@ -46,9 +46,10 @@ class PoisonedPairs:
     @cached_property
     def poisoned(self) -> Tensor:
         """Which pairs are poisoned, bool (pairs,); decoys are not."""
-        roles = pd.Series("", range(len(self.clean)))
-        roles[self.manifest["index"]] = self.manifest["role"].to_numpy()
-        return torch.tensor((roles == "poison").to_numpy())
+        rows = self.manifest["index"][self.manifest["role"] == "poison"]
+        poisoned = torch.zeros(len(self.clean), dtype=torch.bool)
+        poisoned[torch.tensor(rows.to_numpy(dtype="int64"))] = True
+        return poisoned
 
     @cached_property
     def _where(self) -> Tensor:

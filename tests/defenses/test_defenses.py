@@ -365,7 +365,8 @@ def test_prompts_go_on_a_clip_without_prompts_or_head(tiny_clip: Clip, worn: dic
 
 
 def test_a_resnet_gets_no_prompts(resnet: Clip) -> None:
-    with pytest.raises(BenchError, match=r"is a ModifiedResNet\. Use --defenses .*unlearn, or a ViT"):
+    message = r"is a ModifiedResNet\. Use --defenses cleanclip,linear_probe,unlearn, or a ViT"
+    with pytest.raises(BenchError, match=message):
         fit(VPT(**SMALL), resnet)
 
 

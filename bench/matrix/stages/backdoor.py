@@ -75,8 +75,7 @@ def _poisoned(node: Node, trigger: Trigger, resources: Resources) -> tuple[Clip,
     def loss(clip: Clip, index: Tensor) -> Tensor:
         embedded = clip.encode_image(poisoned.load(index))
         value = contrastive_loss(embedded, clip.encode_text(captions[index]), clip.scale)
-        # On the CPU: which pairs are poisoned, until it is moved to the embeddings.
-        extra = method.penalty(clip, resources.clip, embedded, poisoned.poisoned[index].to(embedded.device))
+        extra = method.penalty(clip, resources.clip, embedded, poisoned.poisoned[index])
         return value if extra is None else value + extra
 
     losses = fine_tune(clip, len(pairs), recipe, loss, generator(node.seed, "poisoning", "batches"), pairs.ahead)
