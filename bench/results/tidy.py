@@ -42,7 +42,10 @@ def pooled(over_seeds: pd.DataFrame) -> Estimate:
     For a share it is Wilson's, of the mean count; for a mean over images, its ends are means over seeds. n is 0 for
     numbers that are not about images, such as a cost.
     """
-    value, count, n, low, high = over_seeds[NUMBERS].mean()
+    return _of_means(*over_seeds[NUMBERS].mean())
+
+
+def _of_means(value: float, count: float, n: float, low: float, high: float) -> Estimate:
     if pd.notna(count):
         low, high = (100 * end for end in wilson(round(count), round(n)))
     return Estimate(float(value), float(count), 0 if pd.isna(n) else round(n), float(low), float(high))
@@ -53,12 +56,11 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
 
     `mean`, `min` and `max` are over the `seeds`; `count`, `n`, `low` and `high` come from `pooled`.
     """
-    table = []
-    for key, over_seeds in results.groupby(SUMMARY_KEYS, sort=False):
-        values, sample = over_seeds["value"], vars(pooled(over_seeds))
-        spread = {"seeds": len(values), "mean": values.mean(), "min": values.min(), "max": values.max()}
-        table.append(dict(zip(SUMMARY_KEYS, key, strict=True)) | spread | sample)
-    return pd.DataFrame(table, columns=[*SUMMARY_KEYS, *SUMMARY_NUMBERS])
+    cells = results.groupby(SUMMARY_KEYS, sort=False)
+    spread = cells["value"].agg(seeds="size", mean="mean", min="min", max="max")
+    samples = [vars(_of_means(*means)) for means in cells[NUMBERS].mean().itertuples(index=False)]
+    table = spread.join(pd.DataFrame(samples, index=spread.index, columns=NUMBERS))
+    return table.reset_index()[[*SUMMARY_KEYS, *SUMMARY_NUMBERS]]
 
 
 def did_not_take(results: pd.DataFrame, threshold: float, metric: str = "ASR") -> dict[str, float]:

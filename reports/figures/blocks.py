@@ -19,11 +19,14 @@ from reports.figures.style import PAGE, legend_below, look, panels
 
 # Panels beside each other, of the own trigger and of the run's first perturbations.
 PANELS = 3
+# One of so many sampled images is shown: each is encoded by every model under every perturbation.
+STEP = 3
 
 
 def draw(source: Source) -> tuple[Figure, pd.DataFrame]:
-    """A panel per perturbation, a line per model: the mean over the attacks, first seed, on the sampled images."""
-    images, numbers = source.resources.test.load(source.sample), source.sample.tolist()
+    """A panel per perturbation, a line per model: the mean over the attacks, first seed, on some sampled images."""
+    index = source.sample[::STEP]
+    images, numbers = source.resources.test.load(index), index.tolist()
     named = [name for name in source.perturbations if name in PERTURBATIONS][: PANELS - 1]
     perturbed = {
         name: perturbation(name)(images.float() / 255, numbers, derive(0, "perturbation", name)) for name in named
@@ -36,7 +39,7 @@ def draw(source: Source) -> tuple[Figure, pd.DataFrame]:
         parts = source.parts(attack, model)
         if parts not in known:
             known[parts] = class_tokens(victim, images)
-        for name, after in {OWN_TRIGGER: source.stamped(attack, source.sample), **perturbed}.items():
+        for name, after in {OWN_TRIGGER: source.stamped(attack, index), **perturbed}.items():
             resistivity = resistivity_of_blocks(known[parts], class_tokens(victim, after))
             last = len(victim.clip.visual.transformer.resblocks) if has_transformer_tower(victim.clip) else 0
             for block, cosines in enumerate(resistivity, 1 + last - len(resistivity)):

@@ -98,6 +98,8 @@ def _draw(source: Source, name: str, title: str, draw: Draw) -> Drawn:
             return Drawn(name, title, missing=str(error))
         files[0].parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(files[0], metadata={"Date": None})
+        # The picture has the same layout, which takes as long to compute as to draw.
+        figure.set_layout_engine("none")
         figure.savefig(files[1], dpi=PNG_DPI)
     numbers.to_csv(files[2], index=False)
     return Drawn(name, title, files)
