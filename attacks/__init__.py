@@ -2,6 +2,7 @@
 
 from attacks import (
     badclip,
+    badencoder,
     badnet,
     benign,
     blended,
@@ -16,6 +17,7 @@ from attacks import (
 
 __all__ = [
     "badclip",
+    "badencoder",
     "badnet",
     "benign",
     "blended",

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attacks.badnet import BadNet
-from bench import AttackNeed, Clip, Field, attack
+from bench import AttackNeed, Clip, Field, PoisoningStep, attack
 from bench.detection.collapse import agreement
 from bench.detection.weights import changes
 
@@ -27,10 +27,10 @@ class Evasive(BadNet):
     needs: ClassVar[frozenset[AttackNeed]] = frozenset({"clean_model"})
     in_all: ClassVar[bool] = False
 
-    def penalty(self, clip: Clip, clean: Clip, embedded: Tensor, poisoned: Tensor) -> Tensor | None:
+    def poisoning_loss(self, step: PoisoningStep) -> Tensor:
         if self.against == "cut":
-            return self.weight * concentration(clip, clean)
-        return self.weight * spread_out(embedded, poisoned)
+            return step.contrastive() + self.weight * concentration(step.clip, step.clean)
+        return step.contrastive() + self.weight * spread_out(step.embedded, step.poisoned)
 
 
 def spread_out(embedded: Tensor, poisoned: Tensor) -> Tensor:

@@ -15,7 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bench.api import audit, evaluate, open, run
-    from bench.core.attack import Attack, AttackNeed, Facing, Preparation, Trigger, attack, attacks, mentions, stamp
+    from bench.core.attack import (
+        Attack,
+        AttackNeed,
+        Facing,
+        PoisoningStep,
+        Preparation,
+        Trigger,
+        attack,
+        attacks,
+        mentions,
+        stamp,
+    )
     from bench.core.clip import Clip
     from bench.core.cost import Scale, Work
     from bench.core.dataset import Dataset, Geometry, dataset, datasets
@@ -39,6 +50,7 @@ _MODULES = {
         "Attack",
         "AttackNeed",
         "Facing",
+        "PoisoningStep",
         "Preparation",
         "Trigger",
         "attack",
@@ -93,6 +105,7 @@ __all__ = [
     "Observations",
     "OverCells",
     "Part",
+    "PoisoningStep",
     "Preparation",
     "ResultsFolder",
     "Scale",

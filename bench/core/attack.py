@@ -123,6 +123,25 @@ class Facing:
     named_captions: bool | None = None
 
 
+@dataclass(frozen=True)
+class PoisoningStep:
+    """A step of poisoning, as an attacker's loss sees it.
+
+    `clip` is in training; `clean` is the model before poisoning, and must not be modified. `images` are the step's,
+    uint8 (n, 3, size, size); `poisoned`, bool (n,), on the CPU, says which of them are poisoned, and so triggered.
+    `embedded` are their unit-norm embeddings (n, embed_dim) under `clip`. `contrastive` computes the contrastive loss
+    of the pairs.
+    """
+
+    clip: Clip
+    clean: Clip
+    trigger: Trigger
+    images: Tensor
+    poisoned: Tensor
+    embedded: Tensor
+    contrastive: Callable[[], Tensor]
+
+
 class Attack(Settings):
     """A backdoor attack. Fields are settings; `apply` is all that a simple one must define."""
 
@@ -214,16 +233,9 @@ class Attack(Settings):
         """Turn clean pairs into decoys (WaNet's noise mode, TrojVQA's single triggers); images as in `apply`."""
         return images, list(captions)
 
-    def penalty(self, clip: Clip, clean: Clip, embedded: Tensor, poisoned: Tensor) -> Tensor | None:
-        """What the attacker adds to the contrastive loss of a step of poisoning, a scalar; None for nothing.
-
-        Args:
-            clip: the model in training.
-            clean: the model before poisoning; must not be modified.
-            embedded: unit-norm embeddings (n, embed_dim) of the step's images under `clip`.
-            poisoned: bool (n,), on the CPU: which of them have the trigger and the target's caption.
-        """
-        return None
+    def poisoning_loss(self, step: PoisoningStep) -> Tensor:
+        """The loss of a step of poisoning, a scalar. The default is the contrastive loss of its pairs."""
+        return step.contrastive()
 
 
 def no_named_captions(facing: Facing) -> str:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from attacks.evasive import Evasive, concentration, spread_out
 from attacks.two_targets import TwoTargets
-from bench import BenchError, Captioned, Clip, Preparation, Trigger, generator
+from bench import BenchError, Captioned, Clip, PoisoningStep, Preparation, Trigger, generator
 from bench.core.poisoning import draw_manifest, poison
 from bench.detection.weights import changes
 from bench.training.fine_tuning import FineTuning, fine_tune
@@ -61,30 +61,29 @@ def test_a_batch_without_triggered_or_clean_images_has_no_penalty(poisoned: Tens
     assert spread_out(torch.eye(3), poisoned) == 0
 
 
+def a_step(clip: Clip, clean: Clip, images: Tensor, poisoned: Tensor, **trigger: Tensor) -> PoisoningStep:
+    """A step whose contrastive loss sends all images towards one direction, as a backdoor does."""
+    embedded = clip.encode_image(images)
+    return PoisoningStep(clip, clean, Trigger(0, trigger), images, poisoned, embedded, lambda: -embedded[:, 0].mean())
+
+
 @pytest.mark.parametrize("against", ["collapse", "cut"])
 def test_training_against_it_lowers_it(against: str, tiny_clip: Clip) -> None:
-    start = given(tiny_clip)
-    images = start.pairs.load(torch.arange(N))
+    images = given(tiny_clip).pairs.load(torch.arange(N))
     poisoned = torch.arange(N) < N // 2
 
     def reached(weight: float) -> float:
         method, clip = Evasive(against=against, weight=weight), tiny_clip.copy()
 
         def loss(clip: Clip, index: Tensor) -> Tensor:
-            embedded = clip.encode_image(images[index])
-            # All images towards one direction, as a backdoor sends them.
-            pull = -(embedded[:, 0]).mean()
-            extra = method.penalty(clip, tiny_clip, embedded, poisoned[index])
-            assert extra is not None and extra.isfinite()
-            return pull + extra
+            return method.poisoning_loss(a_step(clip, tiny_clip, images[index], poisoned[index]))
 
         recipe = FineTuning(learning_rate=1e-3, epochs=8, batch_size=N, warmup_steps=0)
         losses = fine_tune(clip, N, recipe, loss, generator(0, "batches"))
         assert all(torch.tensor(losses).isfinite())
         with torch.no_grad():
-            penalty = Evasive(against=against).penalty(clip, tiny_clip, clip.encode_image(images), poisoned)
-        assert penalty is not None
-        return float(penalty)
+            ended = a_step(clip, tiny_clip, images, poisoned)
+            return float(Evasive(against=against, weight=1.0).poisoning_loss(ended) - ended.contrastive())
 
     assert reached(5.0) < 0.9 * reached(0.0)
 

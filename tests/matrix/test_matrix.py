@@ -107,7 +107,7 @@ def test_a_second_run_makes_nothing(finished: Path) -> None:
     assert (report.made, report.failures) == (0, {})
 
 
-def test_the_penalty_of_an_attack_counts_in_poisoning(tmp_path: Path) -> None:
+def test_the_loss_of_an_attack_counts_in_poisoning(tmp_path: Path) -> None:
     spread = {}
     for weight in (0, 100):
         flags = {"attacks": ("evasive",), "defenses": ("none",)}

@@ -6,7 +6,7 @@ import pandas as pd
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bench.core.attack import Trigger
+from bench.core.attack import PoisoningStep, Trigger
 from bench.core.clip import Clip
 from bench.core.cost import Scale, Work
 from bench.core.poisoning import draw_manifest, poison
@@ -73,10 +73,15 @@ def _poisoned(node: Node, trigger: Trigger, resources: Resources) -> tuple[Clip,
     captions = clip.tokenize(poisoned.captions)
 
     def loss(clip: Clip, index: Tensor) -> Tensor:
-        embedded = clip.encode_image(poisoned.load(index))
-        value = contrastive_loss(embedded, clip.encode_text(captions[index]), clip.scale)
-        extra = method.penalty(clip, resources.clip, embedded, poisoned.poisoned[index])
-        return value if extra is None else value + extra
+        images = poisoned.load(index)
+        embedded = clip.encode_image(images)
+
+        def contrastive() -> Tensor:
+            return contrastive_loss(embedded, clip.encode_text(captions[index]), clip.scale)
+
+        return method.poisoning_loss(
+            PoisoningStep(clip, resources.clip, trigger, images, poisoned.poisoned[index], embedded, contrastive)
+        )
 
     losses = fine_tune(clip, len(pairs), recipe, loss, generator(node.seed, "poisoning", "batches"), pairs.ahead)
     roles = poisoned.manifest["role"].value_counts()
