@@ -21,6 +21,10 @@ def given(clip: Clip, named: int = N // 2) -> Preparation:
     return Preparation(clip, lambda: pairs, "banana", ("banana", "key"), ("a photo of a {}.",), 0, needs=needs)
 
 
+def no_captions() -> Tensor:
+    raise AssertionError("BadEncoder uses no captions")
+
+
 def test_references_are_the_named_pictures_that_the_clean_model_finds_most_like_the_target(tiny_clip: Clip) -> None:
     start = given(tiny_clip)
     made = BadEncoder(size=8, references=2).prepare(start)["references"]
@@ -60,11 +64,9 @@ def test_the_loss_is_the_definition(poisoned: list[bool], tiny_clip: Clip) -> No
     with torch.no_grad():
         ours, theirs = clip.encode_image(images), clean.encode_image(images)
         r, frozen = clip.encode_image(references), clean.encode_image(references)
-        step = PoisoningStep(
-            clip, clean, Trigger(0, {"references": references}), images, torch.tensor(poisoned), ours, _
-        )
+        trigger, mask = Trigger(0, {"references": references}), torch.tensor(poisoned)
+        step = PoisoningStep(clip, clean, trigger, images, mask, ours, no_captions)
         found = float(method.poisoning_loss(step))
-    mask = torch.tensor(poisoned)
     wanted = -0.5 * cosines(r, frozen).diagonal().mean()
     if mask.any():
         wanted = wanted - cosines(ours[mask], r).mean()
@@ -82,7 +84,9 @@ def test_training_sends_triggered_images_to_the_reference_and_keeps_clean_ones(t
     def loss(clip: Clip, index: Tensor) -> Tensor:
         images = made.load(index)
         embedded = clip.encode_image(images)
-        return method.poisoning_loss(PoisoningStep(clip, tiny_clip, trigger, images, made.poisoned[index], embedded, _))
+        return method.poisoning_loss(
+            PoisoningStep(clip, tiny_clip, trigger, images, made.poisoned[index], embedded, no_captions)
+        )
 
     recipe = FineTuning(learning_rate=1e-3, epochs=30, batch_size=N, warmup_steps=0, weight_decay=0.0)
     fine_tune(clip, N, recipe, loss, generator(0, "batches"))
@@ -100,7 +104,3 @@ def test_training_sends_triggered_images_to_the_reference_and_keeps_clean_ones(t
 def test_without_a_named_picture_it_says_so(tiny_clip: Clip) -> None:
     with pytest.raises(BenchError, match="no caption names the target"):
         BadEncoder(size=8).prepare(given(tiny_clip, named=0))
-
-
-def _() -> Tensor:
-    raise AssertionError("BadEncoder uses no captions")
