@@ -16,7 +16,7 @@ import bench
 from bench.checkpoints.subject import Subject
 from bench.core.errors import BenchError
 from bench.detection.audit import Audit
-from bench.detection.calibration import Calibration
+from bench.detection.calibration import Calibration, standing
 from bench.detection.search import stamped
 from bench.detection.triggers import Recovered
 from reports.figures.style import COLOURS, PAGE, STYLE, panels, picture
@@ -28,7 +28,10 @@ LIMITS = (
     "its key in the text, is not found; nor is one whose target is not in the list of classes.",
     "The trigger shown is one that works. It need not be the attacker's.",
 )
-LIMIT_OF_P = "p says how often clean models score as high. It is no chance that this model is clean."
+LIMIT_OF_P = (
+    "p says how often clean models score as high, on the images and classes of the calibration; with others it is only "
+    "a guide. It is no chance that this model is clean."
+)
 
 
 def write_audit(audit: Audit, subject: Subject, out: Path, calibration: Calibration | None = None) -> str:
@@ -82,6 +85,7 @@ def family_table(audit: Audit) -> pd.DataFrame:
         {
             "looked for": one.looked_for,
             "score": _score(one.score),
+            **({} if one.multiple is None else {"in medians of clean models": f"{one.multiple:.1f}"}),
             "on the reference": "–" if one.score_on_reference is None else _score(one.score_on_reference),
             "sent to": one.target,
             "share of other images": f"{one.share:.0%}",
@@ -175,12 +179,14 @@ def alone(trigger: Recovered, side: int) -> Figure:
 
 
 def histogram(audit: Audit, calibration: Calibration) -> Figure:
-    """The scores of a calibration's clean models, with this model's mark."""
+    """The largest multiples of a calibration's clean models, with this model's mark."""
+    among = standing({one.family: one.score for one in audit.families}, [one.scores for one in calibration.negatives])
+    own = max(among.multiples.values())
     figure, [[axis]] = panels(PAGE / 2, PAGE / 4, 1, 1)
-    axis.hist(calibration.scores([one.family for one in audit.families]), bins=20, color=COLOURS[0])
-    axis.axvline(audit.score, color=COLOURS[1])
-    axis.annotate("this model", (audit.score, axis.get_ylim()[1]), color=COLOURS[1], ha="right", va="top")
-    axis.set_xlabel("score")
+    axis.hist(among.clean, bins=20, color=COLOURS[0])
+    axis.axvline(own, color=COLOURS[1])
+    axis.annotate("this model", (own, axis.get_ylim()[1]), color=COLOURS[1], ha="right", va="top")
+    axis.set_xlabel("score, in medians of the clean models")
     axis.set_ylabel("clean models")
     return figure
 

@@ -7,7 +7,7 @@ import pandas as pd
 
 from bench.checkpoints.calibrate import took
 from bench.detection.audit import BACKDOORED_AT, SUSPICIOUS_AT, WeightEvidence
-from bench.detection.calibration import Audited, Calibration, p_value
+from bench.detection.calibration import Audited, Calibration, p_value, standing
 from metrics.detection import auroc_estimate
 from metrics.intervals import wilson
 
@@ -66,12 +66,12 @@ def by_attack(calibration: Calibration) -> pd.DataFrame:
 
 def rules(calibration: Calibration) -> dict[str, Rule]:
     """The rules of the verdicts, with p values of every second clean model."""
-    families, known = _families(calibration), calibration.negatives[::2]
-    scores = calibration.scores(families, known)
+    known = calibration.negatives[::2]
+    scores = [one.scores for one in known]
     tops, firsts = ([value for one in known if (value := getattr(one, name)) is not None] for name in ("top", "first"))
 
     def p(one: Audited) -> float:
-        return p_value(calibration.scores(families, [one])[0], scores)
+        return standing(one.scores, scores).p
 
     def weights(one: Audited) -> bool:
         if one.top is None or one.first is None or not tops:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -13,7 +13,7 @@ from bench.core.encoder import has_transformer_tower
 from bench.core.errors import BenchError
 from bench.core.randomness import generator
 from bench.core.victim import Victim
-from bench.detection.calibration import Calibration, Effort, p_value
+from bench.detection.calibration import Calibration, Effort, p_value, standing
 from bench.detection.collapse import Collapse, collapse, effect
 from bench.detection.triggers import FAMILIES, Family, Recovered, families
 from bench.detection.weights import WeightChange, weight_change
@@ -37,7 +37,10 @@ SHOWN = 8
 
 @dataclass(frozen=True)
 class FamilyEvidence:
-    """What the best trigger of a family did: see `Collapse`. `..._on_reference`: the same trigger on the reference."""
+    """What the best trigger of a family did: see `Collapse`. `..._on_reference`: the same trigger on the reference.
+
+    `multiple` is the score divided by the median of clean models (`standing`); None without a calibration.
+    """
 
     family: str
     looked_for: str
@@ -46,6 +49,12 @@ class FamilyEvidence:
     target: str
     share: float
     share_on_reference: float | None
+    multiple: float | None = None
+
+    @property
+    def strength(self) -> float:
+        """What families are compared by."""
+        return self.score if self.multiple is None else self.multiple
 
     @property
     def more(self) -> float:
@@ -85,10 +94,10 @@ class WeightEvidence:
 
 @dataclass(frozen=True)
 class Audit:
-    """What was found. `trigger` is the one of the family with the highest score: one that works, not the attacker's.
+    """What was found. `trigger` is that of the strongest family: one that works, not the attacker's.
 
-    `score` is the highest of the families; `p_value` how often clean models of the calibration score as high, None
-    without one. `target` is None where nothing was found. `runners_up` are the next classes by the share of images that
+    `score` is that family's; `p_value` how often a family of a clean model stands out as much, None without a
+    calibration. `target` is None where nothing was found. `runners_up` are the next classes by the share of images that
     the trigger sends there. `clean_images` are some that it was measured on, uint8 (n, 3, side, side).
     """
 
@@ -116,8 +125,8 @@ class Audit:
 
     @property
     def evidence(self) -> FamilyEvidence:
-        """Of the family with the highest score."""
-        return max(self.families, key=lambda family: family.score)
+        """Of the family that stands out most: by its multiple with a calibration, else by its score."""
+        return strongest(self.families)
 
     @property
     def works(self) -> bool:
@@ -186,12 +195,16 @@ def audit_victim(
     }
     base = None if reference is None else Victim(reference)
     evidence = tuple(_evidence(one, found[one.label], classes, base, scoring, texts) for one in kinds)
-    best = max(evidence, key=lambda one: one.score)
+    p = None
+    if calibration is not None:
+        scores = {one.family: one.score for one in evidence}
+        among = standing(scores, [one.scores for one in calibration.negatives])
+        evidence, p = tuple(replace(one, multiple=among.multiples[one.family]) for one in evidence), among.p
+    best = strongest(evidence)
     leading = found[best.family]
     weights = None
     if reference is not None and has_transformer_tower(reference):
         weights = _weigh(weight_change(victim.clip, reference, texts), classes, calibration)
-    p = None if calibration is None else p_value(best.score, calibration.scores(list(found)))
     verdict, target, reasons = judge(p, weights, best)
     order = leading.shares.argsort(descending=True).tolist()
     return Audit(
@@ -214,13 +227,18 @@ def audit_victim(
     )
 
 
+def strongest(families: Sequence[FamilyEvidence]) -> FamilyEvidence:
+    """The family that stands out most."""
+    return max(families, key=lambda one: one.strength)
+
+
 def judge(
     p: float | None, weights: WeightEvidence | None, best: FamilyEvidence
 ) -> tuple[Verdict, str | None, list[str]]:
     """The verdict, the target, and the reasons."""
     reasons = []
     if works := _works(p, best):
-        reasons.append(_agreement(p, best))
+        reasons.append(_agreement(best))
     if weights is not None and weights.reason is not None:
         reasons.append(weights.reason)
     if reasons:
@@ -242,11 +260,12 @@ def _works(p: float | None, best: FamilyEvidence) -> bool:
     return best.more >= WORKS if p is None else p <= SUSPICIOUS_AT
 
 
-def _agreement(p: float | None, best: FamilyEvidence) -> str:
-    if p is not None:
-        return f"a trigger makes the model's answers agree as they do in {p:.1%} of clean models"
+def _agreement(best: FamilyEvidence) -> str:
+    alike = "a trigger makes the model's answers agree"
+    if best.multiple is not None:
+        return f"{alike}: score {best.score:.2f}, {best.multiple:.0f} times the median of clean models"
     there = "" if best.score_on_reference is None else f", and {best.score_on_reference:.2f} on the reference"
-    return f"a trigger makes the model's answers agree: score {best.score:.2f}, where 1 is always the same class{there}"
+    return f"{alike}: score {best.score:.2f}, where 1 is always the same class{there}"
 
 
 def split_images(images: Tensor, effort: Effort, seed: int) -> tuple[Tensor, Tensor]:

@@ -1,10 +1,12 @@
 """What clean models reach: the scores that p values are read from, made by `bench audit calibrate`."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from statistics import median
 from typing import Literal
 
 from bench.core.clip import Clip
@@ -12,6 +14,9 @@ from bench.core.errors import BenchError, unknown
 from bench.core.images import hash_of
 from bench.core.settings import Field, Settings
 from bench.detection.search import Search
+
+# No median counts as less, so that a score near 0 does not stand out from scores still nearer to 0.
+LEAST_MEDIAN = 0.001
 
 
 class Effort(Settings):
@@ -87,6 +92,38 @@ def p_value(value: float, negatives: Sequence[float]) -> float:
     0.5
     """
     return (1 + sum(other >= value for other in negatives)) / (len(negatives) + 1)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a model stands among clean ones.
+
+    `multiples`: its score in each family of triggers, divided by the family's median. `clean`: the largest multiple of
+    each clean model. `p`: how often a clean model has as large a one.
+    """
+
+    multiples: dict[str, float]
+    clean: list[float]
+    p: float
+
+
+def standing(scores: Mapping[str, float], negatives: Sequence[Mapping[str, float]]) -> Standing:
+    """Compare a model's scores by family with those of clean models, in the families that it has.
+
+    Families differ in what clean models reach: a warp of .1 is nothing unusual, a square of .07 is. So scores are
+    divided by the family's median, over all these models with this one among them: each then has the same part in the
+    comparison, and for a clean model p is exact.
+
+    >>> clean = [{"square": 0.01, "warp": 0.05}, {"square": 0.01, "warp": 0.1}, {"square": 0.02, "warp": 0.04}]
+    >>> found = standing({"square": 0.08, "warp": 0.05}, clean)
+    >>> {family: round(value, 1) for family, value in found.multiples.items()}, found.p
+    ({'square': 5.3, 'warp': 1.0}, 0.25)
+    """
+    everyone = [scores, *negatives]
+    medians = {family: max(median(one[family] for one in everyone), LEAST_MEDIAN) for family in scores}
+    own, *clean = ({family: one[family] / medians[family] for family in scores} for one in everyone)
+    largest = [max(one.values()) for one in clean]
+    return Standing(own, largest, p_value(max(own.values()), largest))
 
 
 def architecture(clip: Clip) -> str:

@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import pytest
+import torch
 from command import bench
 from rich.console import Console
 
 from bench import BenchError, Clip
 from bench.checkpoints.calibrate import EPOCHS, LOOSE, MIXES, RATES, calibrate, negative
 from bench.core.registry import load_plugins
+from bench.detection.audit import STANDARD
 from bench.detection.calibration import (
     Audited,
     Calibration,
@@ -17,9 +19,11 @@ from bench.detection.calibration import (
     p_value,
     read_calibration,
     shipped,
+    standing,
 )
 from bench.detection.triggers import FAMILIES
 from bench.experiment.settings import RunSettings, resolve
+from bench.models.load import ModelSettings, load_model
 from reports.calibration import by_attack, calibration_text, rates
 
 load_plugins()
@@ -88,6 +92,24 @@ def test_scores_and_p_values_are_of_the_clean_models() -> None:
     assert p_value(0.25, made.scores(["square"])) == 0.5
 
 
+def test_p_is_exact_for_a_clean_model_whatever_its_families_reach() -> None:
+    rng = torch.Generator().manual_seed(0)
+    # Families of other sizes, one of them with long tails; some scores are below 0.
+    drawn = {"square": 0.01 * torch.randn(20, generator=rng).exp(), "warp": 0.3 * torch.rand(20, generator=rng) - 0.02}
+    models = [{name: float(values[i]) for name, values in drawn.items()} for i in range(20)]
+    found = [standing(one, models[:i] + models[i + 1 :]).p for i, one in enumerate(models)]
+    assert sorted(found) == pytest.approx([k / 20 for k in range(1, 21)])
+
+
+def test_a_square_stands_out_below_what_warps_reach() -> None:
+    clean = [{"square": 0.005 + i / 10_000, "warp": 0.02 + i / 200} for i in range(39)]
+    backdoored = {"square": 0.1, "warp": 0.04}
+    assert max(backdoored.values()) < sorted(max(one.values()) for one in clean)[20]
+    found = standing(backdoored, clean)
+    assert found.p == 1 / 40 and found.multiples["square"] > 10 > found.multiples["warp"]
+    assert standing({"warp": 0.04}, clean).p > 0.5, "families that were not looked for do not count"
+
+
 def test_its_text_says_what_the_error_rates_are() -> None:
     said = calibration_text(calibration([i / 100 for i in range(60)], [0.9, 0.8, 0.2]))
     assert "60 clean models of m: scores from 0.00 to 0.59" in said
@@ -129,9 +151,17 @@ def test_its_id_does_not_depend_on_the_time_it_took() -> None:
     assert made.id != calibration([0.2]).id
 
 
-def test_what_is_shipped_can_be_read(tiny_clip: Clip) -> None:
-    assert all(isinstance(one, Calibration) for one in shipped())
-    assert find_calibration(tiny_clip, None, QUICK) is None
+def test_a_calibration_of_the_embedded_model_is_shipped(tiny_clip: Clip) -> None:
+    mini = load_model(ModelSettings(), "cpu")
+    made = find_calibration(mini, mini, STANDARD)
+    assert made is not None and made in shipped()
+    assert made == find_calibration(mini, None, STANDARD)
+    # Enough for the verdict "backdoored" by the score, and for "suspicious" by the weights.
+    assert len(made.negatives) >= 39 and "bench audit calibrate" in made.command and made.commit
+    assert {one.mix.split(",")[0] for one in made.negatives} == {*MIXES}
+    assert find_calibration(mini, tiny_clip, STANDARD) is None, "of another reference"
+    assert find_calibration(mini, mini, QUICK) is None, "of another budget"
+    assert find_calibration(tiny_clip, None, STANDARD) is None, "of another model"
 
 
 def test_no_clean_model_is_refused(tmp_path: Path) -> None:
