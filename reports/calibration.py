@@ -19,7 +19,7 @@ def calibration_text(calibration: Calibration) -> str:
     """The scores of the clean models and, where there are backdoored ones, AUROC, error rates and what was found of
     each attack.
 
-    Rates are of p values from every second clean model; the others, which no p value was read from, are judged.
+    Rates are of p values from one half of the clean models; the other half, which no p value was read from, is judged.
     """
     scores = calibration.scores(_families(calibration))
     low, middle, high = np.quantile(scores, (0, 0.5, 1))
@@ -40,7 +40,7 @@ def calibration_text(calibration: Calibration) -> str:
 
 def rates(calibration: Calibration) -> pd.DataFrame:
     """A row per rule: backdoored models found and clean ones flagged, each with Wilson's interval in percent."""
-    positives, judged = took(calibration.positives), calibration.negatives[1::2]
+    positives, (_, judged) = took(calibration.positives), halves(calibration.negatives)
     rows = [
         {"rule": name, "backdoored models found": _share(rule, positives), "clean models flagged": _share(rule, judged)}
         for name, rule in rules(calibration).items()
@@ -65,8 +65,8 @@ def by_attack(calibration: Calibration) -> pd.DataFrame:
 
 
 def rules(calibration: Calibration) -> dict[str, Rule]:
-    """The rules of the verdicts, with p values of every second clean model."""
-    known = calibration.negatives[::2]
+    """The rules of the verdicts, with p values of one half of the clean models."""
+    known, _ = halves(calibration.negatives)
     scores = [one.scores for one in known]
     tops, firsts = ([value for one in known if (value := getattr(one, name)) is not None] for name in ("top", "first"))
 
@@ -85,6 +85,18 @@ def rules(calibration: Calibration) -> dict[str, Rule]:
         "weights": weights,
         "suspicious or backdoored": lambda one: p(one) <= SUSPICIOUS_AT or weights(one),
     }
+
+
+def halves(negatives: Sequence[Audited]) -> tuple[list[Audited], list[Audited]]:
+    """Two by two: every second clean model has fewer pairs, and each half needs models of both kinds.
+
+    >>> halves(range(7))
+    ([0, 1, 4, 5], [2, 3, 6])
+    """
+    parts: tuple[list[Audited], list[Audited]] = ([], [])
+    for i, one in enumerate(negatives):
+        parts[i // 2 % 2].append(one)
+    return parts
 
 
 def _areas(calibration: Calibration, positives: Sequence[Audited]) -> str:

@@ -115,7 +115,8 @@ def test_its_text_says_what_the_error_rates_are() -> None:
     assert "60 clean models of m: scores from 0.00 to 0.59" in said
     assert "AUROC of 3 backdoored models: score: 0.78" in said
     assert "2 of 3 [21, 94 %]" in said
-    assert "1 of 30 [1, 17 %]" in said
+    # The half that is judged has the two highest scores.
+    assert "2 of 30 [2, 21 %]" in said
     assert "19 clean models are the fewest" in calibration_text(calibration([0.1, 0.2]))
 
 
