@@ -4,7 +4,6 @@ The zoo is a run of the matrix with the attack `benign`, a variant a model, so t
 spread over processes as any run.
 """
 
-import time
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -58,7 +57,7 @@ def calibrate(
     Raises:
         BenchError: some of it failed; the same call goes on with what is finished.
     """
-    began, console = time.monotonic(), console or Console(quiet=True)
+    console = console or Console(quiet=True)
     if negatives < 1:
         raise BenchError(f"--negatives {negatives}: give 1 or more; p can be no smaller than 1 / (negatives + 1)")
     audited = _audited(run, effort)
@@ -80,7 +79,6 @@ def calibrate(
         command=command,
         commit=code_state.commit(),
         versions={"bench": bench.__version__, "torch": torch.__version__},
-        seconds=round(time.monotonic() - began, 1),
     )
 
 

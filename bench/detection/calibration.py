@@ -69,12 +69,11 @@ class Calibration(Settings):
     command: str
     commit: str
     versions: dict[str, str] = Field({}, description="of bench and torch")
-    seconds: float
 
     @property
     def id(self) -> str:
-        """A hash of all that it says, but for how long it took."""
-        return hash_of(self.model_dump(mode="json", exclude={"seconds"}))
+        """A hash of all that it says."""
+        return hash_of(self.model_dump(mode="json"))
 
     def scores(self, families: Sequence[str], models: Sequence[Audited] | None = None) -> list[float]:
         """The scores of the negatives, or of other audited models, over some families."""

@@ -82,7 +82,7 @@ def calibration(negatives: list[float], positives: list[float] = []) -> Calibrat
 
     return Calibration(
         model="m", architecture="a", reference="r", effort=QUICK, seed=0, command="c",
-        negatives=models(negatives, ""), positives=models(positives, "badnet"), commit="c", seconds=1.0,
+        negatives=models(negatives, ""), positives=models(positives, "badnet"), commit="c",
     )  # fmt: skip
 
 
@@ -146,10 +146,8 @@ def test_a_backdoor_that_only_the_weights_show_counts_as_suspicious() -> None:
     assert "weights, top class in standard deviations: 1.000" in calibration_text(made)
 
 
-def test_its_id_does_not_depend_on_the_time_it_took() -> None:
-    made = calibration([0.1])
-    assert made.id == made.model_copy(update={"seconds": 99.0}).id
-    assert made.id != calibration([0.2]).id
+def test_its_id_is_of_all_that_it_says() -> None:
+    assert calibration([0.1]).id == calibration([0.1]).id != calibration([0.2]).id
 
 
 def test_a_calibration_of_the_embedded_model_is_shipped(tiny_clip: Clip) -> None:

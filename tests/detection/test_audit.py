@@ -31,7 +31,7 @@ def calibration(scores: list[float]) -> Calibration:
     ]
     return Calibration(
         model="tiny", architecture="a", reference="r", effort=EFFORT, seed=0, negatives=tuple(negatives),
-        command="none", commit="none", seconds=1.0,
+        command="none", commit="none",
     )  # fmt: skip
 
 
