@@ -29,8 +29,8 @@ LIMITS = (
     "The trigger shown is one that works. It need not be the attacker's.",
 )
 LIMIT_OF_P = (
-    "p says how often clean models stand out as much, on the images and classes of the calibration; with others it is only "
-    "a guide. It is no chance that this model is clean."
+    "p says how often clean models stand out as much, on the images and classes of the calibration; with others it is "
+    "only a guide. It is no chance that this model is clean."
 )
 
 

@@ -32,6 +32,8 @@ CHAINS: dict[Method, tuple[str, ...]] = {
 }
 # A model that lost more clean accuracy, in points, is not written.
 MOST_LOST = 3.0
+# A trigger that sends so many points more to its target than it does on the reference still works.
+STILL_WORKS = 10.0
 # Clean accuracy of fewer labelled images would say little.
 FEWEST_MEASURED = 64
 MEASURED = 1000
@@ -78,7 +80,7 @@ def purify_subject(
     seed: int = 0,
 ) -> Purified:
     """Purify a checkpoint. `auto` cuts where a reference is declared and unlearns where none is; where the audit still
-    finds something, it goes on with what it has not tried.
+    finds something, or the trigger that was found before still works, it goes on with what it has not tried.
 
     Raises:
         BenchError: an unknown method, or one that needs what is not there.
@@ -91,11 +93,12 @@ def purify_subject(
         for name in chain:
             defense = settings.defense(name)
             if name == "unlearn":
-                defense = defense.model_copy(update={"target": after.target or after.evidence.target})
+                target = after.target or before.target or after.evidence.target
+                defense = defense.model_copy(update={"target": target})
             now = replace(now, victim=_fitted(defense, now, seed))
             applied[name] = defense
         after = audit_subject(now, families, effort, calibration, seed)
-        if after.verdict not in ("backdoored", "suspicious"):
+        if after.verdict not in ("backdoored", "suspicious") and not _still_works(before, triggered(now, before)):
             break
     return Purified(
         now.victim,
@@ -108,6 +111,16 @@ def purify_subject(
         triggered(subject, before),
         triggered(now, before),
     )
+
+
+def _still_works(found: Audit, share: Estimate | None) -> bool:
+    """Whether a trigger that was found sends more images to its target than it does on the reference.
+
+    An audit makes triggers anew, and may miss what an attacker's trigger, or this one, still does.
+    """
+    if share is None:
+        return False
+    return share.value > 100 * (found.evidence.share_on_reference or 0.0) + STILL_WORKS
 
 
 def chains_of(subject: Subject, method: Method) -> list[tuple[str, ...]]:

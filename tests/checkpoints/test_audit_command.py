@@ -16,7 +16,8 @@ from PIL import Image
 from planted import CLASSES as PLANTED_CLASSES
 from planted import dark_images, planted
 
-from bench import Clip, Estimate, Labelled, Victim, audit, generator
+from bench import CleanData, Clip, Defense, Estimate, Labelled, Victim, audit, generator
+from bench.checkpoints import purify
 from bench.checkpoints.auditing import audit_subject
 from bench.checkpoints.purify import Purified, chains_of, triggered
 from bench.checkpoints.subject import NO_LABEL, Subject, open_subject
@@ -24,6 +25,7 @@ from bench.core.errors import BenchError
 from bench.detection.calibration import Audited, Calibration, architecture, effort_of
 from bench.detection.search import unit
 from bench.detection.triggers import FAMILIES
+from bench.experiment.settings import Experiment
 from reports.purified import write_purified
 
 Command = Callable[[str], "Done"]
@@ -206,6 +208,30 @@ def test_the_trigger_found_before_is_tried_on_the_purified_model(tiny_clip: Clip
     assert f"sends {before.value:.0f} % of other images to 'banana' before, {after.value:.0f} % after" in text
     clean = replace(backdoored, victim=planted(tiny_clip, 0.0))
     assert triggered(clean, audit_subject(clean, ("square",), effort_of("quick"))) is None
+
+
+@pytest.mark.parametrize(("left", "applied"), [(5.0, ("none", "cut")), (0.0, ("none",))])
+def test_auto_goes_on_while_the_trigger_that_was_found_works_even_if_the_audit_finds_nothing(
+    left: float, applied: tuple[str, ...], tiny_clip: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Leaves(Defense):
+        """A backdoor of strength `left` stays."""
+
+        def fit(self, victim: Victim, data: CleanData) -> Victim:
+            return planted(tiny_clip, left)
+
+    pixels, labels = dark_images(200), torch.zeros(200, dtype=torch.long)
+    images = Labelled([str(i) for i in range(200)], pixels, "dark", labels=labels, classes=PLANTED_CLASSES)
+    backdoored = Subject("a model", planted(tiny_clip), None, images, images, images, ("a photo of a {}.",))
+    found = audit_subject(backdoored, ("square",), effort_of("standard"))
+    nothing = replace(found, verdict="nothing found", target=None)
+    told = iter([found, nothing, nothing])
+    monkeypatch.setattr(purify, "audit_subject", lambda *_: next(told))
+    monkeypatch.setattr(purify, "chains_of", lambda *_: [("none",), ("cut",)])
+    monkeypatch.setattr(Experiment, "defense", lambda *_: Leaves())
+    done = purify.purify_subject(backdoored, "auto", Experiment())
+    assert done.chain == applied
+    assert done.trigger_after is not None and (done.trigger_after.value > 90) == (left > 0)
 
 
 @pytest.mark.parametrize(
