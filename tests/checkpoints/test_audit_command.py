@@ -80,7 +80,7 @@ def calibration(clip: Clip, score: float, file: Path) -> Path:
     """60 clean models that all have this score."""
     Calibration(
         model="tiny", architecture=architecture(clip), reference=clip.fingerprint(), effort=effort_of("quick"), seed=0,
-        command="none", commit="none", seconds=1.0,
+        command="none", commit="none",
         negatives=tuple(Audited(name=str(i), scores=dict.fromkeys(FAMILIES, score)) for i in range(60)),
     ).save(file)  # fmt: skip
     return file
