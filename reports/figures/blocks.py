@@ -20,7 +20,7 @@ from reports.figures.style import PAGE, legend_below, look, panels
 # Panels beside each other, of the own trigger and of the run's first perturbations.
 PANELS = 3
 # One of so many sampled images is shown: each is encoded by every model under every perturbation.
-STEP = 3
+STEP = 4
 
 
 def draw(source: Source) -> tuple[Figure, pd.DataFrame]:

@@ -19,8 +19,8 @@ from bench.results.folder import ResultsFolder
 from bench.results.records import Cell
 from bench.results.tidy import in_order, summarise
 
-# The most images that are encoded for a figure: 6 of each of 20 classes.
-CLASSES, IMAGES_A_CLASS = 20, 6
+# The most images that are encoded for a figure: 5 of each of 20 classes.
+CLASSES, IMAGES_A_CLASS = 20, 5
 
 
 class Source:
@@ -116,7 +116,7 @@ class Source:
 
     @cached_property
     def sample(self) -> Tensor:
-        """Indices of evaluated images: up to 6 of each of up to 20 classes, the target's first."""
+        """Indices of evaluated images: up to 5 of each of up to 20 classes, the target's first."""
         labels, rng = self.resources.test.labels, generator(0, "figures")
         order = torch.randperm(len(self.resources.test.classes), generator=rng).tolist()
         chosen = []
