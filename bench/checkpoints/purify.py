@@ -89,6 +89,7 @@ def purify_subject(
         raise unknown("method", method, METHODS)
     before = audit_subject(subject, families, effort, calibration, seed)
     now, after, applied = subject, before, dict[str, Defense]()
+    left: Estimate | None = None
     for chain in chains_of(subject, method):
         for name in chain:
             defense = settings.defense(name)
@@ -98,7 +99,8 @@ def purify_subject(
             now = replace(now, victim=_fitted(defense, now, seed))
             applied[name] = defense
         after = audit_subject(now, families, effort, calibration, seed)
-        if after.verdict not in ("backdoored", "suspicious") and not _still_works(before, triggered(now, before)):
+        left = triggered(now, before)
+        if after.verdict not in ("backdoored", "suspicious") and not _still_works(before, left):
             break
     return Purified(
         now.victim,
@@ -109,7 +111,7 @@ def purify_subject(
         _accuracy(subject),
         _accuracy(now),
         triggered(subject, before),
-        triggered(now, before),
+        left,
     )
 
 
