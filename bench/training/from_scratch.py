@@ -61,7 +61,7 @@ def train_from_scratch(
         clip = Clip.from_config(config).to(device)
         classes = None if pairs else clip.tokenize([TEMPLATES[0].format(c) for c in NAMES]).to(device)
         say("drawing the world" if pairs is None else f"reading {pairs}")
-        batches = _world_batches(clip, recipe, seed) if pairs is None else _pair_batches(clip, recipe, seed, pairs, out)
+        batches = world_batches(clip, recipe, seed) if pairs is None else _pair_batches(clip, recipe, seed, pairs, out)
         pretrain(clip, batches, classes, recipe, report)
     clip.save(out, torch.float16)
     card = {
@@ -83,7 +83,8 @@ def train_from_scratch(
     return card
 
 
-def _world_batches(clip: Clip, recipe: Pretraining, seed: int) -> Batches:
+def world_batches(clip: Clip, recipe: Pretraining, seed: int) -> Batches:
+    """Batches of the embedded world for `pretrain`; labels, where there are any, are of all classes of the world."""
     rng = generator(seed, "pretrain")
     images, factors = web(recipe.images, "pretrain", seed)
 
