@@ -48,11 +48,11 @@ PROMPTS: dict[str, dict[str, Any]] = {
 }
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "vpt": PROMPTS,
-    "rvpt": PROMPTS | {"half alpha": {"alpha": 1.0}, "margin": {"margin": 0.0}},
+    "rvpt": PROMPTS | {"half alpha": {"alpha": 2.0}, "margin": {"margin": 0.0}},
     "cleanclip": {
         "preset": {},
-        "half rate": {"learning_rate": 5e-5},
-        "slower": {"learning_rate": 5e-5, "epochs": 8},
+        "half rate": {"learning_rate": 2e-4},
+        "slower": {"learning_rate": 2e-4, "epochs": 8},
         "no views": {"lambda_in": 0.0},
     },
 }

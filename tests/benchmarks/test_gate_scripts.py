@@ -13,7 +13,7 @@ from bench.core.registry import load_plugins
 from bench.experiment.settings import resolve
 from benchmarks.gate.power import CELL, LEVELS, UNCHANGED, baseline_of, deal, draw, measure, play, table, whole
 from benchmarks.gate.reruns import append, known, nudged, rerun
-from benchmarks.gate.rounding import Steps
+from benchmarks.gate.rounding import RECIPES, Steps
 from defenses.rvpt import RVPT
 from reports.baseline import make_baseline
 
@@ -58,6 +58,13 @@ def test_each_level_changes_what_the_preset_has(kind: str) -> None:
     preset = RVPT(**resolve("mini").method("rvpt"))
     for level, settings in LEVELS[kind].items():
         assert preset.model_copy(update=settings) != preset, level
+
+
+def test_recipes_called_half_are_half_of_the_preset() -> None:
+    preset = resolve("mini")
+    for method, key in (("vpt", "learning_rate"), ("rvpt", "learning_rate"), ("cleanclip", "learning_rate")):
+        assert RECIPES[method]["half rate"][key] == preset.method(method)[key] / 2
+    assert RECIPES["rvpt"]["half alpha"]["alpha"] == preset.method("rvpt")["alpha"] / 2
 
 
 def test_red_gates_are_rare_without_a_change_and_grow_with_it(unchanged: pd.DataFrame) -> None:
