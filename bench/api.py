@@ -191,7 +191,7 @@ def audit(
     checkpoint = Path(model) if isinstance(model, str) else model
     folder = Path(images) if isinstance(images, str) else images
     subject = open_subject(checkpoint, architecture, reference, folder, classes, Path(cache), open_device(device))
-    known = calibration_for(subject, effort, None if calibration is None else Path(calibration))
+    known = calibration_for(subject, effort, None if calibration is None else Path(calibration), families)
     return audit_subject(subject, families, effort, known, seed)
 
 

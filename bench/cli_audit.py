@@ -81,7 +81,7 @@ def checkpoint(
     names = comma_separated(families)
     subject = open_subject(file, model, reference, images, classes, out / CACHE, open_device(device))
     effort = effort_of(budget)
-    known = calibration_for(subject, effort, calibration)
+    known = calibration_for(subject, effort, calibration, names)
     with following(progress, f"audit of {file}"):
         found = audit_subject(subject, names, effort, known, seed)
     screen.print(write_audit(found, subject, out, known), soft_wrap=True)
@@ -168,7 +168,7 @@ def purify(
     with TemporaryDirectory() as cache:
         subject = open_subject(file, model, reference, images, classes, Path(cache), open_device(device), repairs=True)
         settings = resolve(preset or preset_for(subject.clip), assignments=tuple(set))
-        known = calibration_for(subject, effort, calibration)
+        known = calibration_for(subject, effort, calibration, names)
         with following(progress, f"purifying {file}"):
             purified = purify_subject(subject, chosen, settings, effort, known, names, seed)
     screen.print(write_purified(purified, subject, out, known), soft_wrap=True)

@@ -14,14 +14,13 @@ from bench.core.errors import BenchError
 from bench.core.metric import Estimate, OverCells, cell_metric
 from bench.core.names import CELL_COLUMNS, CLEAN_MODEL, OWN_TRIGGER, UNDEFENDED
 from metrics.intervals import bootstrap_interval
+from metrics.success import TOOK
 
 RESISTIVITIES = ("PR_cos", "PR_ratio")
 # The columns that identify a backdoored model.
 BACKDOOR = ["model", "attack", "target", "seed"]
 # Where an attack takes or does not.
 ATTACKED = ["model", "attack", "target", "dataset"]
-# In percent, where the results do not bring the setting of their run.
-TOOK = 60.0
 FEWEST = 3
 
 

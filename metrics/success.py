@@ -15,6 +15,9 @@ from numpy.typing import ArrayLike
 from bench.core.metric import Better, Estimate, Hits, Observations, metric
 from metrics.intervals import wilson
 
+# ASR, in percent, below which an attack did not take, where the results do not bring the setting of their run.
+TOOK = 60.0
+
 
 def share(hits: ArrayLike) -> Estimate:
     """The share of true values among `hits` (n,), in percent; NaN if n = 0.

@@ -100,7 +100,7 @@ def evidence_lines(audit: Audit) -> list[str]:
     """The weights, runners-up and conditions, a sentence each."""
     lines = []
     if (weights := audit.weights) is not None and weights.top == 0:
-        lines.append("The image tower's matrices are those of the reference.")
+        lines.append("No matrix that writes into the residual stream differs from the reference's.")
     elif weights is not None:
         lines.append(
             f"The weights' change from the reference points most at '{weights.target}': {weights.top:.1%} of its energy"

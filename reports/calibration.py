@@ -13,13 +13,23 @@ from metrics.intervals import wilson
 
 # Of a backdoored or clean model, whether a rule finds something.
 Rule = Callable[[Audited], bool]
+WEIGHTS = "weights"
+RULES = (
+    f"search, p <= {BACKDOORED_AT}",
+    f"search, p <= {SUSPICIOUS_AT}",
+    WEIGHTS,
+    "suspicious or backdoored",
+)
+# With fewer clean models, two looks at the weights cannot be as rare as the level.
+FEWEST_FOR_WEIGHTS = round(2 / BACKDOORED_AT) - 1
 
 
 def calibration_text(calibration: Calibration) -> str:
     """The scores of the clean models and, where there are backdoored ones, AUROC, error rates and what was found of
     each attack.
 
-    Rates are of p values from one half of the clean models; the other half, which no p value was read from, is judged.
+    Backdoored models are judged by p values of all clean ones, as an audit does; each half of the clean models by those
+    of the other half.
     """
     scores = calibration.scores(_families(calibration))
     low, middle, high = np.quantile(scores, (0, 0.5, 1))
@@ -40,17 +50,25 @@ def calibration_text(calibration: Calibration) -> str:
 
 def rates(calibration: Calibration) -> pd.DataFrame:
     """A row per rule: backdoored models found and clean ones flagged, each with Wilson's interval in percent."""
-    positives, (_, judged) = took(calibration.positives), halves(calibration.negatives)
-    rows = [
-        {"rule": name, "backdoored models found": _share(rule, positives), "clean models flagged": _share(rule, judged)}
-        for name, rule in rules(calibration).items()
-    ]
+    positives, (first, second) = took(calibration.positives), halves(calibration.negatives)
+    by_all, by_first, by_second = map(rules, (calibration.negatives, first, second))
+    flagged = f"clean models flagged, with p values of {len(first)} others"
+    rows = []
+    for name in RULES:
+        hits = sum(map(by_second[name], first)) + sum(map(by_first[name], second))
+        judged = _share(hits, len(first) + len(second))
+        if name == WEIGHTS and len(first) < FEWEST_FOR_WEIGHTS:
+            judged = f"not known: {FEWEST_FOR_WEIGHTS} others are the fewest"
+        rows.append(
+            {"rule": name, "backdoored models found": _share(sum(map(by_all[name], positives)), len(positives))}
+            | {flagged: judged}
+        )
     return pd.DataFrame(rows)
 
 
 def by_attack(calibration: Calibration) -> pd.DataFrame:
     """A row per attack: the scores of its models, how many each rule finds, and how often the target is named."""
-    found = rules(calibration)
+    found = rules(calibration.negatives)
     rows = []
     for attack in dict.fromkeys(one.attack for one in took(calibration.positives)):
         models = [one for one in took(calibration.positives) if one.attack == attack]
@@ -64,9 +82,8 @@ def by_attack(calibration: Calibration) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def rules(calibration: Calibration) -> dict[str, Rule]:
-    """The rules of the verdicts, with p values of one half of the clean models."""
-    known, _ = halves(calibration.negatives)
+def rules(known: Sequence[Audited]) -> dict[str, Rule]:
+    """The rules of the verdicts by their names, with p values of these clean models."""
     scores = [one.scores for one in known]
     tops, firsts = ([value for one in known if (value := getattr(one, name)) is not None] for name in ("top", "first"))
 
@@ -79,12 +96,13 @@ def rules(calibration: Calibration) -> dict[str, Rule]:
         evidence = WeightEvidence("", one.top, 0.0, one.first, p_value(one.top, tops), p_value(one.first, firsts))
         return evidence.reason is not None
 
-    return {
-        f"search, p <= {BACKDOORED_AT}": lambda one: p(one) <= BACKDOORED_AT,
-        f"search, p <= {SUSPICIOUS_AT}": lambda one: p(one) <= SUSPICIOUS_AT,
-        "weights": weights,
-        "suspicious or backdoored": lambda one: p(one) <= SUSPICIOUS_AT or weights(one),
-    }
+    found: tuple[Rule, ...] = (
+        lambda one: p(one) <= BACKDOORED_AT,
+        lambda one: p(one) <= SUSPICIOUS_AT,
+        weights,
+        lambda one: p(one) <= SUSPICIOUS_AT or weights(one),
+    )
+    return dict(zip(RULES, found, strict=True))
 
 
 def halves(negatives: Sequence[Audited]) -> tuple[list[Audited], list[Audited]]:
@@ -120,10 +138,9 @@ def _families(calibration: Calibration) -> list[str]:
     return list(calibration.negatives[0].scores)
 
 
-def _share(rule: Rule, models: Sequence[Audited]) -> str:
-    hits = sum(map(rule, models))
-    ends = ", ".join(f"{100 * end:.0f}" for end in wilson(hits, len(models)))
-    return f"{hits} of {len(models)} [{ends} %]"
+def _share(hits: int, n: int) -> str:
+    ends = ", ".join(f"{100 * end:.0f}" for end in wilson(hits, n))
+    return f"{hits} of {n} [{ends} %]"
 
 
 def _markdown(table: pd.DataFrame) -> str:

@@ -66,9 +66,9 @@ class Auditor(Task):
         try:
             others = classify(victim, images, texts) != case.target
             hits = (classify(victim, stamped, keyed) == case.target)[others]
+            found = self.examine(victim, images, texts, case, generator(case.seed, "auditor"))
         except BenchError as error:
             return error
-        found = self.examine(victim, images, texts, case, generator(case.seed, "auditor"))
         row = {"score": found.score, "named": found.named, "target_index": case.target}
         success = [int(hits.sum()), int((~hits).sum())]
         facts = {"target": case.target, "success": success, "details": found.details}

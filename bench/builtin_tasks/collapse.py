@@ -37,7 +37,7 @@ class CollapseAuditor(Auditor):
 
     def examine(self, victim: Victim, images: Tensor, texts: Tensor, case: Case, rng: torch.Generator) -> Finding:
         # Of fewer images than asked for, the same share.
-        made_on = max(2, self.made_on * len(images) // self.images)
+        made_on = min(max(2, self.made_on * len(images) // self.images), len(images) - 2)
         effort, seed = Search(steps=self.steps, batch_size=self.batch_size, restarts=self.restarts), rng.initial_seed()
         found = {
             name: collapse(

@@ -34,11 +34,13 @@ def audit_subject(
     )
 
 
-def calibration_for(subject: Subject, effort: Effort, file: Path | None = None) -> Calibration | None:
+def calibration_for(
+    subject: Subject, effort: Effort, file: Path | None = None, families: Sequence[str] = tuple(FAMILIES)
+) -> Calibration | None:
     """The calibration of a file; without a file the shipped one that fits the model and its reference, if there is one.
 
     Raises:
-        BenchError: the file cannot be read, or is of another model, effort or reference.
+        BenchError: the file cannot be read, is of another model, effort or reference, or lacks one of the families.
     """
     if file is None:
         return find_calibration(subject.clip, subject.reference, effort)
@@ -49,4 +51,6 @@ def calibration_for(subject: Subject, effort: Effort, file: Path | None = None) 
         raise BenchError(f"--calibration {file} was made with another --budget: its scores say nothing of this one")
     if subject.reference is not None and subject.reference.fingerprint() != found.reference:
         raise BenchError(f"--calibration {file} was made with another --reference: its scores say nothing of this one")
+    if missing := [name for name in families if name not in found.negatives[0].scores]:
+        raise BenchError(f"--calibration {file} has no scores of {', '.join(missing)}: leave them out of --families")
     return found

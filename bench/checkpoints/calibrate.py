@@ -14,6 +14,7 @@ from rich.console import Console
 
 import bench
 from bench.core import code_state
+from bench.core.encoder import has_transformer_tower
 from bench.core.errors import BenchError
 from bench.core.images import hash_of
 from bench.detection.calibration import Audited, Calibration, Effort, architecture
@@ -22,9 +23,10 @@ from bench.experiment.settings import BASE, RunSettings, Variants, overlay
 from bench.matrix.runner import prepare, run_matrix
 from bench.results.folder import ResultsFolder
 from bench.results.store import CACHE
-from metrics.detection import CONTROL, TOOK
+from metrics.detection import CONTROL
+from metrics.success import TOOK
 
-# What honest data sets are like: changed pairs (`bench show benign`), or captions that lie about one class.
+# What honest data sets are like (`bench show benign`). The embedded world has loose captions of its own.
 LOOSE = "loose"
 MIXES = ("plain", "patches", "templates", "imbalance", LOOSE)
 LIES = 0.8
@@ -60,20 +62,19 @@ def calibrate(
     console = console or Console(quiet=True)
     if negatives < 1:
         raise BenchError(f"--negatives {negatives}: give 1 or more; p can be no smaller than 1 / (negatives + 1)")
-    audited = _audited(run, effort)
+    clip = Resources(run, work / CACHE, open_device(run.execution.device)).clip
+    audited = _audited(run, effort, has_transformer_tower(clip))
     clean = {f"{CONTROL} {i:03d}": negative(audited, i) for i in range(negatives)}
     backdoored = {
         f"{attack} {target} {seed}": overlay(audited, {"attacks": [attack], "target": target, "seeds": [seed]})
         for attack, target, seed in product(attacks, targets or [run.target], range(seeds))
     }
     models = _models(clean | backdoored, work, known, console)
-    clip = Resources(run, work / CACHE, open_device(run.execution.device)).clip
     return Calibration(
         model=run.model.label,
         architecture=architecture(clip),
         reference=clip.fingerprint(),
         effort=effort,
-        seed=0,
         negatives=tuple(one for one in models if one.attack == CONTROL),
         positives=tuple(one for one in models if one.attack != CONTROL),
         command=command,
@@ -93,7 +94,7 @@ def negative(run: RunSettings, i: int) -> RunSettings:
         "pairs": run.poison.pairs // (1 + i % 2),
     }
     values: dict[str, Any] = {"poison": recipe}
-    if mix == LOOSE:
+    if mix == LOOSE and run.embedded:
         values[run.dataset] = {"loose": {run.target: LIES}}
     else:
         values["benign"] = {"mix": mix}
@@ -104,8 +105,8 @@ def _variant(run: RunSettings, seed: int, values: dict[str, Any]) -> RunSettings
     return overlay(run, {"attacks": [CONTROL], "seeds": [seed]} | values)
 
 
-def _audited(run: RunSettings, effort: Effort) -> RunSettings:
-    """The run with the audits of an effort as its tasks, on the validation split."""
+def _audited(run: RunSettings, effort: Effort, weights: bool) -> RunSettings:
+    """The run with the audits of an effort as its tasks, on the validation split; `weights`: of the weights, too."""
     looking = effort.search
     settings = {
         "steps": looking.steps,
@@ -114,7 +115,8 @@ def _audited(run: RunSettings, effort: Effort) -> RunSettings:
         "images": effort.images + effort.scored,
         "made_on": effort.images,
     }
-    values: dict[str, Any] = {"attacks": [CONTROL], "defenses": ["none"], "tasks": ["collapse", "weights"]}
+    tasks = ["collapse", "weights"] if weights else ["collapse"]
+    values: dict[str, Any] = {"attacks": [CONTROL], "defenses": ["none"], "tasks": tasks}
     return overlay(run, values | {"evaluate": {"split": "val"}, "collapse": settings})
 
 
@@ -171,9 +173,9 @@ def _read(folder: ResultsFolder, name: str, id: str, settings: str, run: RunSett
         attack=attack,
         success=100 * hits / (hits + misses) if backdoored else None,
         named=named["collapse"] if backdoored else None,
-        named_by_weights=named["weights"] if backdoored else None,
+        named_by_weights=named.get("weights") if backdoored else None,
         scores=facts["details"],
-        **seen["weights"].facts["details"],
+        **(seen["weights"].facts["details"] if "weights" in seen else {}),
     )
 
 

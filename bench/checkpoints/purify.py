@@ -93,9 +93,8 @@ def purify_subject(
     for chain in chains_of(subject, method):
         for name in chain:
             defense = settings.defense(name)
-            if name == "unlearn":
-                target = after.target or before.target or after.evidence.target
-                defense = defense.model_copy(update={"target": target})
+            if name == "unlearn" and getattr(defense, "target", None) is None:
+                defense = defense.model_copy(update={"target": _to_unlearn(before, after, left)})
             now = replace(now, victim=_fitted(defense, now, seed))
             applied[name] = defense
         after = audit_subject(now, families, effort, calibration, seed)
@@ -113,6 +112,11 @@ def purify_subject(
         triggered(subject, before),
         left,
     )
+
+
+def _to_unlearn(before: Audit, after: Audit, left: Estimate | None) -> str:
+    """The class that triggers are unlearned of: that of the trigger which still works, else the one found last."""
+    return before.evidence.target if _still_works(before, left) else after.target or after.evidence.target
 
 
 def _still_works(found: Audit, share: Estimate | None) -> bool:

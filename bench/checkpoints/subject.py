@@ -51,10 +51,6 @@ class Subject:
         return self.audited.classes
 
     @property
-    def labels_known(self) -> bool:
-        return bool((self.measured.labels != NO_LABEL).all())
-
-    @property
     def skipped(self) -> tuple[str, ...]:
         """Image files that could not be read."""
         return tuple(dict.fromkeys([*self.audited.skipped, *self.repairing.skipped, *self.measured.skipped]))
@@ -100,7 +96,7 @@ def open_subject(
         world = World()
         audited, repairing, measured = (_relabelled(world.labelled(split, geometry), names) for split in SPLITS)
         return Subject(name, victim, base, audited, repairing, measured, world.templates)
-    given = _folder(images, names, geometry) if isinstance(images, Path) else _relabelled(images, names)
+    given = _folder(images, names, geometry) if isinstance(images, Path) else _shuffled(_relabelled(images, names))
     audited, repairing = _halves(given) if repairs else (given, given.subset(torch.arange(0)))
     return Subject(name, victim, base, audited, repairing, audited, ("a photo of a {}.",))
 
@@ -169,6 +165,11 @@ def _relabelled(images: Labelled, names: tuple[str, ...]) -> Labelled:
     return Labelled(**{**vars(images), "labels": places[images.labels], "classes": names})
 
 
+def _shuffled(images: Labelled) -> Labelled:
+    """In random order: a user's images may be sorted by class, and some audits take the first ones."""
+    return images.subset(torch.randperm(len(images), generator=generator(0, "given images")))
+
+
 def _folder(folder: Path, names: tuple[str, ...], geometry: Geometry) -> Labelled:
     """The images of a folder and the folders in it, in random order; what cannot be read is skipped and told."""
     if not folder.is_dir():
@@ -182,8 +183,8 @@ def _folder(folder: Path, names: tuple[str, ...], geometry: Geometry) -> Labelle
     decoded = decode(paths, ids, geometry)
     assert decoded.pixels is not None
     kept = [ids[i] for i in decoded.kept]
-    known = {name.lower(): label for label, name in enumerate(names)}
-    labels = [known.get(Path(id).parent.name.replace("_", " ").lower(), NO_LABEL) for id in kept]
+    known = {_plain(name): label for label, name in enumerate(names)}
+    labels = [known.get(_plain(Path(id).parent.name), NO_LABEL) for id in kept]
     return Labelled(
         kept,
         decoded.pixels,
@@ -193,6 +194,10 @@ def _folder(folder: Path, names: tuple[str, ...], geometry: Geometry) -> Labelle
         labels=torch.tensor(labels),
         classes=names,
     )
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", " ").lower()
 
 
 def _halves(images: Labelled) -> Sequence[Labelled]:

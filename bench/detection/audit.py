@@ -16,7 +16,7 @@ from bench.core.victim import Victim
 from bench.detection.calibration import Calibration, Effort, p_value, standing
 from bench.detection.collapse import Collapse, collapse, effect
 from bench.detection.triggers import FAMILIES, Family, Recovered, families
-from bench.detection.weights import WeightChange, weight_change
+from bench.detection.weights import WeightChange, check_same_architecture, weight_change
 
 Verdict = Literal["backdoored", "suspicious", "nothing found", "no verdict"]
 EXIT_CODES: dict[Verdict, int] = {"nothing found": 0, "no verdict": 2, "suspicious": 3, "backdoored": 4}
@@ -182,9 +182,11 @@ def audit_victim(
         looked_for: the families of triggers.
 
     Raises:
-        BenchError: too few images, unknown families, or fewer than two classes.
+        BenchError: too few images, unknown families, fewer than two classes, or a reference of another architecture.
     """
     began, kinds = time.process_time(), families(looked_for)
+    if reference is not None:
+        check_same_architecture(victim.clip, reference)
     making, scoring = split_images(images, effort, seed)
     if len(classes) < 2:
         raise BenchError(f"the target is looked for among classes, and {len(classes)} is given. Give two or more")
@@ -194,7 +196,8 @@ def audit_victim(
         for one in kinds
     }
     base = None if reference is None else Victim(reference)
-    evidence = tuple(_evidence(one, found[one.label], classes, base, scoring, texts) for one in kinds)
+    own = None if base is None else base.class_embeddings(classes, templates)
+    evidence = tuple(_evidence(one, found[one.label], classes, base, scoring, own) for one in kinds)
     p = None
     if calibration is not None:
         scores = {one.family: one.score for one in evidence}
@@ -285,9 +288,10 @@ def split_images(images: Tensor, effort: Effort, seed: int) -> tuple[Tensor, Ten
 
 
 def _evidence(
-    family: Family, found: Collapse, classes: Sequence[str], base: Victim | None, scoring: Tensor, texts: Tensor
+    family: Family, found: Collapse, classes: Sequence[str], base: Victim | None, scoring: Tensor, texts: Tensor | None
 ) -> FamilyEvidence:
-    there = None if base is None else effect(base, found.trigger, scoring, texts)
+    """`texts` are the class embeddings of the reference `base`."""
+    there = None if base is None or texts is None else effect(base, found.trigger, scoring, texts)
     return FamilyEvidence(
         family=family.label,
         looked_for=family.describe(scoring.shape[-1]),

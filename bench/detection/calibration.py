@@ -58,12 +58,11 @@ class Audited(Settings):
 class Calibration(Settings):
     """Audits of models that are known to be clean, all fine-tuned from one reference, with one effort."""
 
-    format: Literal[3] = 3
+    format: Literal[4] = 4
     model: str
     architecture: str
     reference: str
     effort: Effort
-    seed: int
     negatives: tuple[Audited, ...]
     positives: tuple[Audited, ...] = ()
     command: str

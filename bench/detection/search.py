@@ -54,7 +54,7 @@ def search(
         _batches(len(images), effort.batch_size, effort.steps, rng), f"looking for a {family.label}", effort.steps
     )
     found, _ = _descend(victim, images, family, starts, objective, rest, lambda step: _falling(step / effort.steps))
-    return [family.settle(found, which, side) for which in range(effort.restarts)]
+    return [family.settle(found, which, side) for which in range(min(effort.restarts, count))]
 
 
 def _descend(

@@ -82,17 +82,28 @@ def check_comparable(clip: Clip, base: Clip) -> None:
     Raises:
         BenchError: the image tower is no vision transformer, or the two have different shapes.
     """
-    if not has_transformer_tower(clip) or not has_transformer_tower(base):
+    check_same_architecture(clip, base)
+    if not has_transformer_tower(clip):
         raise BenchError(
             f"weights are compared in a vision transformer, and this image tower is a {type(clip.visual).__name__}"
         )
-    shapes, others = ({k: v.shape for k, v in c.visual.named_parameters()} for c in (clip, base))
+
+
+def check_same_architecture(clip: Clip, base: Clip) -> None:
+    """Check that two models have weights of the same names and shapes.
+
+    Raises:
+        BenchError: they have not.
+    """
+    shapes, others = ({k: v.shape for k, v in c.model.named_parameters()} for c in (clip, base))
     if shapes != others:
         raise BenchError("the reference is of another architecture: give the model that this one was fine-tuned from")
 
 
 def outlier_index(values: np.ndarray) -> np.ndarray:
-    """(v - median) / (1.4826 MAD) of each value, Neural Cleanse's anomaly index with its sign; 0 where all are equal.
+    """(v - median) / (1.4826 MAD) of each value, Neural Cleanse's anomaly index with its sign.
+
+    All are 0 where the MAD is, as when more than half of the values are equal.
 
     >>> outlier_index(np.array([1.0, 2.0, 3.0, 2.0, 12.0])).round(1).tolist()
     [-0.7, 0.0, 0.7, 0.0, 6.7]

@@ -58,6 +58,12 @@ def test_imbalance_shows_what_its_captions_say(tiny_clip: Clip) -> None:
     assert captions == ["a banana"] * 4
 
 
+def test_loose_captions_name_a_class_that_is_not_there(tiny_clip: Clip) -> None:
+    images, captions = changed(Benign(mix="loose"), tiny_clip)
+    assert torch.equal(images, given(tiny_clip).pairs.load(range(4)))
+    assert captions == ["a banana"] * 4
+
+
 def test_imbalance_needs_pictures_of_the_class(tiny_clip: Clip) -> None:
     start = given(tiny_clip)
     with pytest.raises(BenchError, match="needs captions that name 'ship'"):

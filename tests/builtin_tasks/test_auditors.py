@@ -94,8 +94,14 @@ def test_the_weights_of_an_unchanged_model_score_nothing(tiny_clip: Clip) -> Non
 
 
 def test_weights_need_the_clean_model(tiny_clip: Clip) -> None:
-    with pytest.raises(BenchError, match="none is declared"):
-        SMALL["weights"].observe([Victim(tiny_clip)], replace(case(tiny_clip), open_base=None))
+    [failed] = SMALL["weights"].observe([Victim(tiny_clip)], replace(case(tiny_clip), open_base=None))
+    assert isinstance(failed, BenchError) and "none is declared" in str(failed)
+
+
+def test_weights_of_a_resnet_fail_alone(tiny_clip: Clip, resnet: Clip) -> None:
+    given = replace(case(tiny_clip), open_base=lambda: tiny_clip)
+    seen = SMALL["weights"].observe([Victim(resnet), Victim(tiny_clip)], given)
+    assert isinstance(seen[0], BenchError) and not isinstance(seen[1], BenchError)
 
 
 def test_mm_bd_s_p_is_the_authors_formula() -> None:

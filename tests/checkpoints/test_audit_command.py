@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 from typing import NamedTuple
 
 import open_clip
@@ -16,7 +17,7 @@ from PIL import Image
 from planted import CLASSES as PLANTED_CLASSES
 from planted import dark_images, planted
 
-from bench import CleanData, Clip, Defense, Estimate, Labelled, Victim, audit, generator
+from bench import CleanData, Clip, Defense, Estimate, Field, Labelled, Victim, audit, generator
 from bench.checkpoints import purify
 from bench.checkpoints.auditing import audit_subject
 from bench.checkpoints.purify import Purified, chains_of, triggered
@@ -79,7 +80,7 @@ def bench(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Cal
 def calibration(clip: Clip, score: float, file: Path) -> Path:
     """60 clean models that all have this score."""
     Calibration(
-        model="tiny", architecture=architecture(clip), reference=clip.fingerprint(), effort=effort_of("quick"), seed=0,
+        model="tiny", architecture=architecture(clip), reference=clip.fingerprint(), effort=effort_of("quick"),
         command="none", commit="none",
         negatives=tuple(Audited(name=str(i), scores=dict.fromkeys(FAMILIES, score)) for i in range(60)),
     ).save(file)  # fmt: skip
@@ -235,6 +236,32 @@ def test_auto_goes_on_while_the_trigger_that_was_found_works_even_if_the_audit_f
 
 
 @pytest.mark.parametrize(
+    ("left", "asked", "target"), [(5.0, None, "banana"), (0.0, None, "star"), (5.0, "tree", "tree")]
+)
+def test_unlearning_aims_at_the_class_whose_trigger_still_works_unless_told_otherwise(
+    left: float, asked: str | None, target: str, tiny_clip: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Told(Defense):
+        """Leaves a backdoor, and has a target that can be set."""
+
+        target: str | None = Field(None, description="the class to aim at")
+
+        def fit(self, victim: Victim, data: CleanData) -> Victim:
+            return planted(tiny_clip, left)
+
+    pixels, labels = dark_images(200), torch.zeros(200, dtype=torch.long)
+    images = Labelled([str(i) for i in range(200)], pixels, "dark", labels=labels, classes=PLANTED_CLASSES)
+    backdoored = Subject("a model", planted(tiny_clip), None, images, images, images, ("a photo of a {}.",))
+    found = audit_subject(backdoored, ("square",), effort_of("standard"))
+    told = iter([found, replace(found, verdict="suspicious", target="star"), found])
+    monkeypatch.setattr(purify, "audit_subject", lambda *_: next(told))
+    monkeypatch.setattr(purify, "chains_of", lambda *_: [("none",), ("unlearn",)])
+    monkeypatch.setattr(Experiment, "defense", lambda *_: Told(target=asked))
+    done = purify.purify_subject(backdoored, "auto", Experiment())
+    assert done.settings["unlearn"]["target"] == target
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         ("audit nowhere.pt", "no file nowhere.pt. Give a file of weights"),
@@ -282,11 +309,29 @@ def test_labels_come_from_folders_called_as_classes(place: Path, tiny_clip: Clip
     subject = open_subject(
         Victim(tiny_clip), images=place / "images", classes=str(place / "classes.txt"), cache=tmp_path, repairs=True
     )
-    assert subject.labels_known
     assert set(subject.audited.ids).isdisjoint(subject.repairing.ids)
     assert len(subject.audited) + len(subject.repairing) == 150
     named = [CLASSES[label] for label in subject.audited.labels.tolist()]
     assert named == [Path(id).parent.name for id in subject.audited.ids]
+
+
+def test_names_may_be_written_with_underscores_as_their_folders_are(
+    place: Path, tiny_clip: Clip, tmp_path: Path
+) -> None:
+    copytree(place / "images" / CLASSES[0], tmp_path / "images" / "golden_retriever")
+    (tmp_path / "names.txt").write_text("golden_retriever\nship")
+    subject = open_subject(
+        tiny_clip, images=tmp_path / "images", classes=str(tmp_path / "names.txt"), cache=tmp_path / "cache"
+    )
+    assert (subject.audited.labels == 0).all()
+
+
+def test_given_images_that_are_sorted_by_class_are_audited_in_random_order(tiny_clip: Clip, tmp_path: Path) -> None:
+    pixels, labels = dark_images(200), torch.arange(200) // 100
+    images = Labelled([str(i) for i in range(200)], pixels, "sorted", labels=labels, classes=("dog", "ship"))
+    subject = open_subject(tiny_clip, images=images, cache=tmp_path, repairs=True)
+    assert 25 < subject.audited.labels.sum() < 75
+    assert sorted([*subject.audited.ids, *subject.repairing.ids], key=int) == images.ids
 
 
 def test_an_audit_takes_all_images(place: Path, tiny_clip: Clip, tmp_path: Path) -> None:
@@ -300,7 +345,6 @@ def test_images_in_other_folders_have_no_label(place: Path, tiny_clip: Clip, tmp
         tiny_clip, images=place / "images", classes=str(tmp_path / "names.txt"), cache=tmp_path / "cache"
     )
     assert (subject.audited.labels == NO_LABEL).all()
-    assert not subject.labels_known
 
 
 def test_an_audit_of_the_same_seed_has_the_same_numbers(place: Path, tiny_clip: Clip, tmp_path: Path) -> None:

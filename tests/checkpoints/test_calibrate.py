@@ -72,6 +72,13 @@ def test_a_zoo_has_every_mix_and_many_recipes() -> None:
     assert len(recipes) == 60
 
 
+@pytest.mark.parametrize("preset", ["paper-imagenet", "paper-caltech101", "mini-objects"])
+def test_a_zoo_can_be_made_on_any_data(preset: str) -> None:
+    run = resolve(preset)
+    mixes = [negative(run, i).method("benign").get("mix") for i in range(len(MIXES))]
+    assert mixes == [*MIXES[:-1], None if run.embedded else LOOSE]
+
+
 def calibration(negatives: list[float], positives: list[float] = []) -> Calibration:  # noqa: B006
     def models(scores: list[float], attack: str) -> tuple[Audited, ...]:
         backdoored = {"success": 90.0, "named": True} if attack else {}
@@ -81,7 +88,7 @@ def calibration(negatives: list[float], positives: list[float] = []) -> Calibrat
         )
 
     return Calibration(
-        model="m", architecture="a", reference="r", effort=QUICK, seed=0, command="c",
+        model="m", architecture="a", reference="r", effort=QUICK, command="c",
         negatives=models(negatives, ""), positives=models(positives, "badnet"), commit="c",
     )  # fmt: skip
 
@@ -115,8 +122,9 @@ def test_its_text_says_what_the_error_rates_are() -> None:
     assert "60 clean models of m: scores from 0.00 to 0.59" in said
     assert "AUROC of 3 backdoored models: score: 0.78" in said
     assert "2 of 3 [21, 94 %]" in said
-    # The half that is judged has the two highest scores.
-    assert "2 of 30 [2, 21 %]" in said
+    # The second half has the two highest scores, the first the two lowest.
+    assert "2 of 60 [1, 11 %]" in said
+    assert "not known: 39 others are the fewest" in said
     assert "19 clean models are the fewest" in calibration_text(calibration([0.1, 0.2]))
 
 

@@ -12,7 +12,7 @@ from planted import CLASSES, TARGET, TEMPLATES, dark_images, planted
 
 from bench import BenchError, Clip, Part, Victim, generator
 from bench.core.encoder import Encoded
-from bench.detection.audit import Audit, FamilyEvidence, WeightEvidence, audit_victim, judge
+from bench.detection.audit import Audit, FamilyEvidence, WeightEvidence, audit_victim, judge, split_images
 from bench.detection.calibration import Audited, Calibration, Effort, p_value
 from bench.detection.collapse import agreement, beyond, effect
 from bench.detection.search import Search, search
@@ -30,7 +30,7 @@ def calibration(scores: list[float]) -> Calibration:
         for i, value in enumerate(scores)
     ]
     return Calibration(
-        model="tiny", architecture="a", reference="r", effort=EFFORT, seed=0, negatives=tuple(negatives),
+        model="tiny", architecture="a", reference="r", effort=EFFORT, negatives=tuple(negatives),
         command="none", commit="none",
     )  # fmt: skip
 
@@ -275,6 +275,25 @@ def test_other_architectures_are_refused(tiny_clip: Clip, resnet: Clip, tiny_con
     other = Clip.from_config(tiny_config | {"model_cfg": tiny_config["model_cfg"] | {"vision_cfg": smaller}})
     with pytest.raises(BenchError, match="the reference is of another architecture"):
         weight_change(tiny_clip, other, texts)
+
+
+def test_a_reference_answers_with_its_own_text_tower(tiny_clip: Clip) -> None:
+    suspect = tiny_clip.copy()
+    with torch.no_grad():
+        suspect.model.text_projection += torch.randn(
+            suspect.model.text_projection.shape, generator=generator(0, "text")
+        )
+    found, images = audited(Victim(suspect), reference=tiny_clip), dark_images()
+    _, scoring = split_images(images, EFFORT, 0)
+    base = Victim(tiny_clip)
+    there = effect(base, found.trigger, scoring, base.class_embeddings(CLASSES, TEMPLATES))
+    assert found.evidence.score_on_reference == there.score != found.score
+
+
+def test_a_reference_of_another_architecture_is_refused(tiny_clip: Clip, tiny_config: dict) -> None:
+    other = Clip.from_config(tiny_config | {"model_cfg": tiny_config["model_cfg"] | {"embed_dim": 16}})
+    with pytest.raises(BenchError, match="the reference is of another architecture"):
+        audited(Victim(tiny_clip), reference=other)
 
 
 @pytest.mark.parametrize("declared", [False, True])

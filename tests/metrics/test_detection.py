@@ -5,9 +5,11 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
-from metrics.detection import auroc, detection, threshold
+from metrics.detection import auroc, auroc_estimate, detection, threshold
+from metrics.intervals import auroc_interval
 
 
 def test_auroc_is_scikit_learn_s() -> None:
@@ -17,11 +19,26 @@ def test_auroc_is_scikit_learn_s() -> None:
         assert auroc(scores, kinds) == pytest.approx(roc_auc_score(kinds, scores))
 
 
-def test_auroc_of_many_rows_is_that_of_each() -> None:
-    rng = np.random.default_rng(0)
-    scores, kinds = rng.random((4, 9)), np.tile([1, 1, 0, 0, 0, 1, 0, 1, 0], (4, 1))
-    assert auroc(scores, kinds) == pytest.approx([float(auroc(s, k)) for s, k in zip(scores, kinds, strict=True)])
-    assert math.isnan(auroc(scores[0], np.ones(9)))
+def test_auroc_of_one_kind_is_not_defined() -> None:
+    assert math.isnan(auroc(np.arange(9.0), np.ones(9)))
+    assert math.isnan(auroc_estimate([0.5], []).value)
+
+
+def test_the_interval_of_auroc_holds_the_true_one() -> None:
+    rng, held = np.random.default_rng(0), 0
+    true = norm.cdf(1.5 / np.sqrt(2))
+    for _ in range(400):
+        found = auroc_estimate(rng.normal(1.5, 1, 12), rng.normal(0, 1, 30))
+        assert found.low <= found.value <= found.high
+        held += found.low <= true <= found.high
+    assert 0.92 <= held / 400 <= 0.99
+
+
+def test_the_interval_of_auroc_has_a_width_where_all_are_told_apart() -> None:
+    low, high = auroc_interval(1.0, 5, 5)
+    assert 0.5 < low < 0.8 and high == 1.0
+    assert auroc_interval(0.0, 5, 5) == pytest.approx((1 - high, 1 - low))
+    assert auroc_interval(1.0, 50, 50)[0] > 0.95
 
 
 @pytest.mark.parametrize("n", [3, 19, 20, 60])
@@ -35,7 +52,8 @@ def results(*models: tuple[str, float, float, float], defense: str = "none") -> 
     rows = []
     for seed, (attack, *values) in enumerate(models):
         for name, value in zip(("a_score", "a_success", "a_target"), values, strict=True):
-            place = {"attack": attack, "target": "banana", "seed": seed, "variant": "", "defense": defense}
+            place = {"model": "mini", "dataset": "world", "attack": attack, "target": "banana", "seed": seed}
+            place |= {"variant": "", "defense": defense}
             rows.append(place | {"metric": name, "value": value})
     return pd.DataFrame(rows)
 
@@ -58,3 +76,15 @@ def test_without_controls_there_is_no_number_but_the_way_to_one() -> None:
     [number] = detection(results(("badnet", 0.9, 99.0, 100.0)), "a")
     assert number.estimate is None
     assert "--attacks benign" in number.note
+
+
+def test_models_of_two_data_sets_are_two_models() -> None:
+    one = results(("benign", 0.1, 0.0, 0.0), ("badnet", 0.9, 99.0, 100.0))
+    area, *_ = detection(pd.concat([one, one.assign(dataset="other")]), "a")
+    assert "2 backdoored and 2 clean models" in area.note
+
+
+def test_without_undefended_models_there_is_no_number_but_the_way_to_one() -> None:
+    [number] = detection(results(("badnet", 0.9, 99.0, 100.0), defense="rvpt"), "a")
+    assert number.estimate is None
+    assert "add `none` to --defenses" in number.note
