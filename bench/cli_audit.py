@@ -47,7 +47,9 @@ Images = Annotated[
 Classes = Annotated[
     str | None, typer.Option(help="Names among which the target is looked for: a file, a name a line, or a data set.")
 ]
-Families = Annotated[str, typer.Option(help="Kinds of triggers to look for, by comma.")]
+Families = Annotated[
+    str, typer.Option(help="Kinds of triggers to look for, by comma; square:0.2: a fifth of the side.")
+]
 Budget = Annotated[str, typer.Option(help="quick, standard or thorough.")]
 CalibrationFile = Annotated[
     Path | None, typer.Option("--calibration", help="A file of `bench audit calibrate`; default: the shipped one.")

@@ -9,7 +9,7 @@ from torch import Tensor
 from bench import BenchError, CleanData, Clip, Defense, Field, Need, Scale, Victim, Work, defense
 from bench.detection.collapse import collapse, success
 from bench.detection.search import Search, aimed_at, embed, search, stamped
-from bench.detection.triggers import FAMILIES, Recovered
+from bench.detection.triggers import FAMILIES, FamilyName, Recovered, families
 from bench.training.fine_tuning import FineTuning, fine_tune
 
 # Images that triggers are made on; as many others say how well they work.
@@ -28,8 +28,8 @@ class Unlearn(Defense, FineTuning):
 
     version: ClassVar[int] = 3
 
-    families: tuple[Literal["square", "blend", "warp"], ...] = Field(
-        ("square", "blend", "warp"), min_length=1, description="kinds of triggers to look for"
+    families: tuple[FamilyName, ...] = Field(
+        tuple(FAMILIES), min_length=1, description="kinds of triggers to look for; square:0.2: of another size"
     )
     target: str | None = Field(None, description="the class to aim at; null: the one that collapse finds")
     rounds: int = Field(3, ge=1, description="rounds at most")
@@ -79,8 +79,8 @@ class Unlearn(Defense, FineTuning):
             return data.train.classes.index(self.target)
         effort = Search(steps=self.steps, restarts=self.restarts)
         found = [
-            collapse(victim, making, others, texts, FAMILIES[name](), effort, data.rng("unlearn", name))
-            for name in self.families
+            collapse(victim, making, others, texts, family, effort, data.rng("unlearn", family.name))
+            for family in families(self.families)
         ]
         return max(found, key=lambda one: one.score).target
 
@@ -91,11 +91,11 @@ class Unlearn(Defense, FineTuning):
         effort = Search(steps=self.steps, batch_size=AIMED_BATCH, restarts=self.restarts)
         objective = aimed_at(target, texts)
         kept = []
-        for name in self.families:
-            rng = data.rng("unlearn", name, number)
-            for trigger in search(victim, making, FAMILIES[name](), objective, effort, rng):
+        for family in families(self.families):
+            rng = data.rng("unlearn", family.name, number)
+            for trigger in search(victim, making, family, objective, effort, rng):
                 works = success(victim, trigger, others, texts, target)
-                data.record(**{f"works_{name}": works})
+                data.record(**{f"works_{family.name}": works})
                 kept += [trigger] if works >= self.enough else []
         return kept
 

@@ -1,6 +1,6 @@
 """The auditor collapse: is there a small trigger under which a model gives all images the same class?"""
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from bench.core.task import Case, task
 from bench.core.victim import Victim
 from bench.detection.collapse import collapse
 from bench.detection.search import Search
-from bench.detection.triggers import FAMILIES
+from bench.detection.triggers import FAMILIES, FamilyName, families
 from metrics.detection import detection_metrics
 
 
@@ -23,8 +23,8 @@ class CollapseAuditor(Auditor):
     version: ClassVar[int] = 3
     headline: ClassVar[tuple[str, ...]] = ("collapse_score", "collapse_target")
 
-    families: tuple[Literal["square", "blend", "warp"], ...] = Field(
-        ("square", "blend", "warp"), min_length=1, description="kinds of triggers to look for"
+    families: tuple[FamilyName, ...] = Field(
+        tuple(FAMILIES), min_length=1, description="kinds of triggers to look for; square:0.2: of another size"
     )
     made_on: int = Field(
         64, ge=2, description="of the images, those that triggers are made on; the others measure them"
@@ -40,16 +40,16 @@ class CollapseAuditor(Auditor):
         made_on = min(max(2, self.made_on * len(images) // self.images), len(images) - 2)
         effort, seed = Search(steps=self.steps, batch_size=self.batch_size, restarts=self.restarts), rng.initial_seed()
         found = {
-            name: collapse(
+            one.name: collapse(
                 victim,
                 images[:made_on],
                 images[made_on:],
                 texts,
-                FAMILIES[name](),
+                one,
                 effort,
-                torch.Generator().manual_seed(derive(seed, name)),
+                torch.Generator().manual_seed(derive(seed, one.name)),
             )
-            for name in self.families
+            for one in families(self.families)
         }
         best = max(found.values(), key=lambda one: one.score)
         return Finding(best.score, best.target, {name: one.score for name, one in found.items()})

@@ -192,12 +192,12 @@ def audit_victim(
         raise BenchError(f"the target is looked for among classes, and {len(classes)} is given. Give two or more")
     texts = victim.class_embeddings(classes, templates)
     found = {
-        one.label: collapse(victim, making, scoring, texts, one, effort.search, generator(seed, "audit", one.label))
+        one.name: collapse(victim, making, scoring, texts, one, effort.search, generator(seed, "audit", one.name))
         for one in kinds
     }
     base = None if reference is None else Victim(reference)
     own = None if base is None else base.class_embeddings(classes, templates)
-    evidence = tuple(_evidence(one, found[one.label], classes, base, scoring, own) for one in kinds)
+    evidence = tuple(_evidence(one, found[one.name], classes, base, scoring, own) for one in kinds)
     p = None
     if calibration is not None:
         scores = {one.family: one.score for one in evidence}
@@ -293,7 +293,7 @@ def _evidence(
     """`texts` are the class embeddings of the reference `base`."""
     there = None if base is None or texts is None else effect(base, found.trigger, scoring, texts)
     return FamilyEvidence(
-        family=family.label,
+        family=family.name,
         looked_for=family.describe(scoring.shape[-1]),
         score=found.score,
         score_on_reference=None if there is None else there.score,

@@ -8,8 +8,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
+import pydantic
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
@@ -28,8 +29,16 @@ class Family(Settings):
     """A kind of trigger under a budget. Sizes are shares of the image's side, so that they hold at any resolution."""
 
     label: ClassVar[str]
+    # The field that a number in a family's name sets: `square:0.2`.
+    budget: ClassVar[str]
     # Adam's learning rate at the start.
     rate: ClassVar[float]
+
+    @property
+    def name(self) -> str:
+        """The label, with the budget if it is not the default one."""
+        own = getattr(self, self.budget)
+        return self.label if own == getattr(type(self)(), self.budget) else f"{self.label}:{own:g}"
 
     def start(self, count: int, side: int, rng: torch.Generator) -> Tensors:
         """Numbers to start from, of `count` triggers or more, for images of `side` px. Whole numbers stay."""
@@ -105,6 +114,7 @@ class Square(Family):
     """A square patch at one place. There is a start at each of `places` x `places` places, spread evenly."""
 
     label: ClassVar[str] = "square"
+    budget: ClassVar[str] = "size"
     rate: ClassVar[float] = 1.0
 
     size: float = Field(1 / 7, gt=0, lt=1, description="side of the patch, as a share of the image's")
@@ -148,6 +158,7 @@ class Blend(Family):
     """A key blended into the whole image: (1 - alpha) x + alpha key."""
 
     label: ClassVar[str] = "blend"
+    budget: ClassVar[str] = "alpha"
     rate: ClassVar[float] = 0.3
 
     alpha: float = Field(0.1, gt=0, lt=1, description="share of the key")
@@ -177,6 +188,7 @@ class Warp(Family):
     """
 
     label: ClassVar[str] = "warp"
+    budget: ClassVar[str] = "reach"
     rate: ClassVar[float] = 0.1
 
     grid: int = Field(5, ge=2, description="control points a side")
@@ -219,14 +231,36 @@ FAMILIES: dict[str, type[Family]] = {family.label: family for family in (Square,
 
 
 def families(names: Sequence[str]) -> tuple[Family, ...]:
-    """The families of some names, each with its default budget.
+    """The families of some names, such as `square`, or `square:0.2` with a budget of its own.
 
     Raises:
-        BenchError: an unknown name, or none at all.
+        BenchError: an unknown name, a budget that is none, or no name at all.
     """
     if not names:
         raise BenchError(f"--families names none. Known: {', '.join(FAMILIES)}")
-    return tuple(FAMILIES[name]() if name in FAMILIES else _unknown(name) for name in dict.fromkeys(names))
+    found = [_family(name) for name in names]
+    return tuple({one.name: one for one in found}.values())
+
+
+def _family(name: str) -> Family:
+    label, colon, budget = name.partition(":")
+    kind = FAMILIES[label] if label in FAMILIES else _unknown(label)
+    if not colon:
+        return kind()
+    try:
+        return kind(**{kind.budget: float(budget)})
+    except ValueError:
+        raise BenchError(
+            f"'{name}' is no kind of trigger: {kind.budget} is a share between 0 and 1, as in {label}:0.2"
+        ) from None
+
+
+def _known(name: str) -> str:
+    return _family(name).name
+
+
+# A family's name as a setting; an unknown one is an error.
+FamilyName = Annotated[str, pydantic.AfterValidator(_known)]
 
 
 def _unknown(name: str) -> Any:

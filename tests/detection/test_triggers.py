@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from bench import BenchError, generator
+from bench.builtin_tasks.collapse import CollapseAuditor
 from bench.detection.triggers import FAMILIES, Blend, Recovered, Square, Warp, families
 
 SIDE = 28
@@ -90,6 +91,24 @@ def test_a_warp_without_shifts_changes_nothing_and_one_with_stays_in_reach() -> 
 
 def test_families_are_named_once_each() -> None:
     assert [family.label for family in families(("warp", "square", "warp"))] == ["warp", "square"]
+
+
+def test_a_number_in_a_name_is_the_budget() -> None:
+    names = ("square", "square:0.25", "blend:0.1", "warp:0.05", "square:0.250")
+    found = families(names)
+    assert [one.name for one in found] == ["square", "square:0.25", "blend", "warp:0.05"]
+    assert [one.describe(56) for one in found[1:]] == [
+        "a square of 14 px at one place",
+        "a picture blended in at 10 %",
+        "a warp that moves pixels by up to 3 px",
+    ]
+    assert CollapseAuditor(families=("square:0.250",)).families == ("square:0.25",)
+
+
+@pytest.mark.parametrize("name", ["square:", "square:big", "square:2", "blend:0"])
+def test_a_budget_is_a_share(name: str) -> None:
+    with pytest.raises(BenchError, match=f"'{name}' is no kind of trigger: .* is a share between 0 and 1"):
+        families((name,))
 
 
 @pytest.mark.parametrize(
