@@ -43,7 +43,7 @@ def calibration_for(
         BenchError: the file cannot be read, is of another model, effort or reference, or lacks one of the families.
     """
     if file is None:
-        return find_calibration(subject.clip, subject.reference, effort)
+        return find_calibration(subject.clip, subject.reference, effort, families)
     found = read_calibration(file)
     if found.architecture != architecture(subject.clip):
         raise BenchError(f"--calibration {file} is of the model {found.model}, which has another architecture")
@@ -51,6 +51,6 @@ def calibration_for(
         raise BenchError(f"--calibration {file} was made with another --budget: its scores say nothing of this one")
     if subject.reference is not None and subject.reference.fingerprint() != found.reference:
         raise BenchError(f"--calibration {file} was made with another --reference: its scores say nothing of this one")
-    if missing := [name for name in families if name not in found.negatives[0].scores]:
+    if missing := found.lacking(families):
         raise BenchError(f"--calibration {file} has no scores of {', '.join(missing)}: leave them out of --families")
     return found

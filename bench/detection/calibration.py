@@ -78,6 +78,10 @@ class Calibration(Settings):
         """The scores of the negatives, or of other audited models, over some families."""
         return [max(one.scores[name] for name in families) for one in (self.negatives if models is None else models)]
 
+    def lacking(self, families: Sequence[str]) -> list[str]:
+        """Those of some families that its models were not searched with."""
+        return [name for name in families if name not in self.negatives[0].scores]
+
     def save(self, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(self.model_dump_json(indent=1) + "\n")
@@ -155,12 +159,18 @@ def shipped() -> tuple[Calibration, ...]:
     return tuple(Calibration.model_validate_json(text) for text in texts)
 
 
-def find_calibration(clip: Clip, reference: Clip | None, effort: Effort) -> Calibration | None:
-    """The shipped calibration of an architecture, an effort and, if one is declared, a reference; None without one."""
+def find_calibration(
+    clip: Clip, reference: Clip | None, effort: Effort, families: Sequence[str] = ()
+) -> Calibration | None:
+    """The shipped calibration of an architecture, an effort and, if one is declared, a reference; None without one.
+
+    It must have scores of the families.
+    """
     wanted = architecture(clip)
     print_ = None if reference is None else reference.fingerprint()
     for found in shipped():
-        if (found.architecture, found.effort) == (wanted, effort) and print_ in (None, found.reference):
+        fits = (found.architecture, found.effort) == (wanted, effort) and print_ in (None, found.reference)
+        if fits and not found.lacking(families):
             return found
     return None
 

@@ -302,6 +302,16 @@ def test_another_model_s_calibration_is_refused(bench: Command, place: Path, mod
     assert "which has another architecture" in done.stderr.replace("\n", " ")
 
 
+def test_a_calibration_without_the_kinds_that_are_looked_for_is_refused(
+    bench: Command, place: Path, models: Path, tiny_clip: Clip
+) -> None:
+    file = calibration(tiny_clip, 0.0, models / "calibration.json")
+    words = f"audit {models}/model {options(place, models)} --calibration {file} --families square,square:0.3"
+    done = bench(words)
+    assert done.returncode == 2
+    assert "has no scores of square:0.3: leave them out of --families" in done.stderr.replace("\n", " ")
+
+
 # --- what an audit starts from
 
 

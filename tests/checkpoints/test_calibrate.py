@@ -168,6 +168,7 @@ def test_a_calibration_of_the_embedded_model_is_shipped(tiny_clip: Clip) -> None
     assert {one.mix.split(",")[0] for one in made.negatives} == {*MIXES}
     assert find_calibration(mini, tiny_clip, STANDARD) is None, "of another reference"
     assert find_calibration(mini, mini, QUICK) is None, "of another budget"
+    assert find_calibration(mini, mini, STANDARD, ("square", "square:0.2")) is None, "without these kinds"
     assert find_calibration(tiny_clip, None, STANDARD) is None, "of another model"
 
 
