@@ -16,7 +16,7 @@ from bench.core.victim import Victim
 from bench.detection.calibration import Calibration, Effort, p_value, standing
 from bench.detection.collapse import Collapse, collapse, effect
 from bench.detection.triggers import FAMILIES, Family, Recovered, families
-from bench.detection.weights import WeightChange, check_same_architecture, weight_change
+from bench.detection.weights import WeightChange, check_descent, weight_change
 
 Verdict = Literal["backdoored", "suspicious", "nothing found", "no verdict"]
 EXIT_CODES: dict[Verdict, int] = {"nothing found": 0, "no verdict": 2, "suspicious": 3, "backdoored": 4}
@@ -182,11 +182,12 @@ def audit_victim(
         looked_for: the families of triggers.
 
     Raises:
-        BenchError: too few images, unknown families, fewer than two classes, or a reference of another architecture.
+        BenchError: too few images, unknown families, fewer than two classes, or a reference that this model does not
+            come from.
     """
     began, kinds = time.process_time(), families(looked_for)
     if reference is not None:
-        check_same_architecture(victim.clip, reference)
+        check_descent(victim.clip, reference)
     making, scoring = split_images(images, effort, seed)
     if len(classes) < 2:
         raise BenchError(f"the target is looked for among classes, and {len(classes)} is given. Give two or more")
@@ -252,8 +253,9 @@ def judge(
             "no verdict",
             None,
             [
-                "no trigger of these kinds stands out, but nothing tells what clean models of this architecture reach. "
-                "`bench audit calibrate` measures it; give its file with --calibration."
+                "no trigger of these kinds stands out, but nothing tells what clean models like this one reach. "
+                "Declare the model that it was fine-tuned from with --reference: a calibration may come with bench. "
+                "Else `bench audit calibrate` makes one; give its file with --calibration."
             ],
         )
     return "nothing found", None, []

@@ -162,14 +162,14 @@ def test_a_calibration_of_the_embedded_model_is_shipped(tiny_clip: Clip) -> None
     mini = load_model(ModelSettings(), "cpu")
     made = find_calibration(mini, mini, STANDARD)
     assert made is not None and made in shipped()
-    assert made == find_calibration(mini, None, STANDARD)
+    assert find_calibration(mini, None, STANDARD) is None, "a model of the same size may come from anywhere"
     # Enough for the verdict "backdoored" by the score, and for "suspicious" by the weights.
     assert len(made.negatives) >= 39 and "bench audit calibrate" in made.command and made.commit
     assert {one.mix.split(",")[0] for one in made.negatives} == {*MIXES}
     assert find_calibration(mini, tiny_clip, STANDARD) is None, "of another reference"
     assert find_calibration(mini, mini, QUICK) is None, "of another budget"
     assert find_calibration(mini, mini, STANDARD, ("square", "square:0.2")) is None, "without these kinds"
-    assert find_calibration(tiny_clip, None, STANDARD) is None, "of another model"
+    assert find_calibration(tiny_clip, mini, STANDARD) is None, "of another model"
 
 
 def test_no_clean_model_is_refused(tmp_path: Path) -> None:

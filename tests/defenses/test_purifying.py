@@ -35,7 +35,7 @@ def noise(parameter: torch.Tensor) -> torch.Tensor:
 
 
 def rank_one(parameter: torch.Tensor) -> torch.Tensor:
-    return torch.outer(torch.ones(len(parameter)), torch.ones(parameter.shape[1]))
+    return 0.01 * torch.outer(torch.ones(len(parameter)), torch.ones(parameter.shape[1]))
 
 
 def test_cut_takes_a_change_of_low_rank_out_whole(tiny_clip: Clip) -> None:

@@ -12,6 +12,7 @@ from planted import CLASSES, TARGET, TEMPLATES, dark_images, planted
 
 from bench import BenchError, Clip, Part, Victim, generator
 from bench.core.encoder import Encoded
+from bench.core.randomness import seeded
 from bench.detection.audit import Audit, FamilyEvidence, WeightEvidence, audit_victim, judge, split_images
 from bench.detection.calibration import Audited, Calibration, Effort, p_value
 from bench.detection.collapse import agreement, beyond, effect
@@ -253,7 +254,7 @@ def test_a_change_along_one_class_is_read_from_the_weights(tiny_clip: Clip) -> N
     along = torch.linalg.pinv(tiny_clip.visual.proj.T) @ (texts[TARGET] - texts.mean(0))
     with torch.no_grad():
         for block in changed.visual.transformer.resblocks:
-            block.mlp.c_proj.weight += torch.outer(along, torch.ones(block.mlp.c_proj.weight.shape[1]))
+            block.mlp.c_proj.weight += 0.01 * torch.outer(along, torch.ones(block.mlp.c_proj.weight.shape[1]))
     found = weight_change(changed, tiny_clip, texts)
     assert found.target == TARGET
     assert found.top > 0.5
@@ -294,6 +295,13 @@ def test_a_reference_of_another_architecture_is_refused(tiny_clip: Clip, tiny_co
     other = Clip.from_config(tiny_config | {"model_cfg": tiny_config["model_cfg"] | {"embed_dim": 16}})
     with pytest.raises(BenchError, match="the reference is of another architecture"):
         audited(Victim(tiny_clip), reference=other)
+
+
+def test_a_reference_that_the_model_does_not_come_from_is_refused(tiny_clip: Clip, tiny_config: dict) -> None:
+    with seeded(1):
+        apart = Clip.from_config(tiny_config)
+    with pytest.raises(BenchError, match=r"not fine-tuned from the reference: .* weights is -?0\.0"):
+        audited(Victim(tiny_clip), reference=apart)
 
 
 @pytest.mark.parametrize("declared", [False, True])
