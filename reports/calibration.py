@@ -93,7 +93,7 @@ def rules(known: Sequence[Audited]) -> dict[str, Rule]:
     def weights(one: Audited) -> bool:
         if one.top is None or one.first is None or not tops:
             return False
-        evidence = WeightEvidence("", one.top, 0.0, one.first, p_value(one.top, tops), p_value(one.first, firsts))
+        evidence = WeightEvidence("", one.top, 0.0, one.first, p_value(one.top, tops), p_value(one.first, firsts), 0.0)
         return evidence.reason is not None
 
     found: tuple[Rule, ...] = (

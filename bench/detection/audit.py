@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import torch
+from scipy.special import ndtri
 from torch import Tensor
 
 from bench.core.clip import Clip
@@ -25,9 +26,9 @@ BACKDOORED_AT, SUSPICIOUS_AT = 0.05, 0.15
 # Without a calibration: a score that exceeds the reference's under the same trigger by so much is suspicious. Chosen
 # after the scores in docs/audit.md were seen.
 WORKS = 0.1
-# Without a calibration: so many robust standard deviations make the weights' top class suspicious. The level is that of
-# Iglewicz and Hoaglin (1993) for outliers.
-OUTLIER = 3.5
+# Without a calibration: the chance that one of all classes stands out as much in the weights' change, were they normal.
+# Of 20 classes that is 3.5 robust standard deviations, the level of Iglewicz and Hoaglin (1993) for outliers.
+OUTLIER_BY_CHANCE = 0.005
 RUNNERS_UP = 3
 STANDARD = Effort()
 DIGITS = 4
@@ -64,7 +65,8 @@ class FamilyEvidence:
 
 @dataclass(frozen=True)
 class WeightEvidence:
-    """What the change from the reference tells: see `WeightChange`. p values are of a calibration's clean models."""
+    """What the change from the reference tells: see `WeightChange`. p values are of a calibration's clean models;
+    `unusual` is what `outlier` is suspicious from without one."""
 
     target: str
     top: float
@@ -72,12 +74,13 @@ class WeightEvidence:
     first: float
     p_top: float | None
     p_first: float | None
+    unusual: float
 
     @property
     def reason(self) -> str | None:
         """Why the change is suspicious; None if it is not."""
         if self.p_top is None or self.p_first is None:
-            if self.outlier < OUTLIER:
+            if self.outlier < self.unusual:
                 return None
             return f"{self._points}, {self.outlier:.1f} robust standard deviations above the other classes"
         # Two looks at the same change.
@@ -316,7 +319,17 @@ def _weigh(change: WeightChange, classes: Sequence[str], calibration: Calibratio
         first=change.first,
         p_top=p_value(change.top, tops) if tops else None,
         p_first=p_value(change.first, firsts) if firsts else None,
+        unusual=unusual(len(classes)),
     )
+
+
+def unusual(classes: int) -> float:
+    """The outlier index that the top one of so many classes reaches by chance with `OUTLIER_BY_CHANCE`.
+
+    >>> round(unusual(20), 1), round(unusual(1000), 1)
+    (3.5, 4.4)
+    """
+    return float(ndtri(1 - OUTLIER_BY_CHANCE / classes))
 
 
 def _rounded(value: Any) -> Any:

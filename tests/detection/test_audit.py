@@ -115,7 +115,7 @@ def best(score: float, on_reference: float | None = None) -> FamilyEvidence:
 
 
 def weights(p_top: float | None, p_first: float | None, outlier: float = 5.0) -> WeightEvidence:
-    return WeightEvidence("lemon", 0.2, outlier, 0.2, p_top, p_first)
+    return WeightEvidence("lemon", 0.2, outlier, 0.2, p_top, p_first, 3.5)
 
 
 @pytest.mark.parametrize(
