@@ -82,8 +82,8 @@ def open_subject(
     Raises:
         BenchError: something of it cannot be found, read or used.
     """
-    victim = _open(checkpoint, model, reference, device)
     base = reference if isinstance(reference, Clip | None) else load_model(_reference(reference, model), device)
+    victim = _open(checkpoint, model, reference, device)
     name = str(checkpoint) if isinstance(checkpoint, Path) else "a model"
     embedded = preset_for(victim.clip) == MINI
     if isinstance(images, Labelled) and classes is None:

@@ -22,6 +22,7 @@ from bench.checkpoints import purify
 from bench.checkpoints.auditing import audit_subject
 from bench.checkpoints.purify import Purified, chains_of, triggered
 from bench.checkpoints.subject import NO_LABEL, Subject, open_subject
+from bench.core.clip import WEIGHTS_FILE
 from bench.core.errors import BenchError
 from bench.detection.calibration import Audited, Calibration, architecture, effort_of
 from bench.detection.search import unit
@@ -277,6 +278,10 @@ def test_unlearning_aims_at_the_class_whose_trigger_still_works_unless_told_othe
             "audit {model} --images {images} --reference openai",
             "--reference openai: no such file, and mini has no tags",
         ),
+        (
+            "audit {file} --images {images} --reference nowhere",
+            "--reference nowhere: no such file, and mini has no tags",
+        ),
         ("audit {model} --images {images} --calibration nowhere.json", "--calibration nowhere.json: no such file"),
         ("audit {model} --images {images} --calibration {one}", "is none that can be read"),
         ("purify {model} --out {empty} --method wash", "unknown method 'wash'"),
@@ -289,7 +294,12 @@ def test_what_cannot_be_used_is_an_error_that_says_what_to_do(
 ) -> None:
     (models / "empty").mkdir()
     (models / "one.txt").write_text("banana\n")
-    places = {"model": models / "model", "images": place / "images", "empty": models / "empty"}
+    places = {
+        "model": models / "model",
+        "file": models / "model" / WEIGHTS_FILE,
+        "images": place / "images",
+        "empty": models / "empty",
+    }
     done = bench(words.format(**places, one=models / "one.txt", new=models / "new"))
     assert done.returncode == 2
     assert message in done.stderr.replace("\n", " "), done.stderr
