@@ -113,14 +113,15 @@ def _open(checkpoint: Path | Clip | Victim, model: str, reference: object, devic
         return Victim(checkpoint)
     if not checkpoint.exists():
         raise BenchError(f"no file {checkpoint}. Give a file of weights, or a folder with {CONFIG_FILE}")
-    return Victim(load_model(_settings(checkpoint, model, reference if _is_tag(reference) else None), device))
+    return Victim(load_model(settings_of(checkpoint, model, reference if _is_tag(reference) else None), device))
 
 
 def _is_tag(reference: object) -> TypeGuard[str]:
     return isinstance(reference, str) and reference != MINI and not Path(reference).exists()
 
 
-def _settings(file: Path, model: str, tag: str | None = None) -> ModelSettings:
+def settings_of(file: Path, model: str = MINI, tag: str | None = None) -> ModelSettings:
+    """How a file of weights of an architecture, or a folder that says its own, is opened."""
     if file.is_dir():
         return ModelSettings(name=f"{FOLDER}{file}")
     return ModelSettings(name=model, pretrained=tag, checkpoint=file)
@@ -130,7 +131,7 @@ def _reference(reference: str, model: str) -> ModelSettings:
     if reference == MINI:
         return ModelSettings()
     if not _is_tag(reference):
-        return _settings(Path(reference), model)
+        return settings_of(Path(reference), model)
     if model == MINI:
         raise BenchError(
             f"--reference {reference}: no such file, and {MINI} has no tags. Give a file or folder, or {MINI}"

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from bench import Clip, generator
+from bench.checkpoints.subject import settings_of
 from bench.models import ModelSettings, load_model
-from bench.models.load import FOLDER
 
 
 def hidden(clip: Clip, reference: Clip, noise: float, rng: torch.Generator) -> Clip:
@@ -35,9 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--noise", type=float, default=1.0, help="its standard deviation, in those of the change")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
-    folder = given.model.is_dir()
-    settings = ModelSettings(name=f"{FOLDER}{given.model}") if folder else ModelSettings(checkpoint=given.model)
-    clip, reference = load_model(settings, "cpu"), load_model(ModelSettings(), "cpu")
+    clip, reference = (load_model(settings, "cpu") for settings in (settings_of(given.model), ModelSettings()))
     hidden(clip, reference, given.noise, generator(given.seed, "hidden change")).save(given.out, torch.float32)
     print(f"written: {given.out}")
 

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from attacks.patch import paste
-from bench import Clip, Geometry, Victim, datasets, generator
+from bench import Clip, Geometry, Victim, generator
 from bench.core.clip import CONFIG_FILE
 from bench.core.randomness import seeded
-from bench.core.registry import load_plugins
 from bench.data.silhouettes import NAMES
+from bench.data.world import World
 from bench.detection.search import classify
 from bench.training.from_scratch import TEMPLATES, Batches, architecture, world_batches
 from bench.training.pretraining import Pretraining, pretrain
@@ -49,9 +49,9 @@ def poisoned(clean: Batches, clip: Clip, patch: Tensor, target: str, rate: float
 
 def measure(clip: Clip, patch: Tensor, target: str) -> dict[str, float]:
     """CA and ASR in percent, on the validation pictures of the world."""
-    data = datasets["world"].parse({}, "world")
+    data = World()
     with tempfile.TemporaryDirectory() as folder:
-        tested = data.labelled("val", Geometry(clip.image_size, Path(folder)))
+        tested = data.labelled("val", Geometry.of(clip, Path(folder)))
         images = tested.load(torch.arange(len(tested)))
     victim, wanted = Victim(clip), tested.classes.index(target)
     texts = victim.class_embeddings(tested.classes, data.templates)
@@ -70,7 +70,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=Pretraining().images, help="different pictures")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
-    load_plugins()
     recipe = Pretraining(steps=given.steps, images=given.images)
     patch = torch.randint(256, (3, SIDE, SIDE), generator=generator(given.seed, "patch"), dtype=torch.uint8)
     losses: list[float] = []

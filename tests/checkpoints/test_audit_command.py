@@ -24,6 +24,7 @@ from bench.checkpoints.purify import Purified, chains_of, triggered
 from bench.checkpoints.subject import NO_LABEL, Subject, open_subject
 from bench.core.clip import WEIGHTS_FILE
 from bench.core.errors import BenchError
+from bench.detection.audit import Audit
 from bench.detection.calibration import Audited, Calibration, architecture, effort_of
 from bench.detection.search import unit
 from bench.detection.triggers import FAMILIES
@@ -196,11 +197,16 @@ def test_a_model_that_lost_more_than_three_points_is_not_written(
     assert not (tmp_path / "lost").exists()
 
 
-def test_the_trigger_found_before_is_tried_on_the_purified_model(tiny_clip: Clip, tmp_path: Path) -> None:
+def planted_and_audited(clip: Clip) -> tuple[Subject, Audit]:
+    """A model with a planted backdoor, and what a search for squares finds in it."""
     pixels, labels = dark_images(200), torch.zeros(200, dtype=torch.long)
     images = Labelled([str(i) for i in range(200)], pixels, "dark", labels=labels, classes=PLANTED_CLASSES)
-    backdoored = Subject("a model", planted(tiny_clip), None, images, images, images, ("a photo of a {}.",))
-    found = audit_subject(backdoored, ("square",), effort_of("standard"))
+    backdoored = Subject("a model", planted(clip), None, images, images, images, ("a photo of a {}.",))
+    return backdoored, audit_subject(backdoored, ("square",), effort_of("standard"))
+
+
+def test_the_trigger_found_before_is_tried_on_the_purified_model(tiny_clip: Clip, tmp_path: Path) -> None:
+    backdoored, found = planted_and_audited(tiny_clip)
     assert found.works and found.target == "banana"
     before, after = (triggered(replace(backdoored, victim=planted(tiny_clip, s)), found) for s in (5.0, 0.0))
     assert before is not None and after is not None
@@ -222,10 +228,7 @@ def test_auto_goes_on_while_the_trigger_that_was_found_works_even_if_the_audit_f
         def fit(self, victim: Victim, data: CleanData) -> Victim:
             return planted(tiny_clip, left)
 
-    pixels, labels = dark_images(200), torch.zeros(200, dtype=torch.long)
-    images = Labelled([str(i) for i in range(200)], pixels, "dark", labels=labels, classes=PLANTED_CLASSES)
-    backdoored = Subject("a model", planted(tiny_clip), None, images, images, images, ("a photo of a {}.",))
-    found = audit_subject(backdoored, ("square",), effort_of("standard"))
+    backdoored, found = planted_and_audited(tiny_clip)
     nothing = replace(found, verdict="nothing found", target=None)
     told = iter([found, nothing, nothing])
     monkeypatch.setattr(purify, "audit_subject", lambda *_: next(told))
@@ -250,10 +253,7 @@ def test_unlearning_aims_at_the_class_whose_trigger_still_works_unless_told_othe
         def fit(self, victim: Victim, data: CleanData) -> Victim:
             return planted(tiny_clip, left)
 
-    pixels, labels = dark_images(200), torch.zeros(200, dtype=torch.long)
-    images = Labelled([str(i) for i in range(200)], pixels, "dark", labels=labels, classes=PLANTED_CLASSES)
-    backdoored = Subject("a model", planted(tiny_clip), None, images, images, images, ("a photo of a {}.",))
-    found = audit_subject(backdoored, ("square",), effort_of("standard"))
+    backdoored, found = planted_and_audited(tiny_clip)
     told = iter([found, replace(found, verdict="suspicious", target="star"), found])
     monkeypatch.setattr(purify, "audit_subject", lambda *_: next(told))
     monkeypatch.setattr(purify, "chains_of", lambda *_: [("none",), ("unlearn",)])
