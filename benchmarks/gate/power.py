@@ -46,13 +46,19 @@ CELL = ["attack", "defense", "seed", "metric"]
 
 
 def measure(base: ResultsFolder, out: Path, level: str, settings: Mapping[str, Any], number: int) -> None:
-    """Add a run of the base's matrix at one level, with rounding `number`, to the table, unless it is there."""
+    """Add a run of the base's matrix at one level, with rounding `number`, to the table, unless it is there.
+
+    Unchanged run 0 is the base itself.
+    """
     file = out / "measured.csv"
     if (level, number) in known(file, ["level", "number"]):
         return
-    # Settings of RVPT leave undefended models as they are.
-    which = {} if level == UNCHANGED else {"defenses": ("rvpt",)}
-    made = rerun(base, out / "runs" / f"{level}-{number}".replace(" ", "-"), number, {"rvpt": settings}, **which)
+    if (level, number) == (UNCHANGED, 0):
+        made = base
+    else:
+        # Settings of RVPT leave undefended models as they are.
+        which = {} if level == UNCHANGED else {"defenses": ("rvpt",)}
+        made = rerun(base, out / "runs" / f"{level}-{number}".replace(" ", "-"), number, {"rvpt": settings}, **which)
     append(file, shares(made).assign(level=level, number=number))
     print(f"{level}, rounding {number}: measured", flush=True)
 
