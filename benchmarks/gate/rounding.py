@@ -39,6 +39,7 @@ PROMPTS: dict[str, dict[str, Any]] = {
     "preset": {},
     "average": {"average": 3},
     "max_norm": {"max_norm": 1.0},
+    "max_norm, higher rate": {"max_norm": 1.0, "learning_rate": 0.1},
     "longer": {"epochs": 14},
     "slower": {"learning_rate": 0.01, "epochs": 14},
     "slower, average": {"learning_rate": 0.01, "epochs": 14, "average": 5},
