@@ -54,18 +54,25 @@ def compare(
 def baseline(
     results: Annotated[Path, typer.Argument(help="A results folder; or a baseline, to add reruns to it.")],
     out: Annotated[Path, typer.Option(help="The file to write: JSON.")],
-    reruns: Annotated[
+    others: Annotated[
         list[Path] | None,
         typer.Argument(help="Results or baselines of the same settings from elsewhere: how far they differ."),
     ] = None,
+    reruns: Annotated[
+        int,
+        typer.Option(min=0, help="Defend the same models so often again, with other rounding errors, and add that."),
+    ] = 0,
 ) -> None:
-    """Write the numbers of a results folder, seed by seed, as the baseline that `bench check` compares with."""
+    """Write the numbers of a results folder, seed by seed, as the baseline that `bench check` compares with.
+
+    Reruns are kept in RESULTS/reruns; interrupted, the same command goes on.
+    """
     from reports.baseline import add_rerun, refuse_single_seeds, to_json
 
     made = _baseline_of(results)
-    for rerun in reruns or ():
-        add_rerun(made, _baseline_of(rerun), str(rerun), str(results))
     refuse_single_seeds(made)
+    for other in [*(others or ()), *_rerun(results, reruns)]:
+        add_rerun(made, _baseline_of(other), str(other), str(results))
     _write(out, to_json(made))
     _say(f"wrote {out}: {len(made['cells'])} cells. `bench check RESULTS --baseline {out}` compares with it.")
 
@@ -103,6 +110,19 @@ def check(
         _write(markdown, text)
     _say(text)
     raise typer.Exit(exit_code(findings))
+
+
+def _rerun(results: Path, times: int) -> list[Path]:
+    """The folders of reruns of a results folder."""
+    from bench.matrix.rerun import rerun
+
+    if times and results.is_file():
+        raise BenchError(f"{results} is a baseline. Reruns need the models: bench baseline RESULTS --reruns {times}")
+    folders = {draw: results / "reruns" / str(draw) for draw in range(1, times + 1)}
+    for draw, folder in folders.items():
+        screen.rule(f"rerun {draw} of {times}")
+        rerun(_open(results), folder, draw, console=screen)
+    return list(folders.values())
 
 
 def _baseline_of(path: Path) -> dict[str, Any]:

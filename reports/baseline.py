@@ -25,8 +25,6 @@ from reports.command import command_of, flat
 FORMAT = 3
 CELL = [key for key in CELL_COLUMNS if key != "seed"]
 LIBRARIES = ("numpy", "open_clip_torch", "torchvision")
-# Makes torch and MKL use other kernels, which round differently, as on another processor.
-ANOTHER_ROUNDING = "ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE"
 # Inputs of artefacts that two comparable numbers may differ in: ids of other artefacts, versions of the code, seeds.
 NOT_SETTINGS = {"kind", "version", "subject", "backdoor", "seed"}
 
@@ -89,7 +87,7 @@ def add_rerun(baseline: dict[str, Any], rerun: dict[str, Any], name: str, of: st
     if all(known):
         raise BenchError(
             f"{name} has the same numbers as an earlier run, so it shows no effect of rounding. Run it on another "
-            f"processor, or with other kernels: {ANOTHER_ROUNDING} bench run ... --out OTHER"
+            f"processor, or let bench round otherwise: bench baseline {of} --reruns 5"
         )
     baseline["reruns"] += 1 + rerun["reruns"]
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bench.core.errors import BenchError
+from bench.core.randomness import generator
 
 # The names which open_clip's `local-dir:` scheme expects, so that every model we write opens in open_clip.
 CONFIG_FILE = "open_clip_config.json"
@@ -65,6 +66,18 @@ class Clip:
     def copy(self) -> "Clip":
         """An independent copy with the same weights."""
         return Clip(copy.deepcopy(self.model), self.tokenizer, self.config).to(self.device)
+
+    def nudged(self, draw: int) -> "Clip":
+        """A copy whose weights are one float up, one down, or the same, at random.
+
+        All that is computed from it is rounded differently, as on another processor.
+        """
+        nudged, rng = self.copy(), generator(draw, "rounding")
+        with torch.no_grad():
+            for weights in nudged.model.parameters():
+                move = torch.randint(-1, 2, weights.shape, generator=rng).to(weights.device)
+                weights.copy_(weights.nextafter(weights + move))
+        return nudged
 
     def normalise(self, images: Tensor) -> Tensor:
         """CLIP's input (n, 3, h, w) from images (n, 3, h, w), float RGB in [0, 1] or uint8."""

@@ -56,6 +56,12 @@ class Execution(Settings):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1 ...")
     workers: int | None = Field(None, ge=1, description="processes; null: one a core on the CPU, one on a GPU")
     threads: int = Field(1, ge=1, description="threads of each process on the CPU; part of the numbers' last bits")
+    rounding: int = Field(
+        0,
+        ge=0,
+        description="with which rounding errors a run is repeated in another folder: 1, 2 ... move the last bits of "
+        "backdoored models; 0: as they are",
+    )
     gpus: int = Field(1, ge=1, description="GPUs that share the batches of a fine-tuning: poisoning, CleanCLIP")
     executor: Literal["local", "ray"] = Field("local", description="local processes, or a Ray cluster")
     gpu_share: float | None = Field(

@@ -27,8 +27,9 @@ import numpy as np
 import pandas as pd
 
 from bench.core.registry import load_plugins
+from bench.matrix.rerun import rerun
 from bench.results.folder import ResultsFolder
-from benchmarks.gate.reruns import append, known, rerun, shares
+from benchmarks.gate.measured import append, known, shares
 from metrics.intervals import wilson
 from reports.gate import FALSE_ALARMS, POWER, exit_code, judge
 
@@ -57,8 +58,8 @@ def measure(base: ResultsFolder, out: Path, level: str, settings: Mapping[str, A
         made = base
     else:
         # Settings of RVPT leave undefended models as they are.
-        which = {} if level == UNCHANGED else {"defenses": ("rvpt",)}
-        made = rerun(base, out / "runs" / f"{level}-{number}".replace(" ", "-"), number, {"rvpt": settings}, **which)
+        changed = {} if level == UNCHANGED else {"rvpt": settings, "defenses": ("rvpt",)}
+        made = rerun(base, out / "runs" / f"{level}-{number}".replace(" ", "-"), number, changed)
     append(file, shares(made).assign(level=level, number=number))
     print(f"{level}, rounding {number}: measured", flush=True)
 

@@ -32,7 +32,7 @@ from bench.experiment.resources import Resources
 from bench.experiment.settings import overlay
 from bench.results.folder import ResultsFolder
 from bench.results.records import Cell
-from benchmarks.gate.reruns import append, known, nudged
+from benchmarks.gate.measured import append, known
 from metrics.prediction import angle
 
 PROMPTS: dict[str, dict[str, Any]] = {
@@ -124,7 +124,9 @@ class Bench:
         return Resources(overlay(self.folder.settings, changed), self.folder.out / "data", "cpu")
 
     def fit(self, resources: Resources, cell: Cell, method: str, kind: str, number: int) -> tuple[Victim, Steps]:
-        clip = nudged(self.folder.store.clip(cell.backdoor or ""), number if kind == "nudge" else 0)
+        clip = self.folder.store.clip(cell.backdoor or "")
+        if kind == "nudge":
+            clip = clip.nudged(number)
         data = CleanData(
             resources.train, resources.tuned.templates, cell.seed, resources.tuned_target, resources.clean_pairs
         )

@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 import bench
-from benchmarks.gate.reruns import shares
+from benchmarks.gate.measured import shares
 
 ATTACKS = ["badnet", "blended", "wanet"]
 # Pairs in all, and poisoned ones among them; three epochs each, so the steps grow with the pairs.

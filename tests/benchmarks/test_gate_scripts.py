@@ -7,15 +7,12 @@ import pandas as pd
 import pytest
 import torch
 
-import bench
-from bench import BenchError, Clip
 from bench.core.registry import load_plugins
 from bench.experiment.settings import resolve
+from benchmarks.gate.measured import append, known
 from benchmarks.gate.power import CELL, LEVELS, UNCHANGED, baseline_of, deal, draw, measure, play, table, whole
-from benchmarks.gate.reruns import append, known, nudged, rerun
 from benchmarks.gate.rounding import RECIPES, Steps
 from defenses.rvpt import RVPT
-from reports.baseline import make_baseline
 
 load_plugins()
 ATTACKS, SEEDS, N = ("badnet", "blended", "wanet"), (0, 1, 2), 1000
@@ -98,32 +95,6 @@ def test_what_is_measured_is_not_measured_again(tmp_path: Path, unchanged: pd.Da
     # There is no such folder; nothing of it is opened.
     measure(None, tmp_path, UNCHANGED, {}, 1)  # type: ignore[arg-type]
     assert baseline_of(pd.read_csv(tmp_path / "measured.csv"))["settings"]["one"]["seeds"] == [0, 1, 2]
-
-
-def test_a_rerun_has_the_settings_and_backdoors_of_its_run_and_other_last_bits(tmp_path: Path) -> None:
-    methods = {"rvpt": {"epochs": 2}, "zero_shot": {"perturbations": ["trigger"], "perturbation_images": 8}}
-    sizes = {"world": {"train_per_class": 2}, "poison": {"pairs": 32, "count": 8}}
-    base = bench.run("badnet", ["none", "rvpt"], preset="smoke", out=tmp_path / "base", quiet=True, **methods, **sizes)
-    again = rerun(base, tmp_path / "again", 1, {})
-    assert {cell.backdoor for cell in again.cells} == {cell.backdoor for cell in base.cells}
-    baseline = make_baseline(base, [again])
-    (resistivity,) = [cell["numbers"]["PR_cos (trigger)"] for cell in baseline["cells"] if cell["defense"] == "rvpt"]
-    first, second = resistivity["values"]["0"]
-    assert first != second and first == pytest.approx(second, abs=1e-3)
-    worse = rerun(base, tmp_path / "worse", 1, {"rvpt": {"alpha": 0.5}}, defenses=("rvpt",))
-    with pytest.raises(BenchError, match=r"defense_1\.defense\.settings\.alpha was 2\.0, is 0\.5"):
-        make_baseline(base, [worse])
-
-
-def test_a_nudged_model_differs_in_last_bits_alone(tiny_clip: Clip) -> None:
-    def weights(clip: Clip) -> torch.Tensor:
-        return torch.cat([p.detach().flatten() for p in clip.model.parameters()])
-
-    as_it_is, one, again, other = (weights(nudged(tiny_clip, number)) for number in (0, 1, 1, 2))
-    assert torch.equal(as_it_is, weights(tiny_clip)) and torch.equal(one, again) and not torch.equal(one, other)
-    assert 0.5 < (one != as_it_is).double().mean() < 0.8
-    ends = as_it_is.nextafter(torch.tensor(torch.inf)), as_it_is.nextafter(torch.tensor(-torch.inf))
-    assert ((one == as_it_is) | (one == ends[0]) | (one == ends[1])).all()
 
 
 def test_steps_keep_the_trained_numbers_and_let_go_of_the_optimiser() -> None:

@@ -24,7 +24,6 @@ from bench.experiment.settings import RunSettings, resolve
 from bench.experiment.suites import variants_of
 from bench.results.folder import ResultsFolder
 from bench.results.records import Cell, Run
-from benchmarks.gate.reruns import rerun
 from defenses.rvpt import RVPT
 from reports.baseline import add_rerun, make_baseline, read_baseline
 from reports.command import command_of
@@ -228,7 +227,7 @@ def test_a_baseline_keeps_the_numbers_of_each_seed_and_rerun(tmp_path: Path) -> 
     [
         (
             seeded(),
-            r"rerun has the same numbers as an earlier run, so it shows no effect of rounding.*ATEN_CPU",
+            r"rerun has the same numbers as an earlier run, so it shows no effect of rounding.*--reruns 5",
         ),
         (seeded(replace(NOW, alpha=3.0)), r"badnet / rvpt: defense_1\.defense\.settings\.alpha was 2\.0, is 3\.0"),
         (seeded(replace(NOW, attack="wanet")), r"rerun is no rerun of .*first, which has no wanet / rvpt"),
@@ -443,8 +442,7 @@ def test_the_gate_goes_red_when_alpha_has_the_other_sign(tmp_path: Path, monkeyp
     good, broken, file = tmp_path / "good", tmp_path / "broken", tmp_path / "baseline.json"
     done = CliRunner().invoke(everything, [*words, "--out", str(good)])
     assert done.exit_code == 0, (done.output, done.exception)
-    reruns = [rerun(ResultsFolder(good), tmp_path / f"rerun {number}", number, {}).out for number in (1, 2)]
-    assert run("baseline", good, *reruns, "--out", file).exit_code == 0
+    assert run("baseline", good, "--reruns", 2, "--out", file).exit_code == 0
     unchanged = run("check", good, "--baseline", file, "--explain")
     assert unchanged.exit_code == 0 and "(reruns, 4)" in unchanged.output and "no reruns" not in unchanged.output
     values = {cell["defense"]: cell["numbers"]["ASR"]["values"] for cell in read_baseline(file)["cells"]}
