@@ -245,7 +245,7 @@ class ResultsFolder:
         """A backdoored model; the latest one is kept in memory."""
         if id not in self._open_clips:
             self._open_clips.clear()
-            self._open_clips[id] = self.store.clip(id, self.device)
+            self._open_clips[id] = self.store.clip(id, self.device, self.settings.execution.rounding)
         return self._open_clips[id]
 
     def _evaluation(self, cell: Cell) -> str:

@@ -99,9 +99,10 @@ class Store:
             subject = cards[0].determined_by["subject"]
         return tuple(cards)
 
-    def clip(self, id: str, device: torch.device | str = "cpu") -> Clip:
-        """The undefended backdoored model."""
-        return Clip.load(self.path("backdoor", id)).to(device)
+    def clip(self, id: str, device: torch.device | str = "cpu", rounding: int = 0) -> Clip:
+        """The undefended backdoored model; `rounding` is that of the run (`execution.rounding`)."""
+        clip = Clip.load(self.path("backdoor", id))
+        return (clip.nudged(rounding) if rounding else clip).to(device)
 
     def victim(self, base: Clip, defense: str | None = None) -> Victim:
         """The victim after the defense with this id, the last one of a chain; `base` is the backdoored model."""

@@ -10,7 +10,7 @@ from bench.experiment.resources import Resources
 from bench.experiment.settings import RunSettings
 from bench.matrix.cards import Meter, counted, describe
 from bench.matrix.plan import Node
-from bench.matrix.stages.stage import Stage, backdoored
+from bench.matrix.stages.stage import Stage
 from bench.results.records import DefenseCard
 from bench.results.store import DELTA_FILE, Store
 
@@ -36,7 +36,7 @@ def make_defense(node: Node, resources: Resources, store: Store) -> None:
         BenchError: the defense failed, or the defended model cannot be stored (`bench.core.victim.check_fitted`).
     """
     cost = Meter(resources.device)
-    base = backdoored(node.needs[0], resources, store)
+    base = store.clip(node.needs[0], resources.device, resources.run.execution.rounding)
     victim = store.victim(base, *node.victim_needs[1:])
     method = resources.run.defense(node.chain[-1], node.attack)
     requested: list[int] = []
@@ -62,7 +62,7 @@ def make_defense(node: Node, resources: Resources, store: Store) -> None:
     defended = method.fit(victim, data)
     cost.stop()
     # Read from the store again, in case the defense changed the model it was given.
-    clean = backdoored(node.needs[0], resources, store)
+    clean = store.clip(node.needs[0], resources.device, resources.run.execution.rounding)
     images = train.load(torch.arange(min(CHECKED_IMAGES, len(train))))
     delta = check_fitted(defended, clean, images, train.classes, templates[:1])
     before = victim.delta(base)

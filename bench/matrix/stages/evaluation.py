@@ -12,7 +12,7 @@ from bench.experiment.settings import RunSettings
 from bench.matrix.cards import Meter, counted, describe
 from bench.matrix.leakage_check import check_leakage
 from bench.matrix.plan import Node
-from bench.matrix.stages.stage import Errors, Stage, backdoored
+from bench.matrix.stages.stage import Errors, Stage
 from bench.matrix.stages.trigger import fresh_trigger
 from bench.results.records import EvaluationCard
 from bench.results.store import Store
@@ -30,7 +30,7 @@ class EvaluationStage(Stage):
         """
         cost, first = Meter(resources.device), nodes[0]
         unchecked = {node.id: check_leakage(node, resources, store) for node in nodes}
-        base = backdoored(first.needs[0], resources, store)
+        base = store.clip(first.needs[0], resources.device, resources.run.execution.rounding)
         victims = unified(
             Victim(resources.clip) if node.clean else store.victim(base, *node.victim_needs[1:]) for node in nodes
         )

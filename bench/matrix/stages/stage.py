@@ -3,19 +3,11 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
-from bench.core.clip import Clip
 from bench.core.cost import Scale, Work
 from bench.experiment.resources import Resources
 from bench.experiment.settings import RunSettings
 from bench.matrix.plan import Node
 from bench.results.store import Store
-
-
-def backdoored(id: str, resources: Resources, store: Store) -> Clip:
-    """A backdoored model as the run takes it: with other last bits, if it repeats one (`execution.rounding`)."""
-    clip, draw = store.clip(id, resources.device), resources.run.execution.rounding
-    return clip.nudged(draw) if draw else clip
-
 
 # The reasons why nodes of a work unit failed, by id.
 Errors = Mapping[str, str]
