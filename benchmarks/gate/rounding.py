@@ -260,7 +260,7 @@ def _draw(grown: pd.DataFrame, file: Path) -> None:
             axis.plot(part.groupby("step")["distance"].median(), label=recipe, marker=".", markersize=3)
         axis.set(yscale="log", xlabel="step", title=method)
         axis.legend(fontsize=7)
-    axes[0][0].set_ylabel("distance of two runs over distance from the start")
+    axes[0][0].set_ylabel("distance of two runs / from the start")
     figure.tight_layout()
     figure.savefig(file, dpi=150)
     plt.close(figure)
