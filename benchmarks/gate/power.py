@@ -40,7 +40,8 @@ LEVELS: dict[str, dict[str, dict[str, Any]]] = {
     "epochs": {f"{n} epochs": {"epochs": n} for n in (9, 7, 5)},
     "shots": {f"{n} shots": {"shots": n} for n in (28, 24, 16)},
     "augmentation": {"crops from 0.3": {"min_crop": 0.3}, "mirrored": {"flip": True}},
-    "blocks": {f"first {n} blocks": {"first_blocks": n} for n in (11, 8)},
+    # 3 is the default of D, beside which blocks may be counted.
+    "blocks": {f"first {n} blocks": {"first_blocks": n, "depth": 3} for n in (11, 8)},
 }
 PLACE = {"task": "zero_shot", "model": "", "target": "", "dataset": "", "variant": "", "settings": "one"}
 CELL = ["attack", "defense", "seed", "metric"]

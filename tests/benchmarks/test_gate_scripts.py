@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from bench.core.registry import load_plugins
-from bench.experiment.settings import resolve
+from bench.experiment.settings import overlay, resolve
 from benchmarks.gate.measured import append, known
 from benchmarks.gate.power import CELL, LEVELS, UNCHANGED, baseline_of, deal, draw, measure, play, table, whole
 from benchmarks.gate.rounding import RECIPES, Steps
-from defenses.rvpt import RVPT
 
 load_plugins()
 ATTACKS, SEEDS, N = ("badnet", "blended", "wanet"), (0, 1, 2), 1000
@@ -51,10 +50,18 @@ def test_a_gate_shares_no_run_between_baseline_and_new_run(unchanged: pd.DataFra
 
 
 @pytest.mark.parametrize("kind", LEVELS)
-def test_each_level_changes_what_the_preset_has(kind: str) -> None:
-    preset = RVPT(**resolve("mini").method("rvpt"))
+def test_each_level_is_a_change_of_what_the_gate_has(kind: str) -> None:
+    gate = resolve("gate")
     for level, settings in LEVELS[kind].items():
-        assert preset.model_copy(update=settings) != preset, level
+        assert overlay(gate, {"rvpt": settings}).method("rvpt") != gate.method("rvpt"), level
+
+
+@pytest.mark.parametrize("method", RECIPES)
+def test_each_recipe_is_one_that_the_method_takes(method: str) -> None:
+    gate = resolve("gate")
+    for recipe, settings in RECIPES[method].items():
+        changed = overlay(gate, {method: settings}).method(method) != gate.method(method)
+        assert changed == (recipe != "preset"), recipe
 
 
 def test_recipes_called_half_are_half_of_the_preset() -> None:
