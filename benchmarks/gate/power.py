@@ -36,10 +36,10 @@ from reports.gate import FALSE_ALARMS, POWER, exit_code, judge
 UNCHANGED = "unchanged"
 # What makes RVPT worse than in `make gate` (32 shots), kind by kind, each step more than the one before.
 LEVELS: dict[str, dict[str, dict[str, Any]]] = {
-    "alpha": {f"alpha {a}": {"alpha": a} for a in (3.0, 2.0, 1.0, 0.0)},
+    "alpha": {f"alpha {a}": {"alpha": a} for a in (3.75, 3.5, 3.0, 2.0, 0.0)},
     "epochs": {f"{n} epochs": {"epochs": n} for n in (9, 7, 5)},
-    "shots": {f"{n} shots": {"shots": n} for n in (28, 24, 16)},
-    "augmentation": {"crops from 0.3": {"min_crop": 0.3}, "mirrored": {"flip": True}},
+    "shots": {f"{n} shots": {"shots": n} for n in (31, 30, 28, 24)},
+    "augmentation": {"crops from 0.7": {"min_crop": 0.7}, "crops from 0.3": {"min_crop": 0.3}, "mirrored": {"flip": True}},
     # 3 is the default of D, beside which blocks may be counted.
     "blocks": {f"first {n} blocks": {"first_blocks": n, "depth": 3} for n in (11, 8)},
 }

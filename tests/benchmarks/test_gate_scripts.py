@@ -85,11 +85,11 @@ def test_whole_runs_are_each_judged_once(unchanged: pd.DataFrame) -> None:
 
 
 def test_the_table_has_the_true_change_and_the_plot_is_drawn(unchanged: pd.DataFrame, tmp_path: Path) -> None:
-    worse = measured("alpha 1.0", range(1, 4), np.random.default_rng(2), 0.1)
+    worse = measured("alpha 2.0", range(1, 4), np.random.default_rng(2), 0.1)
     found = table(pd.concat([unchanged, worse]), 3, 20).set_index("level")
-    assert list(found.index) == [UNCHANGED, "alpha 1.0"]
+    assert list(found.index) == [UNCHANGED, "alpha 2.0"]
     mean = 100 * np.sin(np.arcsin(np.sqrt(0.1)) + 0.1) ** 2
-    assert found.loc["alpha 1.0", "change of ASR"] == pytest.approx(mean - 10, abs=1)
+    assert found.loc["alpha 2.0", "change of ASR"] == pytest.approx(mean - 10, abs=1)
     assert found.loc[UNCHANGED, "change of ASR"] == 0
     draw(found.reset_index(), tmp_path / "power.png")
     assert (tmp_path / "power.png").stat().st_size > 1000
