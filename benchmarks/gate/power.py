@@ -39,7 +39,11 @@ LEVELS: dict[str, dict[str, dict[str, Any]]] = {
     "alpha": {f"alpha {a}": {"alpha": a} for a in (3.75, 3.5, 3.0, 2.0, 0.0)},
     "epochs": {f"{n} epochs": {"epochs": n} for n in (9, 7, 5)},
     "shots": {f"{n} shots": {"shots": n} for n in (31, 30, 28, 24)},
-    "augmentation": {"crops from 0.7": {"min_crop": 0.7}, "crops from 0.3": {"min_crop": 0.3}, "mirrored": {"flip": True}},
+    "augmentation": {
+        "crops from 0.7": {"min_crop": 0.7},
+        "crops from 0.3": {"min_crop": 0.3},
+        "mirrored": {"flip": True},
+    },
     # 3 is the default of D, beside which blocks may be counted.
     "blocks": {f"first {n} blocks": {"first_blocks": n, "depth": 3} for n in (11, 8)},
 }
