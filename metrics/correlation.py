@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 
+from bench.core.defense import defenses
 from bench.core.errors import BenchError
 from bench.core.metric import Estimate, OverCells, cell_metric
 from bench.core.names import CELL_COLUMNS, CLEAN_MODEL, OWN_TRIGGER, UNDEFENDED
@@ -41,7 +42,8 @@ def pr_asr(results: pd.DataFrame) -> list[OverCells]:
     """Correlation of PR on the cell's own trigger with ASR; one point per backdoored cell and seed.
 
     Attacks that did not take are left out: their cells have a low ASR for want of a backdoor, not because a model
-    resists it. The note gives the correlation with them. Intervals are 95 % bootstrap intervals over cells.
+    resists it. The note gives the correlation with them. Models with a head are left out, too (`has_head`). Intervals
+    are 95 % bootstrap intervals over cells.
     """
     return [number for name in RESISTIVITIES for number in _correlations(name, correlation_points(results, name))]
 
@@ -57,8 +59,10 @@ def pr_asr_generic(results: pd.DataFrame) -> list[OverCells]:
 
 
 def _correlations(resistivity: str, every: pd.DataFrame) -> Iterator[OverCells]:
-    left_out = every.attrs["left_out"]
+    left_out, headed = every.attrs["left_out"], every.attrs["headed"]
     omitted = f"Left out, for lack of a finite value: {left_out} cells. " if left_out else ""
+    if headed:
+        omitted += f"Left out models with a head, which PR does not see: {headed}. "
     omitted += _not_taken(every)
     points = every[every["took"]]
     if len(points) < FEWEST:
@@ -93,8 +97,8 @@ def correlation_points(results: pd.DataFrame, resistivity: str, own: bool = True
     Without `own`, `pr` is the mean over all other perturbations, and cells where none was measured are missing.
 
     An attack took if the mean undefended ASR of its models in one place is not below the setting `took`, or if it is
-    unknown. The clean model is left out. Cells in which PR or ASR is missing or not finite are left out and counted in
-    `attrs["left_out"]`.
+    unknown. The clean model is left out. Cells with a head are left out and counted in `attrs["headed"]`, and those in
+    which PR or ASR is missing or not finite in `attrs["left_out"]`.
     """
     backdoored = results[results["defense"] != CLEAN_MODEL]
     asr = backdoored[backdoored["metric"] == "ASR"].set_index(CELL_COLUMNS)["value"]
@@ -105,9 +109,19 @@ def correlation_points(results: pd.DataFrame, resistivity: str, own: bool = True
         asr = asr[asr.index.isin(pr.index)]
     joined = pd.DataFrame({"pr": pr, "asr": asr})
     joined["took"] = _took(backdoored)
-    kept = joined[np.isfinite(joined[["pr", "asr"]]).all(axis=1)].reset_index()
-    kept.attrs["left_out"] = len(joined) - len(kept)
+    headed = joined.index.get_level_values("defense").map(has_head).to_numpy(dtype=bool)
+    kept = joined[np.isfinite(joined[["pr", "asr"]]).all(axis=1) & ~headed].reset_index()
+    kept.attrs.update(headed=int(headed.sum()), left_out=len(joined) - int(headed.sum()) - len(kept))
     return kept
+
+
+def has_head(defense: str) -> bool:
+    """Whether a defense, or one of a chain such as `rvpt+linear_probe`, gives the model a head.
+
+    Then PR cannot explain ASR: the encoder, and with it PR_cos, is that of the model without the head, whatever the
+    head does to ASR, and PR_ratio divides by a head's logits in place of cosines with texts.
+    """
+    return any(not defenses[name].zero_shot for name in defense.split("+") if name in defenses)
 
 
 def _took(backdoored: pd.DataFrame) -> pd.Series:

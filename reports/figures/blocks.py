@@ -90,6 +90,6 @@ def _lines(models: Sequence[str], table: pd.DataFrame) -> Figure:
         axis.set_title("own trigger" if name == OWN_TRIGGER else name, loc="left")
         axis.set_xlabel("block")
         axis.locator_params(axis="x", integer=True)
-    axes[0][0].set_ylabel("PR (v3): cosine of class tokens")
+    axes[0][0].set_ylabel("PR_cos of class tokens")
     legend_below(figure, axes[0][0], columns=7)
     return figure

@@ -12,11 +12,11 @@ from bench.core.errors import BenchError
 from bench.core.metric import Estimate
 from bench.core.names import CLEAN_MODEL, OWN_TRIGGER
 from bench.results.tidy import did_not_take
-from metrics.correlation import Correlation, pr_asr_correlation
+from metrics.correlation import Correlation, has_head, pr_asr_correlation
 from reports.figures.source import Source
 from reports.figures.style import COLOURS, COLUMN, GRAY, MARKERS, PAGE, panels, widen
 
-VERSIONS = {"PR_ratio": "PR (v1)", "PR_cos": "PR (v3)"}
+VERSIONS = ("PR_ratio", "PR_cos")
 # Of the legend.
 LINES = 4
 # Noise, a trigger's pattern that the model was not trained on, and its own trigger.
@@ -24,9 +24,9 @@ KINDS = (("gaussian-0.03", "gaussian-0.01", "gaussian-0.1"), ("badnet", "blended
 
 
 def draw(source: Source) -> tuple[Figure, pd.DataFrame]:
-    """A point per (attack, model, seed); a fitted line; Pearson's and Spearman's correlation with 95 % intervals.
+    """A point per (attack, defense, seed); a fitted line; Pearson's and Spearman's correlation with 95 % intervals.
 
-    Attacks that did not take have no point.
+    Attacks that did not take have no point, nor have models with a head, as in the metric PR_ASR.
     """
     weak = did_not_take(source.main, source.folder.settings.took)
     numbers = resistivity_and_success(source.main[~source.main["attack"].isin(list(weak))])
@@ -35,22 +35,23 @@ def draw(source: Source) -> tuple[Figure, pd.DataFrame]:
     if not columns:
         raise source.missing("cells with perturbations", "--set zero_shot.perturbations=[gaussian-0.03,trigger]")
     figure, axes = panels(max(COLUMN, PAGE * len(columns) / 3), 5.2, 2, len(columns), sharey=True)
-    for row, (version, label) in zip(axes, VERSIONS.items(), strict=True):
+    for row, version in zip(axes, VERSIONS, strict=True):
         for axis, perturbation in zip(row, columns, strict=True):
             _scatter(axis, numbers[(numbers["metric"] == version) & (numbers["perturbation"] == perturbation)], source)
-            axis.set_xlabel(f"{label}, {'own trigger' if perturbation == OWN_TRIGGER else perturbation}")
+            axis.set_xlabel(f"{version}, {'own trigger' if perturbation == OWN_TRIGGER else perturbation}")
         row[0].set_ylabel("ASR (%)")
         row[0].set_ylim(-4, 104)
-    _legend(figure, source, list(numbers["attack"].unique()))
+    _legend(figure, source, list(numbers["attack"].unique()), list(numbers["model"].unique()))
     return figure, numbers
 
 
 def resistivity_and_success(main: pd.DataFrame) -> pd.DataFrame:
     """PR beside ASR of every backdoored model: a row per (PR's definition, perturbation, attack, model, seed)."""
-    rows = main[main["defense"] != CLEAN_MODEL].rename(columns={"label": "model", "model": "clip"})
+    shown = [name != CLEAN_MODEL and not has_head(name) for name in main["defense"]]
+    rows = main[shown].rename(columns={"label": "model", "model": "clip"})
     place = ["attack", "model", "seed"]
     success = rows[rows["metric"] == "ASR"].set_index(place)["value"].rename("ASR")
-    measured = rows[rows["metric"].isin(list(VERSIONS))].rename(columns={"value": "PR"})
+    measured = rows[rows["metric"].isin(VERSIONS)].rename(columns={"value": "PR"})
     joined = measured[["metric", "perturbation", *place, "PR"]].join(success, on=place)
     return joined[np.isfinite(joined["PR"]) & np.isfinite(joined["ASR"])].reset_index(drop=True)
 
@@ -72,9 +73,8 @@ def _scatter(axis: Axes, rows: pd.DataFrame, source: Source) -> None:
     axis.locator_params(axis="x", nbins=4)
 
 
-def _legend(figure: Figure, source: Source, attacks: list[str]) -> None:
+def _legend(figure: Figure, source: Source, attacks: list[str], models: list[str]) -> None:
     """A legend with separate columns for attacks (colours) and models (markers)."""
-    models = [name for name in source.models if name != CLEAN_MODEL]
     keys = [(name, Line2D([], [], lw=4, color=_colour(source, name))) for name in attacks]
     keys += [("", Line2D([], [], ls=""))] * (-len(keys) % LINES)
     keys += [(name, Line2D([], [], ls="", marker=_marker(source, name), color=GRAY, mfc="none")) for name in models]

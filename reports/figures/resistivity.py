@@ -69,8 +69,8 @@ def _dots(source: Source, numbers: pd.DataFrame, perturbation: str) -> Figure:
     models, attacks = source.models, source.attacks
     figure, axes = panels(PAGE, 1.2 + max(0.3, 0.085 * len(attacks)) * len(models), 1, 3, sharey=True)
     titles = {
-        "PR_ratio": f"PR (v1), {perturbation}",
-        "PR_cos": f"PR (v3), {perturbation}",
+        "PR_ratio": f"PR_ratio, {perturbation}",
+        "PR_cos": f"PR_cos, {perturbation}",
         INTRA_CLASS: INTRA_CLASS,
     }
     for axis, (metric, title) in zip(axes[0], titles.items(), strict=True):

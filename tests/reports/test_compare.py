@@ -127,7 +127,7 @@ def test_the_command_prints_the_table_and_writes_it(tmp_path: Path) -> None:
 
 # --- correlation -----------------------------------------------------------------------------------------------------
 
-CELLS = [("none", 0.80, 70), ("vpt", 0.85, 40), ("rvpt", 0.97, 4), ("linear_probe", 0.82, 75)]
+CELLS = [("none", 0.80, 70), ("vpt", 0.85, 40), ("rvpt", 0.97, 4), ("cleanclip", 0.82, 75)]
 
 
 def correlated(out: Path, perturbations: tuple[str, ...] = ("trigger",)) -> pd.DataFrame:
@@ -200,6 +200,17 @@ def test_attacks_that_did_not_take_are_left_out_and_what_they_change_is_said(tmp
     unknown = results[~((results["attack"] == "wanet") & (results["defense"] == "none"))]
     unknown.attrs["took"] = 99.0
     assert "badnet did not take and is left out" in correlation_text(unknown)
+
+
+@pytest.mark.parametrize("headed", ["linear_probe", "rvpt+linear_probe"])
+def test_models_with_a_head_are_left_out_and_counted(tmp_path: Path, headed: str) -> None:
+    without = correlated(tmp_path / "without")
+    cells = (Made(defense=d, pr=pr, asr=asr) for d, pr, asr in [*CELLS, (headed, 2.0, 90)])
+    results = opened(tmp_path / "with", *cells).results
+    assert "head" not in correlation_text(without)
+    said = "Left out models with a head, which PR does not see: 1. "
+    assert correlation_text(results).replace(said, "") == correlation_text(without)
+    assert said in correlation_text(results)
 
 
 def test_where_nothing_took_there_is_no_correlation(tmp_path: Path) -> None:

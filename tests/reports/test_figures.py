@@ -13,6 +13,7 @@ from scipy import stats
 
 from bench.core.clip import Clip
 from bench.core.encoder import tokens
+from bench.core.registry import load_plugins
 from bench.core.victim import Victim
 from bench.experiment.settings import RunSettings
 from bench.papers import PaperFigure
@@ -130,6 +131,7 @@ def test_permutations_stand_beside_their_scheme(folder: Path) -> None:
 
 
 def test_resistivity_stands_beside_the_success_of_its_own_cell() -> None:
+    load_plugins()
     main = pd.DataFrame(matrix())
     points = resistivity_and_success(main.assign(label=main["defense"]))
     ratio = points[(points["metric"] == "PR_ratio") & (points["perturbation"] == "trigger")]
@@ -137,6 +139,8 @@ def test_resistivity_stands_beside_the_success_of_its_own_cell() -> None:
     said = correlation_words(pr_asr_correlation(ratio["PR"], ratio["ASR"]), "\n")
     assert said.startswith(f"Pearson {stats.pearsonr(ratio['PR'], ratio['ASR']).statistic:.2f}")
     assert "Spearman -1.00" in said
+    both = pd.DataFrame([*matrix(), *rows("badnet", "linear_probe", ASR=80, CA=99, PR_ratio=2.0)])
+    assert len(resistivity_and_success(both.assign(label=both["defense"]))) == len(points)
 
 
 def test_intra_class_similarity_against_numpy() -> None:
