@@ -197,7 +197,7 @@ class WorldA(DrawnDataset):
 
 @dataset("world-r")
 class WorldR(DrawnDataset):
-    """World's classes in other colours and without outlines, for testing alone."""
+    """World's classes in other colours and bent shapes, for testing alone."""
 
     style, splits = "art", ("test",)
 
