@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bench.core.names import UNDEFENDED
 from bench.papers import Sweep, sweeps
 from reports.figures.source import Source
 from reports.figures.style import COLUMN, dodge, legend_below, look, panels, points
@@ -28,7 +29,7 @@ class SweepFigure:
         return f"Ablation: {self.sweep.label}"
 
     def draw(self, source: Source) -> tuple[Figure, pd.DataFrame]:
-        """ASR and CA against the setting; settings are spaced evenly."""
+        """ASR and CA against the setting; settings are spaced evenly. Dashed: the undefended model's."""
         key = self.sweep.key
         settings = source.summary["variant"].str.extract(rf"^{re.escape(key)}=(-?[0-9.]+)$")[0].astype(float)
         rows = source.summary.assign(setting=settings)
@@ -37,9 +38,24 @@ class SweepFigure:
             raise source.missing(f"the variants {key}=...", f"--suite {self.suite}")
         figure, axes = panels(COLUMN, 3.6, 2, 1, sharex=True)
         shares_against(axes[:, 0], rows, "setting", list(rows["setting"].unique()), joined=True)
+        undefended_lines(axes[:, 0], rows, source.summary)
         axes[1][0].set_xlabel(self.sweep.label)
         legend_below(figure, axes[0][0], columns=3)
         return figure, rows
+
+
+def undefended_lines(axes: Iterable[Axes], rows: pd.DataFrame, summary: pd.DataFrame) -> None:
+    """Dashed lines at the undefended models' ASR and CA, where each attack has one line."""
+    place = ["attack", "dataset", "target", "model"]
+    models = rows.drop_duplicates(place)
+    if len(models) != len(rows.drop_duplicates([*place, "defense"])) or models["attack"].duplicated().any():
+        return
+    bare = (summary["defense"] == UNDEFENDED) & (summary["variant"] == "")
+    none = summary[bare].set_index([*place, "metric"])["mean"]
+    for axis, metric in zip(axes, SHARES, strict=True):
+        for i, key in enumerate(models[place].itertuples(index=False)):
+            if (*key, metric) in none.index:
+                axis.axhline(none[(*key, metric)], color=look(i)["color"], ls="--", lw=0.8)
 
 
 def sweep_figures() -> dict[str, SweepFigure]:

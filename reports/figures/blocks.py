@@ -15,7 +15,7 @@ from bench.core.victim import Victim
 from metrics.intervals import mean_interval
 from metrics.perturbations import PERTURBATIONS, perturbation
 from reports.figures.source import Source
-from reports.figures.style import PAGE, legend_below, look, panels
+from reports.figures.style import PAGE, legend_below, look, panels, widen
 
 # Panels beside each other, of the own trigger and of the run's first perturbations.
 PANELS = 3
@@ -24,7 +24,10 @@ STEP = 4
 
 
 def draw(source: Source) -> tuple[Figure, pd.DataFrame]:
-    """A panel per perturbation, a line per model: the mean over the attacks, first seed, on some sampled images."""
+    """A panel per perturbation, a line per model, first seed, some sampled images.
+
+    Lines are means over the attacks that the most models face; every attack is in the table.
+    """
     index = source.sample[::STEP]
     images, numbers = source.resources.test.load(index), index.tolist()
     named = [name for name in source.perturbations if name in PERTURBATIONS][: PANELS - 1]
@@ -79,10 +82,13 @@ def resistivity_of_blocks(before: Tensor, after: Tensor) -> Tensor:
 
 
 def _lines(models: Sequence[str], table: pd.DataFrame) -> Figure:
+    # Attacks that one of the models cannot face would move the means of the others alone.
+    faced = table.groupby("attack")["model"].nunique()
+    common = table[table["attack"].isin(list(faced[faced == faced.max()].index))]
     shown = list(table["perturbation"].unique())
-    figure, axes = panels(PAGE, 2.6, 1, len(shown), sharey=True)
+    figure, axes = panels(PAGE, 2.6, 1, len(shown))
     for axis, name in zip(axes[0], shown, strict=True):
-        means = table[table["perturbation"] == name].groupby(["model", "block"])["value"].mean()
+        means = common[common["perturbation"] == name].groupby(["model", "block"])["value"].mean()
         for i, model in enumerate(models):
             if model in means.index:
                 line = means[model]
@@ -90,6 +96,7 @@ def _lines(models: Sequence[str], table: pd.DataFrame) -> Figure:
         axis.set_title("own trigger" if name == OWN_TRIGGER else name, loc="left")
         axis.set_xlabel("block")
         axis.locator_params(axis="x", integer=True)
+        widen(axis, "y")
     axes[0][0].set_ylabel("PR_cos of class tokens")
     legend_below(figure, axes[0][0], columns=7)
     return figure

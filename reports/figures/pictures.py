@@ -47,7 +47,7 @@ def draw_triggers(source: Source) -> tuple[Figure, pd.DataFrame]:
         stamped = source.stamped(attack, index)
         numbers.append({"attack": attack, "psnr_db": psnr(clean, stamped)})
         _triples(row, clean, stamped)
-        row[0].set_ylabel(f"{attack}\n{numbers[-1]['psnr_db']:.1f} dB", rotation=0, ha="right", va="center")
+        row[0].set_ylabel(f"{attack}\nPSNR {numbers[-1]['psnr_db']:.1f} dB", rotation=0, ha="right", va="center")
     for axis, title in zip(axes[0], ("clean", "triggered", f"difference x {AMPLIFY}") * len(index), strict=True):
         axis.set_title(title, fontsize=7)
     return figure, pd.DataFrame(numbers)

@@ -1,7 +1,7 @@
 """The style of figures: readable in print at 7 inches; colours are safe for the colour-blind and have markers too."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -70,11 +70,11 @@ def points(axis: Axes, x: Sequence[float], y: Sequence[float], ends: np.ndarray,
     axis.errorbar(x, y, **{"yerr" if upright else "xerr": bars}, elinewidth=0.8, capsize=1.5, **style)
 
 
-def widen(axis: Axes) -> None:
-    """Make an x-axis of cosines at least 0.02 wide, so that negligible differences look negligible."""
-    low, high = axis.get_xlim()
+def widen(axis: Axes, along: Literal["x", "y"] = "x") -> None:
+    """Make an axis of cosines at least 0.02 wide, so that negligible differences look negligible."""
+    low, high = axis.get_xlim() if along == "x" else axis.get_ylim()
     missing = max(0.0, LEAST - (high - low))
-    axis.set_xlim(low - missing / 2, high + missing / 2)
+    axis.set(**{f"{along}lim": (low - missing / 2, high + missing / 2)})
 
 
 def legend_below(figure: Figure, axis: Axes, columns: int = 4) -> None:

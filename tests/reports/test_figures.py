@@ -22,13 +22,14 @@ from bench.results.folder import ResultsFolder
 from bench.results.records import Run, RunFile
 from metrics.correlation import pr_asr_correlation
 from reports.figures import Drawn, draw_all
+from reports.figures.ablations import undefended_lines
 from reports.figures.attention import class_attention
 from reports.figures.blocks import class_tokens, resistivity_of_blocks
 from reports.figures.correlation import correlation_words, resistivity_and_success
 from reports.figures.draw import OF_ALL, OF_SOME
 from reports.figures.embedding import project
 from reports.figures.resistivity import intra_class_similarity
-from reports.figures.style import STYLE
+from reports.figures.style import STYLE, panels
 
 
 @pytest.fixture
@@ -121,6 +122,20 @@ def test_a_figure_shows_the_defenses_that_its_paper_names(folder: Path, monkeypa
     assert set(pd.read_csv(folder / "figures" / "second-figure1.csv")["defense"]) == {"vpt", "cleanclip"}
     lacking = draw(folder, matrix())["second-figure1"].missing
     assert lacking == f"needs cells of vpt and cleanclip: `bench run --defenses none,vpt,cleanclip --out {folder}`"
+
+
+def test_a_sweep_shows_the_undefended_level_where_each_attack_has_one_line() -> None:
+    swept = [row for a in ("badnet", "wanet") for row in rows(a, "rvpt", "alpha=1", ASR=9, CA=90)]
+    none = [*rows("badnet", "none", ASR=95, CA=70), *rows("wanet", "none", ASR=85, CA=71)]
+    summary = pd.DataFrame([*swept, *none]).rename(columns={"value": "mean"})
+    lines = pd.DataFrame(swept).rename(columns={"value": "mean"})
+    _, axes = panels(3, 3, 2, 1)
+    undefended_lines(axes[:, 0], lines, summary)
+    assert [[line.get_ydata()[0] for line in axis.lines] for axis in axes[:, 0]] == [[95, 85], [70, 71]]
+    # Of two defenses, whose line it is would not be seen.
+    _, axes = panels(3, 3, 2, 1)
+    undefended_lines(axes[:, 0], pd.concat([lines, lines.assign(defense="vpt")]), summary)
+    assert not any(axis.lines for axis in axes[:, 0])
 
 
 def test_permutations_stand_beside_their_scheme(folder: Path) -> None:
