@@ -97,7 +97,9 @@ def check(
 
     before = read_baseline(baseline)
     now = make_baseline(_open(out))
-    names = comma_separated(judged) if judged is not None else None
+    names = None if judged is None else tuple(dict.fromkeys(comma_separated(judged)))
+    if names == ():
+        raise BenchError("--metrics names none. `bench list metrics` lists them")
     for name in names or ():
         bench.metrics[name]
     findings = judge(before, now, names, tolerance)
@@ -117,7 +119,9 @@ def _rerun(results: Path, times: int) -> list[Path]:
     from bench.matrix.rerun import rerun
 
     if times and results.is_file():
-        raise BenchError(f"{results} is a baseline. Reruns need the models: bench baseline RESULTS --reruns {times}")
+        raise BenchError(
+            f"{results} is a baseline. Reruns need the models: `bench baseline RESULTS --reruns {times} --out FILE`"
+        )
     folders = {draw: results / "reruns" / str(draw) for draw in range(1, times + 1)}
     for draw, folder in folders.items():
         screen.rule(f"rerun {draw} of {times}")
@@ -129,7 +133,8 @@ def _baseline_of(path: Path) -> dict[str, Any]:
     """The baseline in a file, or of a results folder."""
     from reports.baseline import make_baseline, read_baseline
 
-    return read_baseline(path) if path.is_file() else make_baseline(_open(path))
+    is_file = path.is_file() or path.suffix == ".json"
+    return read_baseline(path) if is_file else make_baseline(_open(path))
 
 
 def _open(out: Path) -> "ResultsFolder":

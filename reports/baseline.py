@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import BaseModel, FiniteFloat, ValidationError
 
 from bench.core.code_state import commit_of
 from bench.core.errors import BenchError
@@ -27,6 +28,37 @@ CELL = [key for key in CELL_COLUMNS if key != "seed"]
 LIBRARIES = ("numpy", "open_clip_torch", "torchvision")
 # Inputs of artefacts that two comparable numbers may differ in: ids of other artefacts, versions of the code, seeds.
 NOT_SETTINGS = {"kind", "version", "subject", "backdoor", "seed"}
+
+
+class BaselineNumber(BaseModel):
+    """A metric of a cell: of `n` images, by seed a value of each run; None where it is not defined."""
+
+    n: int
+    values: dict[str, list[FiniteFloat | None]]
+
+
+class BaselineCell(BaseModel):
+    task: str
+    model: str
+    attack: str
+    target: str
+    defense: str
+    dataset: str
+    variant: str
+    settings: str
+    numbers: dict[str, BaselineNumber]
+
+
+class BaselineFile(BaseModel):
+    """What a baseline's file must have."""
+
+    command: str
+    commit: str | None
+    seeds: list[int]
+    reruns: int
+    versions: dict[str, str]
+    cells: list[BaselineCell]
+    settings: dict[str, dict[str, Any]]
 
 
 def make_baseline(folder: ResultsFolder, reruns: Sequence[ResultsFolder] = ()) -> dict[str, Any]:
@@ -65,10 +97,11 @@ def add_rerun(baseline: dict[str, Any], rerun: dict[str, Any], name: str, of: st
     """Append the values of another baseline to those of a baseline, by seed; `name` and `of` are for errors.
 
     Raises:
-        BenchError: the rerun has other cells, settings or seeds, or all of its numbers are there already.
+        BenchError: the rerun has other cells, settings or seeds, or one of its runs is there already.
     """
     places = {tuple(cell[key] for key in CELL): cell for cell in baseline["cells"]}
-    known: list[bool] = []
+    # Whether each cell and seed of a run, by its number, has the numbers of an earlier run.
+    known: dict[int, list[bool]] = {}
     for other in rerun["cells"]:
         cell = places.get(tuple(other[key] for key in CELL))
         if cell is None:
@@ -78,16 +111,18 @@ def add_rerun(baseline: dict[str, Any], rerun: dict[str, Any], name: str, of: st
             raise BenchError(f"{name} is no rerun of {of}, {cell_name(other)}: {'; '.join(different)}")
         if extra := set(inputs["seeds"]) - set(wanted["seeds"]):
             raise BenchError(f"{name} is no rerun of {of}, which has no seeds {sorted(extra)}")
-        numbers = cell["numbers"]
-        for metric in other["numbers"].keys() & numbers.keys():
-            for seed, values in other["numbers"][metric]["values"].items():
-                earlier = numbers[metric]["values"][seed]
-                known += [value in earlier for value in values]
-                earlier += values
-    if all(known):
+        shared = sorted(other["numbers"].keys() & cell["numbers"].keys())
+        for seed in map(str, inputs["seeds"]):
+            earlier, more = ([c["numbers"][metric]["values"][seed] for metric in shared] for c in (cell, other))
+            there = list(zip(*earlier, strict=False))
+            for i, values in enumerate(zip(*more, strict=False)):
+                known.setdefault(i, []).append(values in there)
+            for values, added in zip(earlier, more, strict=True):
+                values += added
+    if any(all(of_run) for of_run in known.values()):
         raise BenchError(
-            f"{name} has the same numbers as an earlier run, so it shows no effect of rounding. Run it on another "
-            f"processor, or let bench round otherwise: bench baseline {of} --reruns 5"
+            f"{name} has a run with the same numbers as an earlier one: that is no new run. Make one on another "
+            "processor, or let bench round otherwise: `bench baseline RESULTS --reruns 5 --out FILE`"
         )
     baseline["reruns"] += 1 + rerun["reruns"]
 
@@ -116,17 +151,21 @@ def read_baseline(file: Path) -> dict[str, Any]:
         BenchError: the file is missing, or is not a baseline of this format.
     """
     if not file.is_file():
-        raise BenchError(f"--baseline {file}: no such file. `bench baseline RESULTS --out {file}` writes one.")
+        raise BenchError(f"{file}: no such file. `bench baseline RESULTS --reruns 5 --out {file}` writes one.")
     try:
         baseline = json.loads(file.read_text())
         if baseline["format"] == FORMAT:
+            BaselineFile.model_validate(baseline)
             return baseline
         reason = " It has no numbers by seed, which show how much training varies." if baseline["format"] == 2 else ""
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = f" It is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}."
     except (ValueError, KeyError, TypeError):
         reason = ""
     raise BenchError(
-        f"--baseline {file} is not a baseline of format {FORMAT}.{reason} "
-        "`bench baseline RESULTS --out NEW.json` writes one."
+        f"{file} is not a baseline of format {FORMAT}.{reason} "
+        "`bench baseline RESULTS --reruns 5 --out NEW.json` writes one."
     )
 
 

@@ -24,11 +24,14 @@ from reports.baseline import CELL, differences
 FALSE_ALARMS, POWER = 0.01, 0.9
 WORSE, BETTER, SAME, NEW = "worse", "better", "same", "new"
 MISSING, NOT_COMPARABLE, INFORMATION = "missing", "not comparable", "information"
+# No value is outside the prediction interval, as there are too few runs.
+CANNOT_FAIL = "cannot fail"
 # The undefended model's ASR fell: against a weaker attack, every defense looks better than it is.
 WEAKER_ATTACK = "weaker attack"
 FAILED = (WORSE, WEAKER_ATTACK, MISSING)
-ORDER = (WORSE, WEAKER_ATTACK, MISSING, NOT_COMPARABLE, BETTER, NEW, SAME, INFORMATION)
+ORDER = (WORSE, WEAKER_ATTACK, MISSING, NOT_COMPARABLE, CANNOT_FAIL, BETTER, NEW, SAME, INFORMATION)
 ALL_ATTACKS = "all attacks"
+BASELINE = "bench baseline RESULTS --reruns 5 --out FILE"
 # Cells that are equal in these share an estimate of their variance, and have a mean over attacks.
 GROUP = [key for key in CELL if key != "attack"]
 RERUNS, SEEDS = "reruns", "seeds"
@@ -92,8 +95,9 @@ def judge(
 ) -> list[Finding]:
     """Verdicts on all cells of two baselines (`reports.baseline.make_baseline`), the worst first.
 
-    `judged` are names of metrics; by default those of each task's main table. A number is worse (better) if it lies
-    more than `tolerance` percentage points beyond the bad (good) end of its prediction interval.
+    `judged` are names of metrics, each once; by default those of each task's main table. A number is worse (better) if
+    it lies more than `tolerance` percentage points beyond the bad (good) end of its prediction interval. Something is
+    always judged: if there is nothing to judge, the verdict is that they cannot be compared.
     """
     old, new = ({tuple(cell[key] for key in CELL): cell for cell in b["cells"]} for b in (before, now))
     findings, pairs = [], []
@@ -112,13 +116,18 @@ def judge(
     numbers = list(_numbers(pairs))
     level = FALSE_ALARMS / max(1, sum(number.alarms for number in numbers))
     findings += [_verdict(number, level, tolerance) for number in numbers]
+    if not numbers and not exit_code(findings):
+        findings.append(Finding("all cells", "", NOT_COMPARABLE, "the two have no number in common that can be judged"))
     return sorted(findings, key=lambda finding: ORDER.index(finding.verdict))
 
 
 def exit_code(findings: Sequence[Finding]) -> int:
-    """1 if a number is worse or missing, 2 if none is but some cannot be compared, else 0."""
+    """1 if a number is worse or missing, 2 if none is but some cannot be compared or no judged one can fail, else 0."""
     verdicts = {finding.verdict for finding in findings}
-    return 1 if verdicts & set(FAILED) else 2 if NOT_COMPARABLE in verdicts else 0
+    if verdicts & set(FAILED):
+        return 1
+    judged = {finding.verdict for finding in findings if finding.seen is not None}
+    return 2 if NOT_COMPARABLE in verdicts or judged == {CANNOT_FAIL} else 0
 
 
 def to_markdown(findings: Sequence[Finding], before: dict[str, Any], now: dict[str, Any], tolerance: float) -> str:
@@ -143,10 +152,15 @@ def to_markdown(findings: Sequence[Finding], before: dict[str, Any], now: dict[s
     if any(f.seen and f.seen.source == SEEDS for f in findings):
         lines.append(
             "Some numbers have no reruns in the baseline, so their intervals are from the spread over seeds, which is "
-            "larger. `bench baseline RESULTS RERUN...` writes a baseline that detects smaller changes."
+            f"larger. `{BASELINE}` writes a baseline that detects smaller changes."
+        )
+    if counts[CANNOT_FAIL]:
+        lines.append(
+            "Cannot fail: by the few runs in the baseline, unchanged code may give any value. Take more seeds, or a "
+            f"baseline with reruns (`{BASELINE}`)."
         )
     if counts[BETTER] and not exit_code(findings):
-        lines.append("Better than the baseline: `bench baseline RESULTS --out FILE` writes the new one; commit it.")
+        lines.append(f"Better than the baseline: `{BASELINE}` writes the new one; commit it.")
     if counts[NOT_COMPARABLE]:
         lines.append(
             f"Not comparable: run with the baseline's settings (`{before['command']}`), or write a new baseline."
@@ -227,6 +241,8 @@ def _paired(
     for metric in (*(task.headline if judged is None else judged), *task.informational):
         was, is_ = (numbers.get(metric) for numbers in (old["numbers"], new["numbers"]))
         if was is None and is_ is None:
+            if judged is not None and metric in judged:
+                findings.append(Finding(name, metric, NOT_COMPARABLE, f"no {metric} in the baseline, nor measured"))
             continue
         before, now = (None if number is None else _of_seeds(number) for number in (was, is_))
         if metric in task.informational:
@@ -288,14 +304,17 @@ def _verdict(number: Number, level: float, tolerance: float) -> Finding:
     )
     below, above = number.now < low - tolerance, number.now > high + tolerance
     worse, better = (above, below) if number.lower_is_better else (below, above)
-    if worse:
+    seen = _seen(number, level, tolerance)
+    if all(change is None for change in seen.changes):
+        verdict = CANNOT_FAIL
+    elif worse:
         verdict, why = WORSE, f"{why}; {metrics[number.metric].better} is better"
     elif better and number.control and number.lower_is_better:
         verdict = WEAKER_ATTACK
         why = f"{why}: without a defense the attack succeeds less, so no defense can be judged by it"
     else:
         verdict = BETTER if better else SAME
-    return Finding(number.cell, number.metric, verdict, why, number.before, number.now, _seen(number, level, tolerance))
+    return Finding(number.cell, number.metric, verdict, why, number.before, number.now, seen)
 
 
 def _seen(number: Number, level: float, tolerance: float) -> Seen:

@@ -10,9 +10,9 @@ new run that is either another unchanged one or a worse one.
 The results must be of the same commit, as their backdoored models are used again.
 
 A run of the gate is put together from runs of single cells: each attack and seed takes one of its own reruns, drawn
-without replacement, so that the baseline and the new run share none. That is honest as far as rounding moves attacks
-and seeds independently of each other, as it must: they are other models. Gates that share reruns with each other are
-not independent, so `whole` also counts those of whole runs as they were made, each judged once.
+without replacement, so that the baseline and the new run share none. Attacks and seeds are other models, so rounding
+moves each of them by itself. Gates that share reruns with each other are not independent, so `whole` also counts those
+of whole runs as they were made, each judged once.
 
 measured.csv, power.csv, power.md and power.png in `--out`.
 """
@@ -168,7 +168,7 @@ def draw(found: pd.DataFrame, file: Path) -> None:
 def report(measured: pd.DataFrame, out: Path, runs: int, times: int) -> None:
     unchanged = measured[measured["level"] == UNCHANGED]
     if unchanged["number"].nunique() <= runs:
-        print(f"{runs + 1} unchanged runs or more are needed: --reruns {runs}")
+        print(f"besides the results, a baseline of {runs} runs needs {runs} reruns or more: --reruns {runs}")
         return
     found, one_by_one = table(measured, runs, times), whole(unchanged, runs)
     found.to_csv(out / "power.csv", index=False)
@@ -187,7 +187,7 @@ def main(words: Sequence[str] | None = None) -> None:
     load_plugins()
     asked = arguments(words)
     base = ResultsFolder(asked.results)
-    for number in range(asked.reruns):
+    for number in range(asked.reruns + 1):
         measure(base, asked.out, UNCHANGED, {}, number)
     for kind in filter(None, asked.kinds.split(",")):
         for level, settings in LEVELS[kind].items():
@@ -201,7 +201,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, help="a results folder with the gate's matrix, RVPT in it")
     parser.add_argument("--out", type=Path, default=Path("power"))
-    parser.add_argument("--reruns", type=int, default=50, help="unchanged runs to have")
+    parser.add_argument("--reruns", type=int, default=50, help="unchanged reruns to have, besides the results")
     parser.add_argument("--worse", type=int, default=2, help="runs of each level to have")
     parser.add_argument("--kinds", default=",".join(LEVELS), help="what makes RVPT worse, by comma; empty: nothing")
     parser.add_argument("--baseline-runs", type=int, default=3, help="unchanged runs in a baseline")

@@ -38,24 +38,21 @@ from metrics.prediction import angle
 PROMPTS: dict[str, dict[str, Any]] = {
     "preset": {},
     "average": {"average": 3},
-    "max_norm": {"max_norm": 1.0},
-    "max_norm at a higher rate": {"max_norm": 1.0, "learning_rate": 0.1},
-    "longer": {"epochs": 14},
-    "slower": {"learning_rate": 0.01, "epochs": 14},
-    "slower with average": {"learning_rate": 0.01, "epochs": 14, "average": 5},
     "half rate": {"learning_rate": 0.01},
-    "no momentum": {"momentum": 0.0, "learning_rate": 0.2},
-    "larger start": {"init_std": 0.2},
+    "max_norm": {"max_norm": 1.0},
 }
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "vpt": PROMPTS,
-    "rvpt": PROMPTS | {"half alpha": {"alpha": 2.0}, "margin": {"margin": 0.0}},
-    "cleanclip": {
-        "preset": {},
-        "half rate": {"learning_rate": 2e-4},
-        "slower": {"learning_rate": 2e-4, "epochs": 8},
-        "no views": {"lambda_in": 0.0},
+    "rvpt": PROMPTS
+    | {
+        "longer": {"epochs": 14},
+        "slower": {"learning_rate": 0.01, "epochs": 14},
+        "max_norm at a higher rate": {"max_norm": 1.0, "learning_rate": 0.1},
+        "no momentum": {"momentum": 0.0, "learning_rate": 0.2},
+        "half alpha": {"alpha": 2.0},
+        "larger start": {"init_std": 0.2},
     },
+    "cleanclip": {"preset": {}, "half rate": {"learning_rate": 2e-4}},
 }
 # Kinds of rounding, and which of the kind; the first is the reference.
 ROUNDINGS: tuple[tuple[str, int], ...] = (("none", 0), ("nudge", 1), ("split", 8), ("nudge", 2), ("threads", 2))

@@ -1,5 +1,6 @@
 """The regression gate: verdicts on results made by hand, and one RVPT that is broken on purpose."""
 
+import json
 import shlex
 import shutil
 from collections.abc import Sequence
@@ -227,7 +228,7 @@ def test_a_baseline_keeps_the_numbers_of_each_seed_and_rerun(tmp_path: Path) -> 
     [
         (
             seeded(),
-            r"rerun has the same numbers as an earlier run, so it shows no effect of rounding.*--reruns 5",
+            r"rerun has a run with the same numbers as an earlier one: that is no new run.*--reruns 5",
         ),
         (seeded(replace(NOW, alpha=3.0)), r"badnet / rvpt: defense_1\.defense\.settings\.alpha was 2\.0, is 3\.0"),
         (seeded(replace(NOW, attack="wanet")), r"rerun is no rerun of .*first, which has no wanet / rvpt"),
@@ -308,8 +309,13 @@ def test_runs_from_elsewhere_are_added_to_a_baseline_as_they_come(tmp_path: Path
         ResultsFolder(tmp_path / "old"), [ResultsFolder(tmp_path / name) for name in ("there", "third")]
     )
     assert read_baseline(baseline)["cells"] == at_once["cells"]
-    with pytest.raises(BenchError, match=r"elsewhere\.json has the same numbers as an earlier run"):
+    with pytest.raises(BenchError, match=r"elsewhere\.json has a run with the same numbers as an earlier one"):
         add_rerun(read_baseline(baseline), read_baseline(elsewhere), "elsewhere.json", "baseline.json")
+    # A file that shares one run with this one, and has a new one.
+    fourth = results_folder(tmp_path / "fourth", *seeded(asr=(45, 46, 61)), *NONE_CELLS)
+    assert run("baseline", elsewhere, fourth, "--out", tmp_path / "both.json").exit_code == 0
+    with pytest.raises(BenchError, match=r"both\.json has a run with the same numbers as an earlier one"):
+        add_rerun(read_baseline(baseline), read_baseline(tmp_path / "both.json"), "both.json", "baseline.json")
 
 
 def test_check_passes_and_then_fails_for_a_reason_that_it_names(tmp_path: Path, baseline: Path) -> None:
@@ -332,7 +338,8 @@ def test_check_suggests_the_update_when_better(tmp_path: Path, baseline: Path) -
     better = results_folder(tmp_path / "new", *seeded(ca=(1000, 1000, 1000)), *NONE_CELLS)
     done = run("check", better, "--baseline", baseline)
     assert done.exit_code == 0
-    assert "1 better" in done.output and "`bench baseline RESULTS --out FILE` writes the new one" in done.output
+    assert "1 better" in done.output
+    assert "`bench baseline RESULTS --reruns 5 --out FILE` writes the new one" in done.output
 
 
 def test_check_exits_with_2_when_settings_differ(tmp_path: Path, baseline: Path) -> None:
@@ -349,16 +356,48 @@ def test_other_metrics_can_be_judged(tmp_path: Path, baseline: Path) -> None:
     worse = results_folder(tmp_path / "new", *seeded(asr=(600, 600, 600)), *NONE_CELLS)
     assert run("check", worse, "--baseline", baseline, "--metrics", "CA").exit_code == 0
     assert "PA fell" in run("check", worse, "--baseline", baseline, "--metrics", "CA,PA").output
+    twice = run("check", worse, "--baseline", baseline, "--metrics", "CA,CA").output
+    assert twice == run("check", worse, "--baseline", baseline, "--metrics", "CA").output
+
+
+def test_a_check_that_judges_nothing_does_not_pass(tmp_path: Path, baseline: Path) -> None:
+    worse = results_folder(tmp_path / "new", *seeded(asr=(600, 600, 600)), *NONE_CELLS)
+    absent = run("check", worse, "--baseline", baseline, "--metrics", "ASR_image")
+    assert absent.exit_code == 2 and absent.output.count("no ASR_image in the baseline, nor measured") == 2
+    assert isinstance(run("check", worse, "--baseline", baseline, "--metrics", ",").exception, BenchError)
+    findings = judge(read_baseline(baseline) | {"cells": []}, make_baseline(ResultsFolder(worse)))
+    assert findings[0].verdict == "not comparable" and exit_code(findings) == 2
+
+
+def test_a_metric_that_is_missing_fails(tmp_path: Path) -> None:
+    old, new = (make_baseline(opened(tmp_path / name, *BASE)) for name in ("old", "new"))
+    del new["cells"][0]["numbers"]["CA"]
+    (missing,) = [f for f in judge(old, new) if f.verdict == "missing"]
+    assert (missing.cell, missing.metric) == ("badnet / rvpt", "CA")
+    assert exit_code([missing]) == 1
+
+
+def test_numbers_that_no_change_could_move_out_of_their_interval_do_not_pass(tmp_path: Path) -> None:
+    two, worse = (
+        [replace(NOW, seed=s, asr=a, ca=c) for s, a, c in zip((0, 1), asr, ca, strict=True)]
+        for asr, ca in (((40, 60), (850, 960)), ((740, 750), (100, 120)))
+    )
+    found = gate(tmp_path, worse, two)
+    assert {f.verdict for f in found.values()} == {"cannot fail"} and exit_code(list(found.values())) == 2
+    # Beside numbers that can fail, they are told.
+    both = gate(tmp_path / "both", [*worse, *NONE_CELLS], [*two, *NONE_CELLS])
+    assert {f.verdict for f in both.values()} == {"cannot fail", "same"} and exit_code(list(both.values())) == 0
 
 
 @pytest.mark.parametrize(
     ("contents", "message"),
     [
-        (None, "no such file. `bench baseline RESULTS --out"),
+        (None, "no such file. `bench baseline RESULTS --reruns 5 --out"),
         ("{", "is not a baseline of format 3"),
         ("[]", "is not a baseline of format 3"),
         ('{"format": 2}', "of format 3. It has no numbers by seed, which show how much training varies"),
         ('{"format": 99}', "is not a baseline of format 3"),
+        ('{"format": 3}', "of format 3. It is damaged: command: Field required"),
     ],
 )
 def test_a_baseline_that_cannot_be_read(tmp_path: Path, contents: str | None, message: str) -> None:
@@ -367,6 +406,14 @@ def test_a_baseline_that_cannot_be_read(tmp_path: Path, contents: str | None, me
         file.write_text(contents)
     with pytest.raises(BenchError, match=message):
         read_baseline(file)
+
+
+def test_a_baseline_with_a_number_that_is_none_is_damaged(baseline: Path) -> None:
+    contents = json.loads(baseline.read_text())
+    contents["cells"][0]["numbers"]["ASR"]["values"]["1"] = [float("nan")]
+    baseline.write_text(json.dumps(contents))
+    with pytest.raises(BenchError, match=r"It is damaged: cells\.0\.numbers\.ASR\.values\.1\.0: .* finite number"):
+        read_baseline(baseline)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from scipy.stats import binom
 
 from bench.core.registry import load_plugins
+from metrics.prediction import spreads
 from reports import gate
 from reports.gate import Finding, exit_code, judge
 
@@ -28,29 +29,34 @@ Changes = Mapping[tuple[str, str, str], float]
 
 
 def matrix(
-    rng: np.random.Generator, runs: int, moved: Changes | None = None, unlike: Sequence[float] = (1, 1, 1)
+    rng: np.random.Generator,
+    runs: int,
+    moved: Changes | None = None,
+    unlike: Sequence[float] = (1, 1, 1),
+    seeds: Sequence[float] = (1, 1, 1),
 ) -> dict[str, Any]:
     """A baseline with `runs` of each seed, whose true angles are moved by the changes of (attack, defense, metric).
 
-    `unlike` are factors of the three attacks' spreads.
+    `unlike` and `seeds` are factors of the spreads of the three attacks and seeds.
     """
     cells = []
     for (attack, factor), (defense, truths) in product(zip(ATTACKS, unlike, strict=True), TRUTH.items()):
         numbers = {}
         for metric, (truth, sd) in zip(IMAGES, truths, strict=True):
             n, middle = IMAGES[metric], np.arcsin(np.sqrt(truth)) + (moved or {}).get((attack, defense, metric), 0.0)
-            angles = middle + factor * sd * rng.standard_normal((len(SEEDS), runs))
+            sds = factor * sd * np.array(seeds)[:, None]
+            angles = middle + sds * rng.standard_normal((len(SEEDS), runs))
             shares = 100 * np.round(np.sin(np.clip(angles, 0, np.pi / 2)) ** 2 * n) / n
             numbers[metric] = {"n": n, "values": dict(zip(SEEDS, shares.tolist(), strict=True))}
         cells.append(PLACE | {"attack": attack, "defense": defense, "numbers": numbers})
     return {"cells": cells, "settings": {"one": {"seeds": [0, 1, 2]}}}
 
 
-def judged(times: int, runs: int, unlike: Sequence[float] = (1, 1, 1)) -> Iterator[list[Finding]]:
+def judged(times: int, runs: int, **unlike: Sequence[float]) -> Iterator[list[Finding]]:
     """Verdicts on unchanged code, again and again."""
     rng = np.random.default_rng(0)
     for _ in range(times):
-        yield judge(matrix(rng, runs, unlike=unlike), matrix(rng, 1, unlike=unlike))
+        yield judge(matrix(rng, runs, **unlike), matrix(rng, 1, **unlike))
 
 
 @pytest.mark.parametrize("runs", [1, 3], ids=["seeds alone", "two reruns"])
@@ -74,6 +80,21 @@ def test_attacks_whose_spreads_differ_threefold_cost_a_few_more_false_alarms(
     monkeypatch.setattr(gate, "FALSE_ALARMS", 0.1)
     red = sum(exit_code(findings) for findings in judged(200, runs, unlike=(0.6, 1, 1.8)))
     assert red <= binom.isf(1e-3, 200, 0.15)
+
+
+def test_seeds_whose_spreads_differ_tenfold_cost_a_few_more_false_alarms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "FALSE_ALARMS", 0.1)
+    red = sum(exit_code(findings) for findings in judged(200, 5, seeds=(1, 0.1, 0.1)))
+    assert red <= binom.isf(1e-3, 200, 0.15)
+
+
+def test_a_spread_is_the_largest_of_pooled_own_and_floor() -> None:
+    calm, wild = [[0.1, 0.2], [0.3, 0.4]], [[0.0, 1.0], [0.0, 1.0]]
+    # Variances .005, .5; pooled .2525.
+    assert spreads([calm, wild], 0.0) == (pytest.approx([0.2525**0.5, 0.5**0.5]), 4)
+    assert spreads([calm], 0.3) == ([0.3], 2)
+    assert spreads([calm], 0.0) == (pytest.approx([0.005**0.5]), 2)
+    assert spreads([[[0.1], [0.2]]], 0.3) == ([0.3], 0)
 
 
 @pytest.mark.parametrize(
