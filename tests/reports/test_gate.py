@@ -26,9 +26,10 @@ from bench.experiment.suites import variants_of
 from bench.results.folder import ResultsFolder
 from bench.results.records import Cell, Run
 from defenses.rvpt import RVPT
+from metrics.prediction import Prediction, angle
 from reports.baseline import add_rerun, make_baseline, read_baseline
 from reports.command import command_of
-from reports.gate import Finding, exit_code, judge
+from reports.gate import Finding, Number, exit_code, judge, verdict_on
 
 load_plugins()
 
@@ -384,6 +385,11 @@ def test_numbers_that_no_change_could_move_out_of_their_interval_do_not_pass(tmp
     )
     found = gate(tmp_path, worse, two)
     assert {f.verdict for f in found.values()} == {"cannot fail"} and exit_code(list(found.values())) == 2
+    # A rare value beyond the interval still fails, though no change is likely to give one.
+    wide = Prediction(angle(500, 1000), 0.1005, 2, 1000)
+    of_all = Number("cell", "ASR", False, 50.0, 100.0, wide, 0.1, "reruns")
+    assert wide.seen(0.01)[1] is None and wide.ends(0.01)[1] < 1
+    assert verdict_on(of_all, 0.01, 0.0).verdict == "worse"
     # Beside numbers that can fail, they are told.
     both = gate(tmp_path / "both", [*worse, *NONE_CELLS], [*two, *NONE_CELLS])
     assert {f.verdict for f in both.values()} == {"cannot fail", "same"} and exit_code(list(both.values())) == 0
