@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from bench.core.names import UNDEFENDED
 from bench.papers import Sweep, sweeps
 from reports.figures.source import Source
-from reports.figures.style import COLUMN, dodge, legend_below, look, panels, points
+from reports.figures.style import COLUMN, GRAY, dodge, legend_below, look, panels, points
 
 SHARES = ("ASR", "CA")
 
@@ -56,6 +56,7 @@ def undefended_lines(axes: Iterable[Axes], rows: pd.DataFrame, summary: pd.DataF
         for i, key in enumerate(models[place].itertuples(index=False)):
             if (*key, metric) in none.index:
                 axis.axhline(none[(*key, metric)], color=look(i)["color"], ls="--", lw=0.8)
+        axis.plot([], [], color=GRAY, ls="--", lw=0.8, label="undefended")
 
 
 def sweep_figures() -> dict[str, SweepFigure]:
