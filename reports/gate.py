@@ -313,7 +313,7 @@ def verdict_on(number: Number, level: float, tolerance: float) -> Finding:
     elif better:
         verdict = BETTER
     else:
-        # Whether there are values below and above the interval.
+        # Whether a value can lie below, and above, the interval.
         lower, higher = low - tolerance > 0, high + tolerance < 100
         can_fail = lower or higher if number.alarms == 2 else higher if number.lower_is_better else lower
         verdict = SAME if can_fail else CANNOT_FAIL

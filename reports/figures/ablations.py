@@ -53,10 +53,12 @@ def undefended_lines(axes: Iterable[Axes], rows: pd.DataFrame, summary: pd.DataF
     bare = (summary["defense"] == UNDEFENDED) & (summary["variant"] == "")
     none = summary[bare].set_index([*place, "metric"])["mean"]
     for axis, metric in zip(axes, SHARES, strict=True):
-        for i, key in enumerate(models[place].itertuples(index=False)):
-            if (*key, metric) in none.index:
-                axis.axhline(none[(*key, metric)], color=look(i)["color"], ls="--", lw=0.8)
-        axis.plot([], [], color=GRAY, ls="--", lw=0.8, label="undefended")
+        keys = [(*key, metric) for key in models[place].itertuples(index=False)]
+        levels = {i: none[key] for i, key in enumerate(keys) if key in none.index}
+        for i, level in levels.items():
+            axis.axhline(level, color=look(i)["color"], ls="--", lw=0.8)
+        if levels:
+            axis.plot([], [], color=GRAY, ls="--", lw=0.8, label="undefended")
 
 
 def sweep_figures() -> dict[str, SweepFigure]:

@@ -136,6 +136,9 @@ def test_a_sweep_shows_the_undefended_level_where_each_attack_has_one_line() -> 
     _, axes = panels(3, 3, 2, 1)
     undefended_lines(axes[:, 0], pd.concat([lines, lines.assign(defense="vpt")]), summary)
     assert not any(axis.lines for axis in axes[:, 0])
+    # Nor is there a name in the legend without a line.
+    undefended_lines(axes[:, 0], lines, pd.DataFrame(swept).rename(columns={"value": "mean"}))
+    assert not any(axis.lines for axis in axes[:, 0])
 
 
 def test_permutations_stand_beside_their_scheme(folder: Path) -> None:
