@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from bench.core.defense import defenses
+from bench.core.defense import with_head
 from bench.core.errors import BenchError
 from bench.core.metric import Estimate, OverCells, cell_metric
 from bench.core.names import CELL_COLUMNS, CLEAN_MODEL, OWN_TRIGGER, UNDEFENDED
@@ -121,7 +121,7 @@ def has_head(defense: str) -> bool:
     Then PR cannot explain ASR: the encoder, and with it PR_cos, is that of the model without the head, whatever the
     head does to ASR, and PR_ratio divides by a head's logits in place of cosines with texts.
     """
-    return any(not defenses[name].zero_shot for name in defense.split("+") if name in defenses)
+    return bool(with_head(defense.split("+")))
 
 
 def _took(backdoored: pd.DataFrame) -> pd.Series:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bench.core.attack import Attack, stamp
-from bench.core.defense import defenses
+from bench.core.defense import with_head
 from bench.core.errors import BenchError
 from bench.core.metric import Observations
 from bench.core.randomness import generator
@@ -51,7 +51,7 @@ class Auditor(Task):
         raise NotImplementedError(f"{type(self).__name__} must define examine(victim, images, texts, case, rng)")
 
     def unsuited(self, attack: Attack, chain: Sequence[str]) -> str:
-        heads = [name for name in chain if not defenses[name].zero_shot]
+        heads = with_head(chain)
         return f"{', '.join(heads)}: auditors look at embeddings, and this model has a head" if heads else ""
 
     def observe(self, victims: Sequence[Victim], case: Case) -> list[Observations | BenchError]:

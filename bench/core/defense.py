@@ -1,6 +1,6 @@
 """The contract of a defense: a backdoored model and clean data in, a defended model out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, TypeVar, get_args
 
@@ -158,6 +158,11 @@ def too_few_images(shots: int, facing: Facing) -> str:
 
 defenses: Registry[type[Defense]] = Registry("defense", Defense)
 DefenseClass = TypeVar("DefenseClass", bound=type[Defense])
+
+
+def with_head(chain: Iterable[str]) -> list[str]:
+    """Those of a chain's defenses that give the model a head; names that are not registered count as having none."""
+    return [name for name in chain if name in defenses and not defenses[name].zero_shot]
 
 
 def defense(name: str) -> Callable[[DefenseClass], DefenseClass]:

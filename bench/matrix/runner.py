@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench.core.defense import defenses
+from bench.core.defense import defenses, with_head
 from bench.core.errors import BenchError
 from bench.experiment.resources import Resources, open_device, open_resources
 from bench.experiment.settings import BASE, RunSettings, Variants
@@ -92,7 +92,7 @@ def check_heads(resources: Resources) -> None:
     Raises:
         BenchError: it would be evaluated on other classes.
     """
-    bound = [name for name in resources.run.single_defenses if not defenses[name].zero_shot]
+    bound = with_head(resources.run.single_defenses)
     if bound and resources.tuned.classes() != resources.tested.classes():
         tuned = resources.run.tuned_on or resources.run.dataset
         raise BenchError(

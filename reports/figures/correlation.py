@@ -29,6 +29,8 @@ def draw(source: Source) -> tuple[Figure, pd.DataFrame]:
     Attacks that did not take have no point, nor have models with a head, as in the metric PR_ASR.
     """
     weak = did_not_take(source.main, source.folder.settings.took)
+    if len(weak) == len(source.attacks):
+        raise BenchError("needs an attack that took; here none did: raise its dose (`bench show ATTACK`)")
     numbers = resistivity_and_success(source.main[~source.main["attack"].isin(list(weak))])
     there = set(numbers["perturbation"])
     columns = [name for kind in KINDS if (name := next((p for p in kind if p in there), None))]
@@ -47,7 +49,7 @@ def draw(source: Source) -> tuple[Figure, pd.DataFrame]:
 
 def resistivity_and_success(main: pd.DataFrame) -> pd.DataFrame:
     """PR beside ASR of every backdoored model: a row per (PR's definition, perturbation, attack, model, seed)."""
-    shown = [name != CLEAN_MODEL and not has_head(name) for name in main["defense"]]
+    shown = (main["defense"] != CLEAN_MODEL) & ~main["defense"].map(has_head).astype(bool)
     rows = main[shown].rename(columns={"label": "model", "model": "clip"})
     place = ["attack", "model", "seed"]
     success = rows[rows["metric"] == "ASR"].set_index(place)["value"].rename("ASR")

@@ -161,6 +161,12 @@ def test_resistivity_stands_beside_the_success_of_its_own_cell() -> None:
     assert len(resistivity_and_success(both.assign(label=both["defense"]))) == len(points)
 
 
+def test_no_correlation_is_drawn_where_no_attack_took(folder: Path) -> None:
+    weak = [*rows("badnet", "none", ASR=10, CA=99, PR_cos=0.5, PR_ratio=0.6), *rows("badnet", "rvpt", ASR=9, CA=99)]
+    assert draw(folder, weak)["figureS2"].missing.startswith("needs an attack that took; here none did")
+    assert resistivity_and_success(pd.DataFrame(weak)[:0].assign(label="")).empty
+
+
 def test_intra_class_similarity_against_numpy() -> None:
     rng = np.random.default_rng(0)
     raw, labels = rng.normal(size=(9, 5)), np.array([0, 0, 0, 1, 1, 2, 3, 3, 3])
