@@ -97,10 +97,12 @@ def correlation_points(results: pd.DataFrame, resistivity: str, own: bool = True
     Without `own`, `pr` is the mean over all other perturbations, and cells where none was measured are missing.
 
     An attack took if the mean undefended ASR of its models in one place is not below the setting `took`, or if it is
-    unknown. The clean model is left out. Cells with a head are left out and counted in `attrs["headed"]`, and those in
-    which PR or ASR is missing or not finite in `attrs["left_out"]`.
+    unknown. The clean model is left out, also in variants that poison nothing, such as table S1's. Cells with a head
+    are left out and counted in `attrs["headed"]`, and those in which PR or ASR is missing or not finite in
+    `attrs["left_out"]`.
     """
-    backdoored = results[results["defense"] != CLEAN_MODEL]
+    clean = (results["defense"] == CLEAN_MODEL) | results["variant"].isin(results.attrs.get("unpoisoned", []))
+    backdoored = results[~clean]
     asr = backdoored[backdoored["metric"] == "ASR"].set_index(CELL_COLUMNS)["value"]
     by_trigger = backdoored["perturbation"] == OWN_TRIGGER
     counted = (backdoored["metric"] == resistivity) & (by_trigger if own else ~by_trigger)

@@ -84,7 +84,7 @@ class Source:
         keys = [self.main[name].astype(str) for name in ("attack", "defense", "variant", "label")]
         names = {(attack, *rest): (attack, label) for attack, *rest, label in zip(*keys, strict=True)}
         cells: dict[tuple[str, str], Cell] = {}
-        for cell in self.folder.cells:
+        for cell in sorted(self.folder.cells, key=lambda cell: cell.seed):
             key = names.get((cell.attack, cell.defense, cell.variant))
             here = cell.task == "zero_shot" and all(cell.place[name] == value for name, value in self.place.items())
             if key and here:

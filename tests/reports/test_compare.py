@@ -15,6 +15,7 @@ from bench.cli_gate import app
 from bench.core.errors import BenchError
 from bench.core.registry import load_plugins
 from bench.results.folder import ResultsFolder
+from bench.results.run_file import RUN_FILE, read_run_file
 from metrics.correlation import correlation_points
 from reports.compare import compare, two_by_two
 from reports.report import over_cells_text
@@ -211,6 +212,18 @@ def test_models_with_a_head_are_left_out_and_counted(tmp_path: Path, headed: str
     said = "Left out models with a head, which PR does not see: 1. "
     assert correlation_text(results).replace(said, "") == correlation_text(without)
     assert said in correlation_text(results)
+
+
+def test_prompts_on_the_clean_model_are_no_points(tmp_path: Path) -> None:
+    backdoored = correlation_text(correlated(tmp_path / "without"))
+    cells = [Made(defense=d, pr=pr, asr=asr) for d, pr, asr in CELLS]
+    out = results_folder(tmp_path / "with", *cells, Made(variant="rvpt_16shot", pr=0.99, asr=1))
+    file = read_run_file(out)
+    clean = file.runs[0].settings | {"poison": file.runs[0].settings["poison"] | {"epochs": 0}}
+    run = file.runs[0].model_copy(update={"variants": {**file.runs[0].variants, "rvpt_16shot": clean}})
+    assert "n = 5" in correlation_text(ResultsFolder(out).results)
+    (out / RUN_FILE).write_text(file.model_copy(update={"runs": (run,)}).model_dump_json())
+    assert correlation_text(ResultsFolder(out).results) == backdoored
 
 
 def test_where_nothing_took_there_is_no_correlation(tmp_path: Path) -> None:
