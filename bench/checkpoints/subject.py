@@ -19,7 +19,9 @@ from bench.data.world import World
 from bench.models import ModelSettings, load_model
 from bench.models.load import FOLDER, MINI, configuration
 
-# Of a large folder, so many random images are read.
+# Of a large folder, so many random images are read: more than the most thorough audit takes, in case some are damaged.
+MOST_AUDITED = 512
+# To repair with, and to measure on, beside these.
 MOST_IMAGES = 4096
 NO_LABEL = -1
 # Of the embedded world: to look for triggers on, to repair with, to measure clean accuracy on.
@@ -31,7 +33,8 @@ class Subject:
     """A model to look into. `reference` is the model that it was fine-tuned from, as far as it is declared.
 
     `audited` are images to look for triggers on, `repairing` those to repair with, `measured` those that clean accuracy
-    is measured on. Labels are `NO_LABEL` where they are not known.
+    and triggers are measured on; of a user's images, these are the audited ones in reverse order. Labels are `NO_LABEL`
+    where they are not known.
     """
 
     name: str
@@ -96,9 +99,14 @@ def open_subject(
         world = World()
         audited, repairing, measured = (_relabelled(world.labelled(split, geometry), names) for split in SPLITS)
         return Subject(name, victim, base, audited, repairing, measured, world.templates)
-    given = _folder(images, names, geometry) if isinstance(images, Path) else _shuffled(_relabelled(images, names))
+    if isinstance(images, Path):
+        given = _folder(images, names, geometry, MOST_IMAGES if repairs else MOST_AUDITED)
+    else:
+        given = _shuffled(_relabelled(images, names))
     audited, repairing = _halves(given) if repairs else (given, given.subset(torch.arange(0)))
-    return Subject(name, victim, base, audited, repairing, audited, ("a photo of a {}.",))
+    # From the end, as audits make their triggers on the first ones.
+    measured = audited.subset(torch.arange(len(audited)).flip(0))
+    return Subject(name, victim, base, audited, repairing, measured, ("a photo of a {}.",))
 
 
 def preset_for(clip: Clip) -> str:
@@ -171,14 +179,14 @@ def _shuffled(images: Labelled) -> Labelled:
     return images.subset(torch.randperm(len(images), generator=generator(0, "given images")))
 
 
-def _folder(folder: Path, names: tuple[str, ...], geometry: Geometry) -> Labelled:
-    """The images of a folder and the folders in it, in random order; what cannot be read is skipped and told."""
+def _folder(folder: Path, names: tuple[str, ...], geometry: Geometry, most: int) -> Labelled:
+    """At most so many images of a folder and those in it, in random order; what cannot be read is skipped and told."""
     if not folder.is_dir():
         raise BenchError(f"--images {folder}: no such folder")
     found = [name for name in files_below(folder) if is_image(name)]
     if not found:
         raise BenchError(f"--images {folder}: no image in it")
-    order = torch.randperm(len(found), generator=generator(0, "images of a folder"))[:MOST_IMAGES].tolist()
+    order = torch.randperm(len(found), generator=generator(0, "images of a folder"))[:most].tolist()
     ids = [found[i] for i in order]
     paths = [folder / id for id in ids]
     decoded = decode(paths, ids, geometry)

@@ -351,6 +351,7 @@ def test_given_images_that_are_sorted_by_class_are_audited_in_random_order(tiny_
     images = Labelled([str(i) for i in range(200)], pixels, "sorted", labels=labels, classes=("dog", "ship"))
     subject = open_subject(tiny_clip, images=images, cache=tmp_path, repairs=True)
     assert 25 < subject.audited.labels.sum() < 75
+    assert subject.measured.ids == subject.audited.ids[::-1], "audits make triggers on the first ones"
     assert sorted([*subject.audited.ids, *subject.repairing.ids], key=int) == images.ids
 
 
