@@ -411,7 +411,8 @@ def pretrain(
 ) -> None:
     """Train a small CLIP from scratch, on the embedded world or on your pairs.
 
-    `--model local-dir:OUT` then uses it; an embedded model that was made without --out is used by its name.
+    `--model local-dir:OUT` then uses it; an embedded model that was made without --out is used by its name. The same
+    command goes on with an interrupted training.
     """
     import torch
 

@@ -1,11 +1,14 @@
 """`bench pretrain`: a CLIP from scratch, on the embedded world or on a user's pairs."""
 
 import json
+import pickle
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +19,7 @@ from bench.core import code_state
 from bench.core.clip import CONFIG_FILE, Clip
 from bench.core.dataset import Geometry
 from bench.core.errors import BenchError
-from bench.core.images import crops
+from bench.core.images import crops, hash_file, hash_of
 from bench.core.randomness import generator, seeded
 from bench.data import world_captions, world_drawing
 from bench.data.pairs import read_pairs
@@ -24,8 +27,10 @@ from bench.data.silhouettes import NAMES
 from bench.data.world import World, WorldFlowers, WorldObjects, web
 from bench.models.load import read_config
 from bench.models.probe import probe
-from bench.training.pretraining import Pretraining, pretrain
+from bench.training.pretraining import Pretraining, Saved, pretrain
 
+# In the new model's folder, while it is trained.
+UNFINISHED = "unfinished.pt"
 TEMPLATES = ("a photo of a {}.",)
 Batches = Callable[[float], tuple[Tensor, Tensor, Tensor | None]]
 
@@ -42,13 +47,22 @@ def train_from_scratch(
 ) -> dict:
     """Train a CLIP and write it, in half precision, with its card, as open_clip's `local-dir:` reads it.
 
-    Returns the card. Raises `BenchError` if `out` is a file, or already holds a model.
+    An interrupted training goes on where it last saved, and ends at the same weights.
+
+    Returns the card. Raises `BenchError` if `out` is a file, or already holds a model, or one that was begun with other
+    settings or code.
     """
     if out.is_file():
         raise BenchError(f"--out {out} is a file, not a folder. Give another --out")
     if (out / CONFIG_FILE).exists():
         raise BenchError(f"{out} already holds a model. Give another --out, or remove it.")
-    start, losses = time.perf_counter(), []
+    of_pairs = pairs and hash_file(pairs)
+    determined_by = hash_of([config, recipe.model_dump(), seed, of_pairs, device, code_state.sources()])
+    unfinished = Unfinished(out / UNFINISHED, determined_by)
+    before = unfinished.read()
+    losses: list[float] = before["losses"] if before else []
+    start = time.perf_counter() - (before["seconds"] if before else 0)
+    rng = generator(seed, "pretrain")
 
     def report(step: int, loss: float) -> None:
         losses.append(loss)
@@ -61,8 +75,16 @@ def train_from_scratch(
         clip = Clip.from_config(config).to(device)
         classes = None if pairs else clip.tokenize([TEMPLATES[0].format(c) for c in NAMES]).to(device)
         say("drawing the world" if pairs is None else f"reading {pairs}")
-        batches = world_batches(clip, recipe, seed) if pairs is None else _pair_batches(clip, recipe, seed, pairs, out)
-        pretrain(clip, batches, classes, recipe, report)
+        batches = _pair_batches(clip, recipe, pairs, out, rng) if pairs else world_batches(clip, recipe, seed, rng)
+        if before:
+            say(f"going on from step {before['training']['step']}, which {unfinished.file} holds")
+            rng.set_state(before["rng"])
+
+        def save(training: Saved) -> None:
+            seconds = time.perf_counter() - start
+            unfinished.write({"training": training, "rng": rng.get_state(), "losses": losses, "seconds": seconds})
+
+        pretrain(clip, batches, classes, recipe, report, before["training"] if before else None, save)
     clip.save(out, torch.float16)
     card = {
         "command": " ".join(["bench", *sys.argv[1:]]),
@@ -80,12 +102,46 @@ def train_from_scratch(
     if pairs is None:
         card["zero_shot_accuracy"] = _zero_shot_accuracy(Clip.load(out).to(device))
     (out / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+    unfinished.file.unlink(missing_ok=True)
     return card
 
 
-def world_batches(clip: Clip, recipe: Pretraining, seed: int) -> Batches:
+@dataclass(frozen=True)
+class Unfinished:
+    """The file of a training that is under way. `determined_by` is a hash of all that determines the weights."""
+
+    file: Path
+    determined_by: str
+
+    def read(self) -> dict[str, Any] | None:
+        """What was last written; None if nothing was.
+
+        Raises:
+            BenchError: it is of other settings or code, or damaged.
+        """
+        if not self.file.is_file():
+            return None
+        try:
+            content = torch.load(self.file, weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
+            content = {}
+        if content.get("determined_by") != self.determined_by:
+            raise BenchError(
+                f"{self.file} is of a training with other settings, seed or code, or damaged, so it cannot go on. "
+                "Remove it to begin anew, or give another --out"
+            )
+        return content["state"]
+
+    def write(self, state: dict[str, Any]) -> None:
+        """Write so that an interruption leaves the file as it was before."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        part = self.file.with_suffix(".part")
+        torch.save({"determined_by": self.determined_by, "state": state}, part)
+        part.replace(self.file)
+
+
+def world_batches(clip: Clip, recipe: Pretraining, seed: int, rng: torch.Generator) -> Batches:
     """Batches of the embedded world for `pretrain`; labels, where there are any, are of all classes of the world."""
-    rng = generator(seed, "pretrain")
     images, factors = web(recipe.images, "pretrain", seed)
 
     def batch(progress: float) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -106,8 +162,7 @@ def _fit(images: Tensor, clip: Clip) -> Tensor:
     return images if images.shape[-1] == size[0] else TF.resize(images, size, antialias=True)
 
 
-def _pair_batches(clip: Clip, recipe: Pretraining, seed: int, file: Path, out: Path) -> Batches:
-    rng = generator(seed, "pretrain")
+def _pair_batches(clip: Clip, recipe: Pretraining, file: Path, out: Path, rng: torch.Generator) -> Batches:
     pairs = read_pairs(file, Geometry.of(clip, out / "data"))
     tokens = clip.tokenize(pairs.captions)
 

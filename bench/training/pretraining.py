@@ -6,6 +6,7 @@ matrices of the blocks, AdamW the rest. The logit scale is set, not learned: it 
 
 import math
 from collections.abc import Callable
+from typing import Any, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,16 @@ from bench.core.progress import track
 from bench.core.settings import Field, Settings
 from bench.training.fine_tuning import contrastive_loss
 from bench.training.muon import Muon
+
+# Steps.
+SAVE_EVERY = 100
+
+
+class Saved(TypedDict):
+    """Where an interrupted pretraining goes on: steps that are done, and the states of model and optimisers."""
+
+    step: int
+    parts: list[dict[str, Any]]
 
 
 class Pretraining(Settings):
@@ -60,12 +71,17 @@ def pretrain(
     class_tokens: Tensor | None,
     recipe: Pretraining,
     report: Callable[[int, float], None] = lambda _step, _loss: None,
+    saved: Saved | None = None,
+    save: Callable[[Saved], None] = lambda _saved: None,
 ) -> None:
     """Train `clip` in place.
 
     `batch(progress)`, progress from 0 to 1, gives the next images (uint8), tokens and, where known, labels into
     `class_tokens`. With labels, a linear helper head on the image embedding speeds up the first half of the run; it is
     thrown away.
+
+    Every `SAVE_EVERY` steps, `save` gets what a later call needs as `saved` to go on to the same weights; the later
+    call's `batch` must go on, too.
     """
     clip.model.train()
     clip.model.logit_scale.requires_grad_(False)
@@ -73,7 +89,11 @@ def pretrain(
     helper = torch.nn.Linear(width, len(class_tokens)).to(clip.device) if class_tokens is not None else None
     optimisers = _optimisers(clip, helper, recipe)
     rates = [group["lr"] for optimiser in optimisers for group in optimiser.param_groups]
-    for step in track(range(recipe.steps), "pretraining"):
+    parts = [clip.model, *optimisers, *([] if helper is None else [helper])]
+    if saved is not None:
+        for part, state in zip(parts, saved["parts"], strict=True):
+            part.load_state_dict(state)
+    for step in track(range(0 if saved is None else saved["step"], recipe.steps), "pretraining"):
         progress = step / recipe.steps
         share = min(1.0, (step + 1) / max(1, recipe.warmup_steps)) * min(1.0, (1 - progress) / 0.6)
         for group, rate in zip((g for o in optimisers for g in o.param_groups), rates, strict=True):
@@ -98,6 +118,8 @@ def pretrain(
             optimiser.step()
         # Waits for the GPU: a reader sees each step's loss, and these models are small.
         report(step, loss.item())
+        if (step + 1) % SAVE_EVERY == 0:
+            save({"step": step + 1, "parts": [part.state_dict() for part in parts]})
     clip.model.eval().requires_grad_(True)
 
 

@@ -56,16 +56,44 @@ def test_a_seed_determines_the_weights(tmp_path: Path, tiny_config: dict) -> Non
     assert a == b != c
 
 
-def test_pairs_of_ones_own(tmp_path: Path, tiny_config: dict) -> None:
-    with (tmp_path / "pairs.csv").open("w", newline="") as file:
+def shades(folder: Path) -> Path:
+    """A file of six pairs."""
+    with (folder / "pairs.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["image", "caption"])
         for i in range(6):
-            Image.new("RGB", (40, 50), (40 * i, 0, 0)).save(tmp_path / f"{i}.png")
+            Image.new("RGB", (40, 50), (40 * i, 0, 0)).save(folder / f"{i}.png")
             rows.writerow([f"{i}.png", f"a photo of shade {i}"])
-    card = train(tmp_path / "model", tiny_config, pairs=tmp_path / "pairs.csv")
+    return folder / "pairs.csv"
+
+
+def test_pairs_of_ones_own(tmp_path: Path, tiny_config: dict) -> None:
+    card = train(tmp_path / "model", tiny_config, pairs=shades(tmp_path))
     assert "zero_shot_accuracy" not in card and card["data"].endswith("pairs.csv")
     assert Clip.load(tmp_path / "model").image_size == tiny_config["model_cfg"]["vision_cfg"]["image_size"]
+
+
+def test_an_interrupted_training_goes_on_to_the_same_weights(
+    tmp_path: Path, tiny_config: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs, recipe = shades(tmp_path), QUICK.model_copy(update={"steps": 3})
+    monkeypatch.setattr("bench.training.pretraining.SAVE_EVERY", 2)
+    said: list[str] = []
+    whole = train(tmp_path / "whole", tiny_config, pairs=pairs, recipe=recipe)
+    with pytest.raises(KeyboardInterrupt):
+        train_from_scratch(tmp_path / "cut", tiny_config, recipe, 0, pairs, "cpu", stop_at_the_last_step)
+    with pytest.raises(BenchError, match=r"unfinished.pt is of a training with other settings, seed or code, or dam"):
+        train(tmp_path / "cut", tiny_config, seed=1, pairs=pairs, recipe=recipe)
+    cut = train_from_scratch(tmp_path / "cut", tiny_config, recipe, 0, pairs, "cpu", said.append)
+    assert said[1].startswith("going on from step 2,")
+    assert cut["loss"] == whole["loss"]
+    assert (tmp_path / "cut" / WEIGHTS_FILE).read_bytes() == (tmp_path / "whole" / WEIGHTS_FILE).read_bytes()
+    assert not (tmp_path / "cut" / "unfinished.pt").exists()
+
+
+def stop_at_the_last_step(line: str) -> None:
+    if line.startswith("step 3 "):
+        raise KeyboardInterrupt
 
 
 def test_a_model_is_not_overwritten(tmp_path: Path, tiny_config: dict) -> None:
