@@ -73,10 +73,10 @@ def test_recipes_called_half_are_half_of_the_preset() -> None:
 
 def test_red_gates_are_rare_without_a_change_and_grow_with_it(unchanged: pd.DataFrame) -> None:
     rng = np.random.default_rng(1)
-    shares = [play(unchanged, None, 3, 100, rng)["red"] / 100]
+    shares = [play(unchanged, None, 3, 40, rng)["red"] / 40]
     for moved in (0.05, 0.1, 0.2):
         worse = measured("worse", range(1, 4), rng, moved)
-        shares.append(play(unchanged, worse, 3, 40, rng)["red by rvpt"] / 40)
+        shares.append(play(unchanged, worse, 3, 15, rng)["red by rvpt"] / 15)
     assert shares[0] <= 0.05 and shares == sorted(shares) and shares[-1] == 1
 
 

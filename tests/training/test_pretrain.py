@@ -50,8 +50,9 @@ def test_captions_of_the_web_alone_train_other_weights(tmp_path: Path, tiny_conf
 
 
 def test_a_seed_determines_the_weights(tmp_path: Path, tiny_config: dict) -> None:
+    pairs = shades(tmp_path)
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        train(tmp_path / name, tiny_config, seed)
+        train(tmp_path / name, tiny_config, seed, pairs)
     a, b, c = ((tmp_path / name / WEIGHTS_FILE).read_bytes() for name in "abc")
     assert a == b != c
 
