@@ -38,8 +38,12 @@ TABLES = {
 }
 
 
-def declared(suite: str, preset: str = "mini", *assignments: str, **flags) -> tuple[Variants, dict[str, str]]:
+@pytest.fixture(autouse=True, scope="module")
+def _plugins() -> None:
     load_plugins()
+
+
+def declared(suite: str, preset: str = "mini", *assignments: str, **flags) -> tuple[Variants, dict[str, str]]:
     return variants_of(resolve(preset, None, flags, assignments, suite=suite_settings(suite)), suite)
 
 
@@ -151,7 +155,6 @@ def test_the_embedded_world_has_variants_of_its_own() -> None:
 
 @pytest.mark.parametrize("written", ["4e-4", "4E-4", "4.0e-4", "4.e-4", "0.0004"])
 def test_a_number_is_a_number_however_it_is_written(written: str) -> None:
-    load_plugins()
     run = resolve("mini", None, {}, [f"cleanclip.learning_rate={written}", f"poison.learning_rate={written}"])
     assert run.method("cleanclip")["learning_rate"] == run.poison.learning_rate == 0.0004
     assert resolve("mini", None, {}, ["target=1e4c"]).target == "1e4c"
@@ -161,6 +164,10 @@ def test_a_preset_starts_from_the_one_that_it_names() -> None:
     mini, objects = resolve("mini"), resolve("mini-objects")
     assert (objects.dataset, objects.target) == ("world-objects", "gear")
     assert objects.model_copy(update={"dataset": mini.dataset, "target": mini.target}) == mini
+    dose = resolve("mini-label-consistent")
+    assert (dose.poison.count, dose.poison.pairs) == (1600, mini.poison.pairs), "inner settings are kept, too"
+    changed = mini.method("label_consistent") | {"learning_rate": 1e-3}
+    assert dose.method("label_consistent") == changed != mini.method("label_consistent")
 
 
 @pytest.mark.parametrize("name", ["mini-p8", "mini-deep"])
@@ -176,7 +183,6 @@ def test_the_settings_of_mini_suit_the_other_embedded_towers(name: str) -> None:
 
 
 def test_the_papers_presets() -> None:
-    load_plugins()
     first, third = (resolve("paper-imagenet", paper=paper) for paper in ("v1", "v3"))
     assert (first.poison.learning_rate, third.poison.learning_rate) == (1e-5, 1e-6)
     assert (first.method("cleanclip")["pairs"], third.method("cleanclip")["pairs"]) == (100_000, 250_000)
@@ -221,7 +227,6 @@ def test_data_are_looked_for_before_weights_are_downloaded(
 
 
 def test_costs_are_those_that_the_paper_measured() -> None:
-    load_plugins()
     run = resolve("paper-imagenet", None, {"attacks": ("badnet",), "defenses": ("cleanclip", "rvpt")})
     nodes = {"+".join(n.chain) or n.kind: n for n in plan_of({BASE: run}).nodes.values() if n.kind != "evaluation"}
     costs = {name: estimate([node], {BASE: run})[node.kind] for name, node in nodes.items()}
@@ -252,7 +257,6 @@ def test_cells_of_other_variants_stay_and_those_of_other_settings_leave(tmp_path
 
 
 def test_variants_run_together_and_share_what_is_open(tmp_path: Path) -> None:
-    load_plugins()
     flags = {"attacks": ("badnet",), "defenses": ("none", "rvpt")}
     base = resolve("smoke", None, flags, (*TINY, "zero_shot.perturbations=[]"))
     variants = {BASE: base, "alpha=0": overlay(base, {"rvpt": {"alpha": 0}, "defenses": ["rvpt"]})}
