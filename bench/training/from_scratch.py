@@ -56,7 +56,8 @@ def train_from_scratch(
         raise BenchError(f"--out {out} is a file, not a folder. Give another --out")
     if (out / CONFIG_FILE).exists():
         raise BenchError(f"{out} already holds a model. Give another --out, or remove it.")
-    of_pairs = pairs and hash_file(pairs)
+    # A folder of pairs counts by its name.
+    of_pairs = hash_file(pairs) if pairs and pairs.is_file() else str(pairs)
     determined_by = hash_of([config, recipe.model_dump(), seed, of_pairs, device, code_state.sources()])
     unfinished = Unfinished(out / UNFINISHED, determined_by)
     before = unfinished.read()

@@ -26,6 +26,8 @@ def test_wrong_paths_are_told_before_the_work(tmp_path: Path, tiny_config: dict)
     file.write_text("{}")
     with pytest.raises(BenchError, match=r"file\.json is a file, not a folder\. Give another --out"):
         train(file, tiny_config)
+    with pytest.raises(BenchError, match=r"none\.csv"):
+        train(tmp_path / "model", tiny_config, pairs=tmp_path / "none.csv")
     with pytest.raises(BenchError, match=r"file.json is no configuration of an open_clip model \(KeyError"):
         architecture(file)
 
