@@ -101,7 +101,7 @@ def correlation_points(results: pd.DataFrame, resistivity: str, own: bool = True
     are left out and counted in `attrs["headed"]`, and those in which PR or ASR is missing or not finite in
     `attrs["left_out"]`.
     """
-    clean = (results["defense"] == CLEAN_MODEL) | results["variant"].isin(results.attrs.get("unpoisoned", []))
+    clean = (results["defense"] == CLEAN_MODEL) | results["cell"].isin(results.attrs.get("unpoisoned", []))
     backdoored = results[~clean]
     asr = backdoored[backdoored["metric"] == "ASR"].set_index(CELL_COLUMNS)["value"]
     by_trigger = backdoored["perturbation"] == OWN_TRIGGER

@@ -191,10 +191,15 @@ class ResultsFolder:
         cards = {cell: self.store.evaluation_card(self._evaluation(cell)) for cell in self.cells}
         rows = [row for cell, card in cards.items() for row in rows_of(cell, card, observe(cell))]
         numbers = pd.DataFrame(rows, columns=COLUMNS)
-        # For metrics over cells: below which undefended ASR an attack did not take, and variants that poison nothing.
+        # For metrics over cells: below which undefended ASR an attack did not take, and cells of variants that poison
+        # nothing.
         numbers.attrs["took"] = self.settings.took
-        variants = [pair for run in self.record.runs for pair in run.variants.items()]
-        numbers.attrs["unpoisoned"] = [name for name, settings in variants if settings["poison"]["epochs"] == 0]
+        numbers.attrs["unpoisoned"] = [
+            cell.evaluation
+            for run in self.record.runs
+            for cell in run.cells
+            if run.variants.get(cell.variant, run.settings)["poison"]["epochs"] == 0
+        ]
         return numbers
 
     def main_results(self, task: str = "zero_shot") -> pd.DataFrame:

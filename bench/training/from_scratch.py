@@ -60,9 +60,8 @@ def train_from_scratch(
     of_pairs = hash_file(pairs) if pairs and pairs.is_file() else str(pairs)
     determined_by = hash_of([config, recipe.model_dump(), seed, of_pairs, device, code_state.sources()])
     unfinished = Unfinished(out / UNFINISHED, determined_by)
-    before = unfinished.read()
-    losses: list[float] = before["losses"] if before else []
-    start = time.perf_counter() - (before["seconds"] if before else 0)
+    before = unfinished.read() or {"training": None, "losses": [], "seconds": 0.0}
+    saved, losses, start = before["training"], before["losses"], time.perf_counter() - before["seconds"]
     rng = generator(seed, "pretrain")
 
     def report(step: int, loss: float) -> None:
@@ -77,15 +76,15 @@ def train_from_scratch(
         classes = None if pairs else clip.tokenize([TEMPLATES[0].format(c) for c in NAMES]).to(device)
         say("drawing the world" if pairs is None else f"reading {pairs}")
         batches = _pair_batches(clip, recipe, pairs, out, rng) if pairs else world_batches(clip, recipe, seed, rng)
-        if before:
-            say(f"going on from step {before['training']['step']}, which {unfinished.file} holds")
+        if saved:
+            say(f"going on from step {saved['step']}, which {unfinished.file} holds")
             rng.set_state(before["rng"])
 
         def save(training: Saved) -> None:
             seconds = time.perf_counter() - start
             unfinished.write({"training": training, "rng": rng.get_state(), "losses": losses, "seconds": seconds})
 
-        pretrain(clip, batches, classes, recipe, report, before["training"] if before else None, save)
+        pretrain(clip, batches, classes, recipe, report, saved, save)
     clip.save(out, torch.float16)
     card = {
         "command": " ".join(["bench", *sys.argv[1:]]),

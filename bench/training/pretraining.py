@@ -90,10 +90,12 @@ def pretrain(
     optimisers = _optimisers(clip, helper, recipe)
     rates = [group["lr"] for optimiser in optimisers for group in optimiser.param_groups]
     parts = [clip.model, *optimisers, *([] if helper is None else [helper])]
+    first = 0
     if saved is not None:
+        first = saved["step"]
         for part, state in zip(parts, saved["parts"], strict=True):
             part.load_state_dict(state)
-    for step in track(range(0 if saved is None else saved["step"], recipe.steps), "pretraining"):
+    for step in track(range(first, recipe.steps), "pretraining"):
         progress = step / recipe.steps
         share = min(1.0, (step + 1) / max(1, recipe.warmup_steps)) * min(1.0, (1 - progress) / 0.6)
         for group, rate in zip((g for o in optimisers for g in o.param_groups), rates, strict=True):

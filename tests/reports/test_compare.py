@@ -217,7 +217,7 @@ def test_models_with_a_head_are_left_out_and_counted(tmp_path: Path, headed: str
 def test_prompts_on_the_clean_model_are_no_points(tmp_path: Path) -> None:
     backdoored = correlation_text(correlated(tmp_path / "without"))
     cells = [Made(defense=d, pr=pr, asr=asr) for d, pr, asr in CELLS]
-    out = results_folder(tmp_path / "with", *cells, Made(variant="rvpt_16shot", pr=0.99, asr=1))
+    out = results_folder(tmp_path / "with", *cells, Made(variant="rvpt_16shot", pr=0.99, asr=1, poisoned=0))
     file = read_run_file(out)
     clean = file.runs[0].settings | {"poison": file.runs[0].settings["poison"] | {"epochs": 0}}
     run = file.runs[0].model_copy(update={"variants": {**file.runs[0].variants, "rvpt_16shot": clean}})
