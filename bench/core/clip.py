@@ -22,6 +22,8 @@ CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 # Our key of a configuration, which open_clip ignores: a text that is too long loses its end token.
 LONG_TEXTS, CUT = "long_texts", "cut"
+# How far `nudged` moves a weight, as a share of it: as far as other kernels of the CPU move a model while it is poisoned.
+NUDGE = 2.0**-18
 
 
 class Clip:
@@ -68,15 +70,15 @@ class Clip:
         return Clip(copy.deepcopy(self.model), self.tokenizer, self.config).to(self.device)
 
     def nudged(self, draw: int) -> "Clip":
-        """A copy whose weights are one float up, one down, or the same, at random.
+        """A copy whose weights are all a little off at random, by a normal share of 4e-6 of each.
 
-        All that is computed from it is rounded differently, as on another processor.
+        Its embeddings are then as far from this model's as those of a model that was poisoned with the same seed on
+        another kind of processor (docs/regression_gate.md, "Why reruns").
         """
         nudged, rng = self.copy(), generator(draw, "rounding")
         with torch.no_grad():
             for weights in nudged.model.parameters():
-                move = torch.randint(-1, 2, weights.shape, generator=rng).to(weights.device)
-                weights.copy_(weights.nextafter(weights + move))
+                weights.mul_(1 + NUDGE * torch.randn(weights.shape, generator=rng).to(weights.device))
         return nudged
 
     def normalise(self, images: Tensor) -> Tensor:

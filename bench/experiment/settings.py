@@ -51,7 +51,7 @@ class Evaluation(Settings):
 
 
 class Execution(Settings):
-    """How a run is executed. Numbers depend on it only in their last bits."""
+    """How a run is executed. Numbers depend on it only by rounding errors."""
 
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1 ...")
     workers: int | None = Field(None, ge=1, description="processes; null: one a core on the CPU, one on a GPU")
@@ -59,8 +59,8 @@ class Execution(Settings):
     rounding: int = Field(
         0,
         ge=0,
-        description="with which rounding errors a run is repeated in another folder: 1, 2 ... move the last bits of "
-        "backdoored models; 0: as they are",
+        description="with which rounding errors a run is repeated in another folder: 1, 2 ... move the weights of "
+        "backdoored models as another processor would; 0: as they are",
     )
     gpus: int = Field(1, ge=1, description="GPUs that share the batches of a fine-tuning: poisoning, CleanCLIP")
     executor: Literal["local", "ray"] = Field("local", description="local processes, or a Ray cluster")

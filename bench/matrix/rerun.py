@@ -26,12 +26,12 @@ def rerun(
     settings: Mapping[str, Any] | None = None,
     console: Console | None = None,
 ) -> ResultsFolder:
-    """Defend the backdoored models of a results folder once more, each moved by its last bits (`Clip.nudged`).
+    """Defend the backdoored models of a results folder once more, each with other rounding errors (`Clip.nudged`).
 
     Nothing is poisoned again. What is finished in `out` is kept.
 
     Args:
-        draw: which last bits: 1, 2, ...
+        draw: which rounding errors: 1, 2, ...
         settings: on top of those of the folder's runs, such as `{"rvpt": {"alpha": 2}, "defenses": ("rvpt",)}`.
 
     Raises:

@@ -1,7 +1,7 @@
 """How training makes a difference of rounding grow, and what damps it.
 
 From the backdoored models of a results folder, each method is trained again and again: as it is, with weights that
-differ in their last bit (`nudge`), with the gradient of a batch added up in parts (`split`), or on another number of
+are off by a share of 4e-6 (`nudge`), with the gradient of a batch added up in parts (`split`), or on another number of
 threads (`threads`). Compared are the trained numbers step by step, and at the end the embeddings, ASR and CA on the
 validation split. Recipes are the preset's and candidates that may damp the growth.
 

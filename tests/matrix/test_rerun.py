@@ -8,6 +8,7 @@ from command import bench as command
 
 import bench
 from bench import BenchError, Clip
+from bench.core.clip import NUDGE
 from bench.matrix.rerun import rerun
 from bench.results.folder import ResultsFolder
 from reports.baseline import make_baseline, read_baseline
@@ -36,15 +37,17 @@ def test_a_rerun_has_the_settings_and_backdoors_of_its_run_and_other_last_bits(
         make_baseline(base, [worse])
 
 
-def test_a_nudged_model_differs_in_last_bits_alone(tiny_clip: Clip) -> None:
+def test_each_weight_of_a_nudged_model_is_off_by_a_share_of_its_size(tiny_clip: Clip) -> None:
     def weights(clip: Clip) -> torch.Tensor:
         return torch.cat([p.detach().flatten() for p in clip.model.parameters()])
 
     as_it_is, one, again, other = (weights(clip) for clip in (tiny_clip, *map(tiny_clip.nudged, (1, 1, 2))))
     assert torch.equal(one, again) and not torch.equal(one, other)
-    assert 0.5 < (one != as_it_is).double().mean() < 0.8
-    ends = as_it_is.nextafter(torch.tensor(torch.inf)), as_it_is.nextafter(torch.tensor(-torch.inf))
-    assert ((one == as_it_is) | (one == ends[0]) | (one == ends[1])).all()
+    assert torch.equal(one[as_it_is == 0], as_it_is[as_it_is == 0])
+    there = as_it_is != 0
+    shares = one[there].double() / as_it_is[there].double() - 1
+    assert shares.std() == pytest.approx(NUDGE, rel=0.05) and abs(shares.mean()) < NUDGE / 20
+    assert shares.abs().max() < 7 * NUDGE
 
 
 def test_a_baseline_with_reruns_is_one_command(
