@@ -22,7 +22,7 @@ CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 # Our key of a configuration, which open_clip ignores: a text that is too long loses its end token.
 LONG_TEXTS, CUT = "long_texts", "cut"
-# How far `nudged` moves a weight, as a share of it: as far as other kernels of the CPU move a model while it is poisoned.
+# By what share `nudged` moves a weight: as other kernels of the CPU move a model while it is poisoned.
 NUDGE = 2.0**-18
 
 
