@@ -1,5 +1,6 @@
 """Reruns with other rounding errors, on tiny models."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from bench import BenchError, Clip
 from bench.core.clip import NUDGE
 from bench.matrix.rerun import rerun
 from bench.results.folder import ResultsFolder
+from benchmarks.gate.processors import table
 from reports.baseline import make_baseline, read_baseline
 
 METHODS = {"rvpt": {"epochs": 2}, "zero_shot": {"perturbations": ["trigger"], "perturbation_images": 8}}
@@ -48,6 +50,17 @@ def test_each_weight_of_a_nudged_model_is_off_by_a_share_of_its_size(tiny_clip: 
     shares = one[there].double() / as_it_is[there].double() - 1
     assert shares.std() == pytest.approx(NUDGE, rel=0.05) and abs(shares.mean()) < NUDGE / 20
     assert shares.abs().max() < 7 * NUDGE
+
+
+def test_the_script_that_compares_processors_shows_how_far_their_models_lie_apart(
+    tmp_path: Path, base: ResultsFolder
+) -> None:
+    other = shutil.copytree(base.out, tmp_path / "other")
+    first, second = sorted({cell.backdoor: cell.seed for cell in base.cells}.items(), key=lambda each: each[1])
+    base.store.clip(second[0]).nudged(7).save(other / "artefacts" / "backdoor" / second[0])
+    rows = table(base, ResultsFolder(other), images=8).set_index("seed")
+    assert rows.loc[first[1], "elsewhere"] == 0
+    assert 1e-7 < rows.loc[second[1], "elsewhere"] == pytest.approx(rows.loc[second[1], "nudged"], rel=0.5)
 
 
 def test_a_baseline_with_reruns_is_one_command(
