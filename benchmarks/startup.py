@@ -1,7 +1,8 @@
 """What commands that compute nothing cost before they print: CPU seconds, beside `import torch` alone.
 
 `bench --help` needs no torch at all. `bench list attacks` imports torch, since attacks are written with it, and little
-else. Each number is the median of some runs, one after the other in turn, so that a busy machine slows all alike.
+else. `results` is what each command imports that reads results. Each number is the median of some runs, one after the
+other in turn, so that a busy machine slows all alike.
 """
 
 import resource
@@ -16,6 +17,7 @@ COMMANDS = {
     "run_help": ("-m", "bench.cli", "run", "--help"),
     "list_attacks": ("-m", "bench.cli", "list", "attacks"),
     "list_defenses": ("-m", "bench.cli", "list", "defenses"),
+    "results": ("-c", "import reports.compare"),
     "show_rvpt": ("-m", "bench.cli", "show", "rvpt"),
 }
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from bench.core.defense import with_head
 from bench.core.errors import BenchError
@@ -169,6 +168,9 @@ def pr_asr_correlation(pr: ArrayLike, asr: ArrayLike) -> Correlation:
 
 def pearson(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
     """Pearson's correlation along an axis; NaN where x or y is constant."""
+    # Imported late: it takes nearly as long to import as torch.
+    from scipy import stats
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         return stats.pearsonr(x, y, axis=axis).statistic
@@ -176,6 +178,9 @@ def pearson(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
 
 def spearman(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
     """Spearman's correlation along an axis: Pearson's of ranks, where equal values share their mean rank."""
+    # Imported late: it takes nearly as long to import as torch.
+    from scipy import stats
+
     return pearson(stats.rankdata(x, axis=axis), stats.rankdata(y, axis=axis), axis)
 
 

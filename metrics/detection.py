@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from bench.core.metric import Estimate, Observations, OverCells, cell_metric, metric
 from bench.core.names import UNDEFENDED
@@ -98,6 +97,9 @@ def auroc(scores: np.ndarray, backdoored: np.ndarray) -> float:
     >>> auroc(np.array([0.9, 0.4, 0.4, 0.1]), np.array([1, 1, 0, 0]))
     0.875
     """
+    # Imported late: it takes nearly as long to import as torch.
+    from scipy import stats
+
     positives = float(backdoored.sum())
     negatives = len(backdoored) - positives
     above = float((stats.rankdata(scores) * backdoored).sum()) - positives * (positives + 1) / 2

@@ -5,7 +5,6 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 from bench.builtin_tasks.auditor import Auditor, Finding
@@ -62,6 +61,9 @@ def _margins(victim: Victim, images: Tensor, label: int, texts: Tensor) -> Tenso
 
 def p_largest(margins: np.ndarray) -> float:
     """The chance that the largest of margins (classes,) comes from the gamma distribution of the others."""
+    # Imported late: it takes nearly as long to import as torch.
+    from scipy import stats
+
     null = np.delete(margins, margins.argmax())
     if len(null) < 2 or np.ptp(null) == 0:
         return 1.0

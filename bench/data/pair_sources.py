@@ -9,10 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from torchvision.datasets.folder import IMG_EXTENSIONS
-
 from bench.core.errors import BenchError
-from bench.data.on_disk import File, Member, files_below, is_image
+from bench.data.on_disk import IMG_EXTENSIONS, File, Member, files_below, is_image
 
 # The first is CleanCLIP's and BadCLIP's, `file` and `filepath` are common for CC3M.
 IMAGE_COLUMNS = ("image", "filepath", "path", "image_path", "file", "filename")

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from open_clip.model import convert_to_custom_text_state_dict
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -182,6 +181,9 @@ def _strip_prefixes(state: dict[str, Any]) -> dict[str, Any]:
 def _renamed(state: dict[str, Tensor], model: torch.nn.Module, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Convert older names and shapes to today's open_clip, as `open_clip.load_checkpoint` does."""
     if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
+        # Imported late: it takes longer to import than torch.
+        from open_clip.model import convert_to_custom_text_state_dict
+
         state = convert_to_custom_text_state_dict(state)
     # transformers kept this constant among the weights before 4.31.
     constant = "text.transformer.embeddings.position_ids"

@@ -1,6 +1,7 @@
 """Loading a CLIP by name: its architecture, weights and preprocessing.
 
-Downloads are opened by open_clip itself, local files by `bench.models.checkpoint`.
+Downloads are opened by open_clip itself, local files by `bench.models.checkpoint`. open_clip is imported late, in the
+functions that use it: with torchvision, it takes longer to import than torch.
 """
 
 import importlib.util
@@ -14,9 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-import open_clip
 import torch
-from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from pydantic import PositiveFloat
 
 from bench.core.clip import CONFIG_FILE, CUT, LONG_TEXTS, WEIGHTS_FILE, Clip
@@ -164,6 +163,8 @@ def _about_embedded(name: str) -> str:
 
 def known_models() -> list[tuple[str, str]]:
     """All values of `--model`: (name, description)."""
+    import open_clip
+
     rows = [(name, _about_embedded(name)) for name in embedded_models()]
     for name in open_clip.list_models():
         size = open_clip.get_model_config(name)["vision_cfg"].get("image_size", 224)
@@ -191,6 +192,8 @@ def configuration(settings: ModelSettings) -> dict[str, Any]:
     Raises:
         BenchError: the name or tag is unknown, the folder or download holds no configuration, or images are not square.
     """
+    from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+
     if settings.embedded:
         config = read_config(EMBEDDED / settings.name / CONFIG_FILE)
     elif settings.name.startswith(FOLDER):
@@ -219,6 +222,8 @@ def configuration(settings: ModelSettings) -> dict[str, Any]:
 
 
 def _open_clip_config(settings: ModelSettings) -> dict[str, Any]:
+    import open_clip
+
     name, tag = settings.architecture or "", settings.pretrained
     model_cfg = open_clip.get_model_config(name)
     if model_cfg is None:
@@ -237,6 +242,8 @@ def _open_clip_config(settings: ModelSettings) -> dict[str, Any]:
 
 
 def _unknown_model(name: str) -> BenchError:
+    import open_clip
+
     suggestion = guess(name, [*embedded_models(), *open_clip.list_models()])
     path = f" A path is written {FOLDER}PATH, or --checkpoint FILE." if Path(name).exists() else ""
     return BenchError(f"unknown model '{name}'.{suggestion}{path}\n`bench list models` lists what there is.")
@@ -288,6 +295,8 @@ def _unlogged() -> Iterator[None]:
 
 
 def _hub_config(settings: ModelSettings) -> Path:
+    import open_clip
+
     try:
         repository = settings.name.removeprefix(HUB)
         with _unlogged():
@@ -309,6 +318,8 @@ def _random(settings: ModelSettings, config: dict[str, Any]) -> Clip:
 
 
 def _from_file(settings: ModelSettings, config: dict[str, Any], file: Path) -> Clip:
+    import open_clip
+
     checkpoint = read_checkpoint(file)
     if checkpoint.openai:
         config["model_cfg"]["quick_gelu"] = True
@@ -333,6 +344,8 @@ def _build(settings: ModelSettings, config: dict[str, Any]) -> Clip:
 
 
 def _download(settings: ModelSettings, config: dict[str, Any]) -> Clip:
+    import open_clip
+
     name = settings.architecture or settings.name
     quick_gelu = config["model_cfg"].get("quick_gelu", False)
     try:
@@ -347,6 +360,8 @@ def _download(settings: ModelSettings, config: dict[str, Any]) -> Clip:
 
 
 def _unavailable(settings: ModelSettings, error: Exception) -> BenchError:
+    import open_clip
+
     tag = open_clip.get_pretrained_cfg(settings.architecture or "", settings.pretrained or "")
     where = tag.get("hf_hub") or tag.get("url") or settings.name.removeprefix(HUB)
     page = where if where.startswith("http") else f"https://huggingface.co/{where.rstrip('/')}"

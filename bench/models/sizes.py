@@ -1,6 +1,5 @@
 """The size of a model from its configuration; no weights are needed."""
 
-import open_clip
 from huggingface_hub import try_to_load_from_cache
 
 from bench.core.cost import Sizes
@@ -47,6 +46,9 @@ def weights_at_hand(settings: ModelSettings) -> bool:
         return embedded_weights(settings.name) is not None
     repository = settings.name.removeprefix(HUB) if settings.name.startswith(HUB) else None
     if settings.architecture is not None:
+        # Imported late: it takes longer to import than torch.
+        import open_clip
+
         tag = open_clip.get_pretrained_cfg(settings.architecture, settings.pretrained or "")
         repository = tag.get("hf_hub", "").strip("/")
     if repository is None:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as TF
 
 import bench
 from bench.core import code_state
@@ -158,6 +157,9 @@ def world_batches(clip: Clip, recipe: Pretraining, seed: int, rng: torch.Generat
 
 def _fit(images: Tensor, clip: Clip) -> Tensor:
     """The world's pictures at the model's input size."""
+    # Imported late: it takes longer to import than torch.
+    from torchvision.transforms.v2 import functional as TF
+
     size = [clip.image_size, clip.image_size]
     return images if images.shape[-1] == size[0] else TF.resize(images, size, antialias=True)
 

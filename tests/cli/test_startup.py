@@ -30,6 +30,14 @@ def test_attacks_are_listed_without_what_only_some_of_them_use_when_they_run() -
     assert imported_by(command("list attacks")) & {*heavy, "attacks"} == {"attacks"}
 
 
+def test_results_are_read_without_what_only_makes_them() -> None:
+    heavy = {"open_clip", "torchvision", "kornia", "timm", "sklearn", "matplotlib"}
+    imported = imported_by(
+        "import bench.results.folder, reports.baseline, reports.compare, reports.gate, reports.verify"
+    )
+    assert imported & heavy == set()
+
+
 def test_every_public_name_is_there() -> None:
     assert sorted(bench._MODULE_OF) == sorted(bench.__all__)
     assert set(bench.__all__) < set(dir(bench))
