@@ -48,7 +48,10 @@ LEVELS: dict[str, dict[str, dict[str, Any]]] = {
     "blocks": {f"first {n} blocks": {"first_blocks": n, "depth": 3} for n in (11, 8)},
 }
 PLACE = {"task": "zero_shot", "model": "", "target": "", "dataset": "", "variant": "", "settings": "one"}
-CELL = ["attack", "defense", "seed", "metric"]
+# Of a matrix: attack, defense and seed of a cell, a run's share (in percent) and n by metric, the runs of each cell.
+Place = tuple[str, str, int]
+Run = Mapping[str, tuple[float, int]]
+Cells = Mapping[Place, Mapping[int, Run]]
 
 
 def measure(base: ResultsFolder, out: Path, level: str, settings: Mapping[str, Any], number: int) -> None:
@@ -69,41 +72,48 @@ def measure(base: ResultsFolder, out: Path, level: str, settings: Mapping[str, A
     print(f"{level}, rounding {number}: measured", flush=True)
 
 
-def baseline_of(rows: pd.DataFrame) -> dict[str, Any]:
-    """Rows (attack, defense, seed, metric, value, n) as a baseline that `judge` takes; several a seed are its runs."""
-    cells = []
-    for (attack, defense), cell in rows.groupby(["attack", "defense"], sort=False):
-        numbers = {
-            metric: {
-                "n": int(of_metric["n"].iloc[0]),
-                "values": {str(seed): runs.tolist() for seed, runs in of_metric.groupby("seed")["value"]},
-            }
-            for metric, of_metric in cell.groupby("metric", sort=False)
-        }
-        cells.append(PLACE | {"attack": attack, "defense": defense, "numbers": numbers})
-    return {"cells": cells, "settings": {"one": {"seeds": sorted(rows["seed"].unique().tolist())}}}
+def cells_of(rows: pd.DataFrame) -> Cells:
+    """Rows (attack, defense, seed, metric, value, n, number) as the runs of each cell."""
+    cells: dict[Place, dict[int, dict[str, tuple[float, int]]]] = {}
+    for row in rows.to_dict("records"):
+        runs = cells.setdefault((row["attack"], row["defense"], row["seed"]), {})
+        runs.setdefault(row["number"], {})[row["metric"]] = (row["value"], row["n"])
+    return cells
 
 
-def deal(
-    unchanged: pd.DataFrame, other: pd.DataFrame | None, runs: int, rng: np.random.Generator
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+def baseline_of(dealt: Mapping[Place, Sequence[Run]]) -> dict[str, Any]:
+    """Some runs of each cell as a baseline that `judge` takes."""
+    cells: dict[tuple[str, str], dict[str, Any]] = {}
+    for (attack, defense, seed), runs in dealt.items():
+        numbers = cells.setdefault((attack, defense), {})
+        for run in runs:
+            for metric, (value, n) in run.items():
+                number = numbers.setdefault(metric, {"n": n, "values": {}})
+                number["values"].setdefault(str(seed), []).append(value)
+    return {
+        "cells": [
+            PLACE | {"attack": attack, "defense": defense, "numbers": numbers}
+            for (attack, defense), numbers in cells.items()
+        ],
+        "settings": {"one": {"seeds": sorted({seed for *_, seed in dealt})}},
+    }
+
+
+def deal(unchanged: Cells, other: Cells, runs: int, rng: np.random.Generator) -> tuple[dict, dict]:
     """A baseline of `runs` unchanged runs and a new run: of `other` the cells that it has, the rest unchanged.
 
     ASR and CA of a run stay together; each attack, defense and seed draws its own.
     """
-    before, now = [], []
-    theirs = {} if other is None else dict(iter(other.groupby(CELL[:3], sort=False)))
-    for place, rows in unchanged.groupby(CELL[:3], sort=False):
-        numbers = rng.permutation(rows["number"].unique())
-        before.append(rows[rows["number"].isin(numbers[:runs])])
-        pool = theirs.get(place, rows[rows["number"].isin(numbers[runs:])])
-        now.append(pool[pool["number"] == rng.choice(pool["number"].unique())])
-    return pd.concat(before), pd.concat(now)
+    before, now = {}, {}
+    for place, there in unchanged.items():
+        numbers = rng.permutation(list(there)).tolist()
+        before[place] = [there[number] for number in numbers[:runs]]
+        pool = list(other[place].values()) if place in other else [there[number] for number in numbers[runs:]]
+        now[place] = [pool[rng.integers(len(pool))]]
+    return before, now
 
 
-def play(
-    unchanged: pd.DataFrame, other: pd.DataFrame | None, runs: int, times: int, rng: np.random.Generator
-) -> dict[str, float]:
+def play(unchanged: Cells, other: Cells, runs: int, times: int, rng: np.random.Generator) -> dict[str, float]:
     """How many of some gates are red, and how many because of RVPT's ASR or CA."""
     red = by_rvpt = 0
     for _ in range(times):
@@ -113,11 +123,14 @@ def play(
     return {"gates": times, "red": red, "red by rvpt": by_rvpt}
 
 
-def whole(unchanged: pd.DataFrame, runs: int) -> dict[str, int]:
+def whole(unchanged: Cells, runs: int) -> dict[str, int]:
     """The first `runs` unchanged runs as the baseline, and each of the others judged once."""
-    numbers = sorted(unchanged["number"].unique())
-    before = baseline_of(unchanged[unchanged["number"].isin(numbers[:runs])])
-    codes = [exit_code(judge(before, baseline_of(unchanged[unchanged["number"] == n]))) for n in numbers[runs:]]
+    numbers = sorted(set.intersection(*(set(there) for there in unchanged.values())))
+
+    def of(chosen: Sequence[int]) -> dict[str, Any]:
+        return baseline_of({place: [there[n] for n in chosen] for place, there in unchanged.items()})
+
+    codes = [exit_code(judge(of(numbers[:runs]), of([number]))) for number in numbers[runs:]]
     return {"gates": len(codes), "red": sum(code == 1 for code in codes)}
 
 
@@ -132,7 +145,8 @@ def table(measured: pd.DataFrame, runs: int, times: int) -> pd.DataFrame:
             if there.empty:
                 continue
             rng = np.random.default_rng(0)
-            found = play(unchanged, None if level == UNCHANGED else there, runs, times, rng)
+            other = {} if level == UNCHANGED else cells_of(there)
+            found = play(cells_of(unchanged), other, runs, times, rng)
             low, high = wilson(int(found["red"]), times)
             change = _rvpt(there) - mean
             rows.append(
@@ -170,7 +184,7 @@ def report(measured: pd.DataFrame, out: Path, runs: int, times: int) -> None:
     if unchanged["number"].nunique() <= runs:
         print(f"besides the results, a baseline of {runs} runs needs {runs} reruns or more: --reruns {runs}")
         return
-    found, one_by_one = table(measured, runs, times), whole(unchanged, runs)
+    found, one_by_one = table(measured, runs, times), whole(cells_of(unchanged), runs)
     found.to_csv(out / "power.csv", index=False)
     text = found.to_markdown(index=False, floatfmt=".3g")
     text += (

@@ -10,7 +10,7 @@ import torch
 from bench.core.registry import load_plugins
 from bench.experiment.settings import overlay, resolve
 from benchmarks.gate.measured import append, known
-from benchmarks.gate.power import CELL, LEVELS, UNCHANGED, baseline_of, deal, draw, measure, play, table, whole
+from benchmarks.gate.power import LEVELS, UNCHANGED, baseline_of, cells_of, deal, draw, measure, play, table, whole
 from benchmarks.gate.rounding import RECIPES, Steps
 
 load_plugins()
@@ -31,7 +31,7 @@ def measured(
                         angle = np.arcsin(np.sqrt(share)) + by + spread * rng.standard_normal()
                         value = round(N * np.sin(angle) ** 2) / N * 100
                         rows.append((attack, defense, seed, metric, value, N, level, number))
-    return pd.DataFrame(rows, columns=[*CELL, "value", "n", "level", "number"])
+    return pd.DataFrame(rows, columns=["attack", "defense", "seed", "metric", "value", "n", "level", "number"])
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +40,17 @@ def unchanged() -> pd.DataFrame:
 
 
 def test_a_gate_shares_no_run_between_baseline_and_new_run(unchanged: pd.DataFrame) -> None:
-    before, now = deal(unchanged, None, 3, np.random.default_rng(0))
-    assert set(before.groupby(CELL)["number"].nunique()) == {3} and set(now.groupby(CELL)["number"].nunique()) == {1}
-    keys = [set(map(tuple, part[[*CELL, "number"]].to_numpy())) for part in (before, now)]
-    assert not keys[0] & keys[1]
-    apart = now.groupby(CELL[:3])["number"].nunique()
-    assert (apart == 1).all(), "ASR and CA are of one run"
-    assert now["number"].nunique() > 1, "each cell draws its own"
+    cells = cells_of(unchanged)
+    assert len(cells) == 18 and all(len(there) == 12 for there in cells.values())
+    before, now = deal(cells, {}, 3, np.random.default_rng(0))
+    taken = []
+    for place, there in cells.items():
+        # A run is told by what it measured: ASR and CA of a run stay together.
+        (drawn,) = (number for number, run in there.items() if run is now[place][0])
+        kept = [number for number, run in there.items() if any(run is other for other in before[place])]
+        assert len(kept) == 3 and drawn not in kept
+        taken.append(drawn)
+    assert len(set(taken)) > 1, "each cell draws its own"
 
 
 @pytest.mark.parametrize("kind", LEVELS)
@@ -73,15 +77,16 @@ def test_recipes_called_half_are_half_of_the_preset() -> None:
 
 def test_red_gates_are_rare_without_a_change_and_grow_with_it(unchanged: pd.DataFrame) -> None:
     rng = np.random.default_rng(1)
-    shares = [play(unchanged, None, 3, 40, rng)["red"] / 40]
+    cells = cells_of(unchanged)
+    shares = [play(cells, {}, 3, 200, rng)["red"] / 200]
     for moved in (0.05, 0.1, 0.2):
         worse = measured("worse", range(1, 4), rng, moved)
-        shares.append(play(unchanged, worse, 3, 15, rng)["red by rvpt"] / 15)
+        shares.append(play(cells, cells_of(worse), 3, 60, rng)["red by rvpt"] / 60)
     assert shares[0] <= 0.05 and shares == sorted(shares) and shares[-1] == 1
 
 
 def test_whole_runs_are_each_judged_once(unchanged: pd.DataFrame) -> None:
-    assert whole(unchanged, 3) == {"gates": 9, "red": 0}
+    assert whole(cells_of(unchanged), 3) == {"gates": 9, "red": 0}
 
 
 def test_the_table_has_the_true_change_and_the_plot_is_drawn(unchanged: pd.DataFrame, tmp_path: Path) -> None:
@@ -101,7 +106,14 @@ def test_what_is_measured_is_not_measured_again(tmp_path: Path, unchanged: pd.Da
     assert known(tmp_path / "measured.csv", ["level", "number"]) == {(UNCHANGED, 0), (UNCHANGED, 1)}
     # There is no such folder; nothing of it is opened.
     measure(None, tmp_path, UNCHANGED, {}, 1)  # type: ignore[arg-type]
-    assert baseline_of(pd.read_csv(tmp_path / "measured.csv"))["settings"]["one"]["seeds"] == [0, 1, 2]
+    runs = {place: list(there.values()) for place, there in cells_of(pd.read_csv(tmp_path / "measured.csv")).items()}
+    baseline = baseline_of(runs)
+    assert baseline["settings"]["one"]["seeds"] == [0, 1, 2]
+    (cell,) = (cell for cell in baseline["cells"] if (cell["attack"], cell["defense"]) == ("wanet", "rvpt"))
+    (of_seed,) = unchanged.query(
+        "attack == 'wanet' and defense == 'rvpt' and metric == 'ASR' and seed == 2 and number == 1"
+    )["value"]
+    assert cell["numbers"]["ASR"]["values"]["2"][1] == of_seed and cell["numbers"]["ASR"]["n"] == N
 
 
 def test_steps_keep_the_trained_numbers_and_let_go_of_the_optimiser() -> None:
