@@ -1,5 +1,6 @@
 """The commands for finished results: `bench verify`, `compare`, `baseline`, `check`."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -71,10 +72,14 @@ def baseline(
 
     made = _baseline_of(results)
     refuse_single_seeds(made)
-    for other in [*(others or ()), *_rerun(results, reruns)]:
+    for other in others or ():
         add_rerun(made, _baseline_of(other), str(other), str(results))
+    for rerun in _rerun(results, reruns):
+        add_rerun(made, _baseline_of(rerun), str(rerun), str(results), may_repeat=True)
     _write(out, to_json(made))
-    _say(f"wrote {out}: {len(made['cells'])} cells. `bench check RESULTS --baseline {out}` compares with it.")
+    unfinished = 0 if _is_baseline(results) else len(_open(results).unfinished)
+    without = f", without {unfinished} unfinished ones" if unfinished else ""
+    _say(f"wrote {out}: {len(made['cells'])} cells{without}. `bench check RESULTS --baseline {out}` compares with it.")
 
 
 @app.command()
@@ -98,6 +103,8 @@ def check(
     before = read_baseline(baseline)
     now = make_baseline(_open(out))
     names = None if judged is None else tuple(dict.fromkeys(comma_separated(judged)))
+    if not math.isfinite(tolerance):
+        raise BenchError(f"--tolerance {tolerance:g} is no number of percentage points")
     if names == ():
         raise BenchError("--metrics names none. `bench list metrics` lists them")
     for name in names or ():
@@ -122,6 +129,9 @@ def _rerun(results: Path, times: int) -> list[Path]:
         raise BenchError(
             f"{results} is a baseline. Reruns need the models: `bench baseline RESULTS --reruns {times} --out FILE`"
         )
+    if times and (unfinished := _open(results).unfinished):
+        names = ", ".join(cell.name for cell in unfinished[:3]) + (" ..." if len(unfinished) > 3 else "")
+        raise BenchError(f"{len(unfinished)} cells of {results} are unfinished ({names}): finish its `bench run` first")
     folders = {draw: results / "reruns" / str(draw) for draw in range(1, times + 1)}
     for draw, folder in folders.items():
         screen.rule(f"rerun {draw} of {times}")
@@ -133,8 +143,11 @@ def _baseline_of(path: Path) -> dict[str, Any]:
     """The baseline in a file, or of a results folder."""
     from reports.baseline import make_baseline, read_baseline
 
-    is_file = path.is_file() or path.suffix == ".json"
-    return read_baseline(path) if is_file else make_baseline(_open(path))
+    return read_baseline(path) if _is_baseline(path) else make_baseline(_open(path))
+
+
+def _is_baseline(path: Path) -> bool:
+    return path.is_file() or path.suffix == ".json"
 
 
 def _open(out: Path) -> "ResultsFolder":

@@ -81,16 +81,17 @@ class Prediction:
         reach = self.sd * _quantile(self.df, level)
         return share(self.middle - reach, self.n), share(self.middle + reach, self.n)
 
-    def seen(self, level: float, power: float = 0.9) -> tuple[float | None, float | None]:
+    def seen(self, level: float, power: float = 0.9, beyond: float = 0.0) -> tuple[float | None, float | None]:
         """The true shares, below and above, from which on a run lies outside the interval with probability `power`.
 
-        None if even a true share of 0 or 1 is not detected.
+        Outside is by more than `beyond`, a share. None if even a true share of 0 or 1 is not detected.
         """
-        reach = self.sd * (_quantile(self.df, level) + _quantile(self.df, 1 - power))
-        low, high = self.middle - reach, self.middle + reach
+        reach = self.sd * _quantile(self.df, 1 - power)
+        below, above = self.ends(level)
+        low, high = (angle(self.n * min(max(end, 0.0), 1.0), self.n) for end in (below - beyond, above + beyond))
         return (
-            share(low, self.n) if low >= angle(0, self.n) else None,
-            share(high, self.n) if high <= angle(self.n, self.n) else None,
+            share(low - reach, self.n) if low - reach >= angle(0, self.n) else None,
+            share(high + reach, self.n) if high + reach <= angle(self.n, self.n) else None,
         )
 
 

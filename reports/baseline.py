@@ -9,32 +9,36 @@ import json
 import platform
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
 import pandas as pd
-from pydantic import BaseModel, FiniteFloat, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from bench.core.code_state import commit_of
 from bench.core.errors import BenchError
 from bench.core.images import hash_of
+from bench.core.metric import metrics
 from bench.core.names import CELL_COLUMNS, OWN_TRIGGER
 from bench.results.folder import ResultsFolder
 from bench.results.records import Cell, cell_name
 from reports.command import command_of, flat
 
 # Raise it when the meaning of the file's contents changes.
-FORMAT = 3
+FORMAT = 4
 CELL = [key for key in CELL_COLUMNS if key != "seed"]
 LIBRARIES = ("numpy", "open_clip_torch", "torchvision")
 # Inputs of artefacts that two comparable numbers may differ in: ids of other artefacts, versions of the code, seeds.
 NOT_SETTINGS = {"kind", "version", "subject", "backdoor", "seed"}
 
 
+Value = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+
+
 class BaselineNumber(BaseModel):
     """A metric of a cell: of `n` images, by seed a value of each run; None where it is not defined."""
 
-    n: int
-    values: dict[str, list[FiniteFloat | None]]
+    n: Annotated[int, Field(strict=True, ge=0)]
+    values: dict[str, Annotated[list[Value | None], Field(min_length=1)]]
 
 
 class BaselineCell(BaseModel):
@@ -46,6 +50,7 @@ class BaselineCell(BaseModel):
     dataset: str
     variant: str
     settings: str
+    code: str
     numbers: dict[str, BaselineNumber]
 
 
@@ -60,6 +65,25 @@ class BaselineFile(BaseModel):
     cells: list[BaselineCell]
     settings: dict[str, dict[str, Any]]
 
+    @model_validator(mode="after")
+    def fits_together(self) -> Self:
+        """Check that cells are there once, have a value of each of their seeds, and shares between 0 and 100 %."""
+        places = [tuple(getattr(cell, key) for key in CELL) for cell in self.cells]
+        for cell, place in zip(self.cells, places, strict=True):
+            name = cell_name(cell.model_dump())
+            seeds = self.settings.get(cell.settings, {}).get("seeds")
+            if places.count(place) > 1:
+                raise ValueError(f"{name} is there twice")
+            if not isinstance(seeds, list) or not seeds:
+                raise ValueError(f"the settings of {name} have no seeds")
+            for metric, number in cell.numbers.items():
+                if set(number.values) != set(map(str, seeds)):
+                    raise ValueError(f"{metric} of {name} is of seeds {list(number.values)}, not of {seeds}")
+                values = [value for runs in number.values.values() for value in runs if value is not None]
+                if metric in metrics and metrics[metric].hits and not all(0 <= value <= 100 for value in values):
+                    raise ValueError(f"{metric} of {name} is no share in percent")
+        return self
+
 
 def make_baseline(folder: ResultsFolder, reruns: Sequence[ResultsFolder] = ()) -> dict[str, Any]:
     """The finished cells of a results folder, as `bench baseline` writes them, with the values of each seed.
@@ -73,10 +97,10 @@ def make_baseline(folder: ResultsFolder, reruns: Sequence[ResultsFolder] = ()) -
     finished = folder.finished_cells
     settings: dict[str, Any] = {}
     cells = []
-    for place, inputs, numbers in _cells(folder):
+    for place, inputs, code, numbers in _cells(folder):
         id = hash_of(inputs)
         settings[id] = inputs
-        cells.append(place | {"settings": id, "numbers": numbers})
+        cells.append(place | {"settings": id, "code": code, "numbers": numbers})
     baseline = {
         "format": FORMAT,
         "command": _command(folder, finished),
@@ -93,24 +117,31 @@ def make_baseline(folder: ResultsFolder, reruns: Sequence[ResultsFolder] = ()) -
     return baseline
 
 
-def add_rerun(baseline: dict[str, Any], rerun: dict[str, Any], name: str, of: str) -> None:
+def add_rerun(baseline: dict[str, Any], rerun: dict[str, Any], name: str, of: str, may_repeat: bool = False) -> None:
     """Append the values of another baseline to those of a baseline, by seed; `name` and `of` are for errors.
 
+    `may_repeat`: the rerun may have the numbers of an earlier run, as it is known to be one of its own.
+
     Raises:
-        BenchError: the rerun has other cells, settings or seeds, or one of its runs is there already.
+        BenchError: the rerun has other cells, settings, seeds or code, or one of its runs is there already.
     """
     places = {tuple(cell[key] for key in CELL): cell for cell in baseline["cells"]}
+    no_rerun = f"{name} is no rerun of {of}"
     # Whether each cell and seed of a run, by its number, has the numbers of an earlier run.
     known: dict[int, list[bool]] = {}
     for other in rerun["cells"]:
-        cell = places.get(tuple(other[key] for key in CELL))
+        cell = places.pop(tuple(other[key] for key in CELL), None)
         if cell is None:
-            raise BenchError(f"{name} is no rerun of {of}, which has no {cell_name(other)}")
+            raise BenchError(f"{no_rerun}, which has no {cell_name(other)}")
         wanted, inputs = baseline["settings"][cell["settings"]], rerun["settings"][other["settings"]]
         if different := differences({**wanted, "seeds": inputs["seeds"]}, inputs):
-            raise BenchError(f"{name} is no rerun of {of}, {cell_name(other)}: {'; '.join(different)}")
+            raise BenchError(f"{no_rerun}, {cell_name(other)}: {'; '.join(different)}")
+        if cell["code"] != other["code"]:
+            raise BenchError(f"{no_rerun}, {cell_name(other)}: its code has another version. Write a new baseline")
         if extra := set(inputs["seeds"]) - set(wanted["seeds"]):
-            raise BenchError(f"{name} is no rerun of {of}, which has no seeds {sorted(extra)}")
+            raise BenchError(f"{no_rerun}, which has no seeds {sorted(extra)}")
+        if lacking := set(wanted["seeds"]) - set(inputs["seeds"]):
+            raise BenchError(f"{name} has no seeds {sorted(lacking)} of {cell_name(other)}: finish it with `bench run`")
         shared = sorted(other["numbers"].keys() & cell["numbers"].keys())
         for seed in map(str, inputs["seeds"]):
             earlier, more = ([c["numbers"][metric]["values"][seed] for metric in shared] for c in (cell, other))
@@ -119,7 +150,11 @@ def add_rerun(baseline: dict[str, Any], rerun: dict[str, Any], name: str, of: st
                 known.setdefault(i, []).append(values in there)
             for values, added in zip(earlier, more, strict=True):
                 values += added
-    if any(all(of_run) for of_run in known.values()):
+    if places:
+        # A few runs of some cells would stand for the spread of all.
+        names = ", ".join(cell_name(cell) for cell in places.values())
+        raise BenchError(f"{name} has no {names}: finish it with `bench run`")
+    if not may_repeat and any(all(of_run) for of_run in known.values()):
         raise BenchError(
             f"{name} has a run with the same numbers as an earlier one: that is no new run. Make one on another "
             "processor, or let bench round otherwise: `bench baseline RESULTS --reruns 5 --out FILE`"
@@ -160,7 +195,8 @@ def read_baseline(file: Path) -> dict[str, Any]:
         reason = " It has no numbers by seed, which show how much training varies." if baseline["format"] == 2 else ""
     except ValidationError as error:
         first = error.errors()[0]
-        reason = f" It is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}."
+        where = "".join(f"{part}." for part in first["loc"]).removesuffix(".")
+        reason = f" It is damaged: {f'{where}: ' if where else ''}{first['msg'].removeprefix('Value error, ')}."
     except (ValueError, KeyError, TypeError):
         reason = ""
     raise BenchError(
@@ -169,8 +205,8 @@ def read_baseline(file: Path) -> dict[str, Any]:
     )
 
 
-def _cells(folder: ResultsFolder) -> Iterable[tuple[dict[str, Any], dict[str, Any], dict[str, dict[str, Any]]]]:
-    """For each finished cell of a folder, over its seeds: its place, its inputs, its numbers."""
+def _cells(folder: ResultsFolder) -> Iterable[tuple[dict[str, Any], dict[str, Any], str, dict[str, dict[str, Any]]]]:
+    """For each finished cell of a folder, over its seeds: its place, its inputs, its code, its numbers."""
     results = folder.results
     own = results["perturbation"].isin(["", OWN_TRIGGER])
     numbers = dict(iter(results[own].groupby(CELL, sort=False)))
@@ -178,7 +214,8 @@ def _cells(folder: ResultsFolder) -> Iterable[tuple[dict[str, Any], dict[str, An
     for cell in folder.finished_cells:
         seeds.setdefault(tuple(cell.place[key] for key in CELL), []).append(cell)
     for key, of_seeds in seeds.items():
-        yield dict(zip(CELL, key, strict=True)), _settings(folder, of_seeds), _numbers(numbers[key])
+        place, code = dict(zip(CELL, key, strict=True)), hash_of(_code(_inputs(folder, of_seeds[0])))
+        yield place, _settings(folder, of_seeds), code, _numbers(numbers[key])
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -199,7 +236,7 @@ def _command(folder: ResultsFolder, finished: Sequence[Cell]) -> str:
 
 def _settings(folder: ResultsFolder, of_seeds: list[Cell]) -> dict[str, Any]:
     """The inputs of a cell apart from the code: settings, fingerprints of model and data, and its seeds."""
-    first, *others = [_determined_by(folder, cell) for cell in of_seeds]
+    first, *others = [_without_code(_inputs(folder, cell)) for cell in of_seeds]
     for cell, other in zip(of_seeds[1:], others, strict=True):
         if other != first:
             keys = ", ".join(k for k in flat(first) | flat(other) if flat(first).get(k) != flat(other).get(k))
@@ -207,20 +244,29 @@ def _settings(folder: ResultsFolder, of_seeds: list[Cell]) -> dict[str, Any]:
     return first | {"seeds": sorted(cell.seed for cell in of_seeds)}
 
 
-def _determined_by(folder: ResultsFolder, cell: Cell) -> dict[str, Any]:
+def _inputs(folder: ResultsFolder, cell: Cell) -> dict[str, dict[str, Any]]:
+    """What determines each artefact behind a cell."""
     lineage = folder.lineage(cell)
     if lineage.backdoor is None or not lineage.whole:
         raise BenchError(
             f"the inputs of {cell.name} are unknown: the card of its backdoor or of a defense was deleted. "
             "Keep artefacts/*/*/card.json, or run again with another --out"
         )
-    chain = {f"defense_{i}": _without_code(card.determined_by) for i, card in enumerate(lineage.defenses, 1)}
-    backdoor, evaluation = (_without_code(c.determined_by) for c in (lineage.backdoor, lineage.evaluation))
-    return {"backdoor": backdoor, **chain, "evaluation": evaluation}
+    chain = {f"defense_{i}": card.determined_by for i, card in enumerate(lineage.defenses, 1)}
+    return {"backdoor": lineage.backdoor.determined_by, **chain, "evaluation": lineage.evaluation.determined_by}
 
 
-def _without_code(inputs: dict[str, Any]) -> dict[str, Any]:
-    return {key: _without_versions(value) for key, value in inputs.items() if key not in NOT_SETTINGS}
+def _without_code(inputs: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {
+        name: {key: _without_versions(value) for key, value in artefact.items() if key not in NOT_SETTINGS}
+        for name, artefact in inputs.items()
+    }
+
+
+def _code(value: dict[str, Any]) -> dict[str, Any]:
+    """The versions of artefacts and methods, and the source files of plug-ins."""
+    inner = {key: _code(part) for key, part in value.items() if isinstance(part, dict)}
+    return {key: value[key] for key in ("version", "source") if key in value} | {k: v for k, v in inner.items() if v}
 
 
 def _without_versions(value: Any) -> Any:

@@ -7,7 +7,7 @@ Bonferroni's correction limits the false alarms of the whole matrix.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -192,17 +192,18 @@ def explain(findings: Sequence[Finding]) -> str:
 
 
 def to_junit(findings: Sequence[Finding]) -> str:
-    """The verdicts as JUnit XML: worse and missing numbers are failures, incomparable cells errors."""
+    """The verdicts as JUnit XML: worse and missing numbers are failures, what makes exit code 2 errors."""
     cases = [f for f in findings if f.verdict != INFORMATION]
+    errors = {NOT_COMPARABLE, CANNOT_FAIL} if exit_code(findings) == 2 else {NOT_COMPARABLE}
     counts = {
         "tests": len(cases),
         "failures": sum(f.verdict in FAILED for f in cases),
-        "errors": sum(f.verdict == NOT_COMPARABLE for f in cases),
+        "errors": sum(f.verdict in errors for f in cases),
     }
     suite = ElementTree.Element("testsuite", {"name": "bench check"} | {k: str(n) for k, n in counts.items()})
     for f in cases:
         case = ElementTree.SubElement(suite, "testcase", classname=f.cell, name=f.metric or "cell")
-        if f.verdict in FAILED or f.verdict == NOT_COMPARABLE:
+        if f.verdict in FAILED or f.verdict in errors:
             kind = "failure" if f.verdict in FAILED else "error"
             ElementTree.SubElement(case, kind, type=f.verdict, message=f"{f.verdict}: {f.why}")
         else:
@@ -238,10 +239,11 @@ def _paired(
     """Findings on the metrics of a cell that are not judged, and the metrics to judge."""
     task, place = tasks[old["task"]], {key: old[key] for key in CELL}
     findings, pairs = [], []
-    for metric in (*(task.headline if judged is None else judged), *task.informational):
+    asked = task.headline if judged is None else [name for name in judged if metrics[name].task == old["task"]]
+    for metric in (*asked, *task.informational):
         was, is_ = (numbers.get(metric) for numbers in (old["numbers"], new["numbers"]))
         if was is None and is_ is None:
-            if judged is not None and metric in judged:
+            if judged is not None and metric in asked:
                 findings.append(Finding(name, metric, NOT_COMPARABLE, f"no {metric} in the baseline, nor measured"))
             continue
         before, now = (None if number is None else _of_seeds(number) for number in (was, is_))
@@ -256,6 +258,9 @@ def _paired(
             findings.append(Finding(name, metric, INFORMATION, why, before, now))
         elif before is None or now is None:
             findings.append(Finding(name, metric, NOT_COMPARABLE, f"{metric} is of no images at all", before, now))
+        elif was["n"] != is_["n"]:
+            why = f"{metric} is of {is_['n']} images, in the baseline of {was['n']}"
+            findings.append(Finding(name, metric, NOT_COMPARABLE, why, before, now))
         else:
             values = (list(number["values"].values()) for number in (was, is_))
             pairs.append(_Pair(name, metric, place, was["n"], *values))
@@ -268,7 +273,7 @@ def _numbers(pairs: Sequence[_Pair]) -> Iterator[Number]:
     for pair in pairs:
         groups.setdefault(pair.group, []).append(pair)
     for group in groups.values():
-        source = RERUNS if any(len(runs) > 1 for pair in group for runs in pair.angles) else SEEDS
+        source = RERUNS if all(len(runs) > 1 for pair in group for runs in pair.angles) else SEEDS
         noise = [pair.angles if source == RERUNS else [[_mean(r) for r in pair.angles]] for pair in group]
         sds, df = spreads(noise, sampling(min(pair.n for pair in group)))
         control = group[0].place["defense"] == UNDEFENDED
@@ -288,7 +293,7 @@ def _numbers(pairs: Sequence[_Pair]) -> Iterator[Number]:
                 _mean([number.before for number in numbers]),
                 _mean([number.now for number in numbers]),
                 mean_prediction([number.prediction for number in numbers]),
-                (_mean([sd**2 for sd in sds]) / len(sds)) ** 0.5,
+                mean_prediction([replace(n.prediction, sd=sd) for n, sd in zip(numbers, sds, strict=True)]).sd,
                 source,
             )
 
@@ -323,9 +328,9 @@ def verdict_on(number: Number, level: float, tolerance: float) -> Finding:
 def _seen(number: Number, level: float, tolerance: float) -> Seen:
     prediction, before = number.prediction, number.before
     low, high = prediction.ends(level)
-    below, above = prediction.seen(level, POWER)
-    fall = None if below is None or 100 * below < tolerance else 100 * below - tolerance - before
-    rise = None if above is None or 100 * above > 100 - tolerance else 100 * above + tolerance - before
+    fall, rise = (
+        None if share is None else 100 * share - before for share in prediction.seen(level, POWER, tolerance / 100)
+    )
     failing = (rise, fall) if number.alarms == 2 else (rise,) if number.lower_is_better else (fall,)
     # The derivative of a share by its angle; at 0 and 1, half an image is added, as it would be 0 there.
     nearest = 0.5 / prediction.n
@@ -362,10 +367,6 @@ def _name(cell: dict[str, Any], all_keys: Sequence[tuple]) -> str:
 
 def _table(rows: Sequence[tuple], columns: Sequence[str]) -> str:
     return pd.DataFrame(rows, columns=list(columns)).to_markdown(index=False, disable_numparse=True)
-
-
-def _change(value: float | None, before: float | None, tolerance: float) -> str:
-    return "nothing" if value is None or before is None else f"{value - before + tolerance:+.1f}"
 
 
 def _percent(value: float | None) -> str:

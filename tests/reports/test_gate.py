@@ -26,7 +26,7 @@ from bench.experiment.suites import variants_of
 from bench.results.folder import ResultsFolder
 from bench.results.records import Cell, Run
 from defenses.rvpt import RVPT
-from metrics.prediction import Prediction, angle
+from metrics.prediction import Prediction, angle, share
 from reports.baseline import add_rerun, make_baseline, read_baseline
 from reports.command import command_of
 from reports.gate import Finding, Number, exit_code, judge, verdict_on
@@ -84,7 +84,10 @@ def test_a_verdict_knows_the_direction_and_chance(tmp_path: Path, change: dict, 
     assert exit_code(list(found.values())) == (1 if verdict == "worse" else 0)
 
 
-@pytest.mark.parametrize("reruns", [[], [seeded(asr=(44, 51, 53)), seeded(asr=(39, 54, 60))]], ids=["seeds", "reruns"])
+RERUNS = [[*seeded(asr=asr), *NONE_CELLS] for asr in ((44, 51, 53), (39, 54, 60))]
+
+
+@pytest.mark.parametrize("reruns", [[], RERUNS], ids=["seeds", "reruns"])
 def test_the_interval_is_that_of_a_t_test_on_angles(tmp_path: Path, reruns: list) -> None:
     """Worked out with NumPy, from the model: angles with one variance, seeds paired."""
     cells = [seeded(asr=counts) for counts in ((300, 320, 340),)]
@@ -117,7 +120,11 @@ def test_the_tolerance_is_added_to_chance(tmp_path: Path) -> None:
     assert (strict.verdict, forgiving.verdict) == ("worse", "same")
     assert strict.seen is not None and forgiving.seen is not None
     assert strict.seen.ends == forgiving.seen.ends
-    assert forgiving.seen.changes[0] == pytest.approx(strict.seen.changes[0] + 20)  # type: ignore[operator]
+    # Between the end of what passes and the change that is seen lies the same angle.
+    end, seen = 7.5 * strict.seen.ends[1], 7.5 * (strict.before + strict.seen.changes[0])  # type: ignore[operator]
+    beyond = angle(seen, 750) - angle(end, 750)
+    expected = 100 * share(angle(end + 0.2 * 750, 750) + beyond, 750) - forgiving.before  # type: ignore[operator]
+    assert forgiving.seen.changes[0] == pytest.approx(expected)
 
 
 def test_a_change_that_no_cell_can_see_is_seen_in_the_mean_over_attacks(tmp_path: Path) -> None:
@@ -234,6 +241,7 @@ def test_a_baseline_keeps_the_numbers_of_each_seed_and_rerun(tmp_path: Path) -> 
         (seeded(replace(NOW, alpha=3.0)), r"badnet / rvpt: defense_1\.defense\.settings\.alpha was 2\.0, is 3\.0"),
         (seeded(replace(NOW, attack="wanet")), r"rerun is no rerun of .*first, which has no wanet / rvpt"),
         ([*seeded(), replace(NOW, seed=7)], r"rerun is no rerun of .*first, which has no seeds \[7\]"),
+        (seeded()[1:], r"rerun has no seeds \[0\] of badnet / rvpt: finish it with `bench run`"),
     ],
 )
 def test_what_is_no_rerun_is_refused(tmp_path: Path, rerun: list[Made], message: str) -> None:
@@ -255,6 +263,44 @@ def baseline(tmp_path: Path) -> Path:
     done = run("baseline", results_folder(tmp_path / "old", *BASE), "--out", file)
     assert done.exit_code == 0 and f"wrote {file}: 2 cells" in done.output
     return file
+
+
+def test_a_rerun_of_other_cells_or_other_code_is_refused(tmp_path: Path) -> None:
+    first, rerun = (
+        make_baseline(opened(tmp_path / "first", *BASE)),
+        opened(tmp_path / "rerun", *seeded(asr=(30, 45, 75))),
+    )
+    with pytest.raises(BenchError, match=r"^rerun has no badnet / none: finish it with `bench run`"):
+        add_rerun(first, make_baseline(rerun), "rerun", "first")
+    other = make_baseline(opened(tmp_path / "first again", *BASE))
+    other["cells"][0]["code"] = "of another version"
+    with pytest.raises(BenchError, match=r"^other is no rerun of first, badnet / rvpt: its code has another version"):
+        add_rerun(first, other, "other", "first")
+
+
+def test_a_rerun_of_ones_own_may_have_the_same_numbers(tmp_path: Path) -> None:
+    first, again = (make_baseline(opened(tmp_path / name, *BASE)) for name in ("first", "again"))
+    add_rerun(first, again, "again", "first", may_repeat=True)
+    assert first["reruns"] == 1
+    assert all(len(runs) == 2 for c in first["cells"] for n in c["numbers"].values() for runs in n["values"].values())
+
+
+def test_reruns_of_some_numbers_alone_leave_the_spread_over_seeds(tmp_path: Path) -> None:
+    """A few runs of one cell would be too little to take the place of the seeds of all."""
+    before, now = (make_baseline(opened(tmp_path / name, *BASE)) for name in ("first", "now"))
+    (cell,) = (cell for cell in before["cells"] if cell["defense"] == "rvpt")
+    cell["numbers"]["ASR"]["values"]["0"] *= 2
+    (finding,) = (f for f in judge(before, now) if (f.cell, f.metric) == ("badnet / rvpt", "ASR"))
+    assert finding.seen is not None and (finding.seen.source, finding.seen.df) == ("seeds", 2)
+
+
+def test_another_number_of_images_cannot_be_compared(tmp_path: Path) -> None:
+    before, now = (make_baseline(opened(tmp_path / name, *BASE)) for name in ("first", "now"))
+    now["cells"][0]["numbers"]["ASR"]["n"] = 30
+    found = {(f.cell, f.metric): f for f in judge(before, now)}
+    assert found["badnet / rvpt", "ASR"].verdict == "not comparable"
+    assert found["badnet / rvpt", "ASR"].why == "ASR is of 30 images, in the baseline of 750"
+    assert exit_code(list(found.values())) == 2
 
 
 def test_a_baseline_says_how_it_was_made(baseline: Path) -> None:
@@ -399,11 +445,11 @@ def test_numbers_that_no_change_could_move_out_of_their_interval_do_not_pass(tmp
     ("contents", "message"),
     [
         (None, "no such file. `bench baseline RESULTS --reruns 5 --out"),
-        ("{", "is not a baseline of format 3"),
-        ("[]", "is not a baseline of format 3"),
-        ('{"format": 2}', "of format 3. It has no numbers by seed, which show how much training varies"),
-        ('{"format": 99}', "is not a baseline of format 3"),
-        ('{"format": 3}', "of format 3. It is damaged: command: Field required"),
+        ("{", "is not a baseline of format 4"),
+        ("[]", "is not a baseline of format 4"),
+        ('{"format": 2}', "of format 4. It has no numbers by seed, which show how much training varies"),
+        ('{"format": 99}', "is not a baseline of format 4"),
+        ('{"format": 4}', "of format 4. It is damaged: command: Field required"),
     ],
 )
 def test_a_baseline_that_cannot_be_read(tmp_path: Path, contents: str | None, message: str) -> None:
@@ -414,12 +460,39 @@ def test_a_baseline_that_cannot_be_read(tmp_path: Path, contents: str | None, me
         read_baseline(file)
 
 
-def test_a_baseline_with_a_number_that_is_none_is_damaged(baseline: Path) -> None:
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"values": {"1": [float("nan")]}}, r"cells\.0\.numbers\.ASR\.values\.1\.0: .* finite number"),
+        ({"values": {"1": ["5.3"]}}, r"cells\.0\.numbers\.ASR\.values\.1\.0: .* valid number"),
+        ({"values": {"1": []}}, r"cells\.0\.numbers\.ASR\.values\.1: .* at least 1 item"),
+        ({"values": {"1": [-1.0]}}, "ASR of badnet / rvpt is no share in percent"),
+        ({"values": {"1": None}}, r"ASR of badnet / rvpt is of seeds \['0', '2'\], not of \[0, 1, 2\]"),
+        ({"n": "750"}, r"cells\.0\.numbers\.ASR\.n: .* valid integer"),
+        ({"n": -5}, r"cells\.0\.numbers\.ASR\.n: .* greater than or equal to 0"),
+    ],
+)
+def test_a_baseline_with_a_number_that_is_none_is_damaged(baseline: Path, changed: dict, message: str) -> None:
     contents = json.loads(baseline.read_text())
-    contents["cells"][0]["numbers"]["ASR"]["values"]["1"] = [float("nan")]
+    number = contents["cells"][0]["numbers"]["ASR"]
+    values = number["values"] | changed.get("values", {})
+    number |= changed | {"values": {seed: runs for seed, runs in values.items() if runs is not None}}
     baseline.write_text(json.dumps(contents))
-    with pytest.raises(BenchError, match=r"It is damaged: cells\.0\.numbers\.ASR\.values\.1\.0: .* finite number"):
+    with pytest.raises(BenchError, match=f"It is damaged: {message}"):
         read_baseline(baseline)
+
+
+def test_a_baseline_whose_parts_do_not_fit_together_is_damaged(baseline: Path) -> None:
+    contents = json.loads(baseline.read_text())
+    twice = contents | {"cells": [*contents["cells"], contents["cells"][0]]}
+    without = contents | {"settings": {}}
+    for damaged, message in (
+        (twice, "badnet / rvpt is there twice"),
+        (without, "settings of badnet / rvpt have no seeds"),
+    ):
+        baseline.write_text(json.dumps(damaged))
+        with pytest.raises(BenchError, match=message):
+            read_baseline(baseline)
 
 
 @pytest.mark.parametrize(

@@ -98,23 +98,26 @@ def test_a_spread_is_the_largest_of_pooled_own_and_floor() -> None:
 
 
 @pytest.mark.parametrize(
-    ("attack", "defense", "metric", "sign"),
+    ("attack", "defense", "metric", "sign", "tolerance"),
     [
-        ("badnet", "rvpt", "ASR", 1),
-        ("badnet", "vpt", "CA", -1),
-        ("all attacks", "vpt", "ASR", 1),
-        ("all attacks", "rvpt", "CA", -1),
+        ("badnet", "rvpt", "ASR", 1, 0.0),
+        ("badnet", "vpt", "CA", -1, 0.0),
+        ("badnet", "vpt", "CA", -1, 10.0),
+        ("all attacks", "vpt", "ASR", 1, 0.0),
+        ("all attacks", "rvpt", "CA", -1, 0.0),
     ],
 )
 def test_a_change_as_large_as_is_said_is_seen_as_often_as_is_said(
-    attack: str, defense: str, metric: str, sign: int
+    attack: str, defense: str, metric: str, sign: int, tolerance: float
 ) -> None:
     """Each baseline says which change it would see; that change is then made."""
     rng, seen, times = np.random.default_rng(1), 0, 200
     for _ in range(times):
         before = matrix(rng, 3)
         finding = next(
-            f for f in judge(before, matrix(rng, 1)) if (f.cell, f.metric) == (f"{attack} / {defense}", metric)
+            f
+            for f in judge(before, matrix(rng, 1), None, tolerance)
+            if (f.cell, f.metric) == (f"{attack} / {defense}", metric)
         )
         assert finding.seen is not None
         (change,) = finding.seen.changes
@@ -123,6 +126,6 @@ def test_a_change_as_large_as_is_said_is_seen_as_often_as_is_said(
         was, is_ = (np.arcsin(np.sqrt(value / 100)) for value in (finding.before, finding.before + change))
         moved = [name for name in ATTACKS if attack in (name, "all attacks")]
         after = matrix(rng, 1, {(name, defense, metric): is_ - was for name in moved})
-        verdicts = {(f.cell, f.metric): f.verdict for f in judge(before, after)}
+        verdicts = {(f.cell, f.metric): f.verdict for f in judge(before, after, None, tolerance)}
         seen += verdicts[finding.cell, metric] == "worse"
     assert 0.9 * times - 4 * np.sqrt(0.09 * times) <= seen < times
