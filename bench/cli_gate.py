@@ -78,8 +78,8 @@ def baseline(
         add_rerun(made, _baseline_of(rerun), str(rerun), str(results), may_repeat=True)
     _write(out, to_json(made))
     unfinished = 0 if _is_baseline(results) else len(_open(results).unfinished)
-    without = f", without {unfinished} unfinished ones" if unfinished else ""
-    _say(f"wrote {out}: {len(made['cells'])} cells{without}. `bench check RESULTS --baseline {out}` compares with it.")
+    left_out = f", {unfinished} left out as unfinished" if unfinished else ""
+    _say(f"wrote {out}: {len(made['cells'])} cells{left_out}. `bench check RESULTS --baseline {out}` compares with it.")
 
 
 @app.command()
@@ -131,7 +131,7 @@ def _rerun(results: Path, times: int) -> list[Path]:
         )
     if times and (unfinished := _open(results).unfinished):
         names = ", ".join(cell.name for cell in unfinished[:3]) + (" ..." if len(unfinished) > 3 else "")
-        raise BenchError(f"{len(unfinished)} cells of {results} are unfinished ({names}): finish its `bench run` first")
+        raise BenchError(f"unfinished cells of {results}: {len(unfinished)} ({names}). Finish its `bench run` first")
     folders = {draw: results / "reruns" / str(draw) for draw in range(1, times + 1)}
     for draw, folder in folders.items():
         screen.rule(f"rerun {draw} of {times}")

@@ -365,6 +365,21 @@ def test_runs_from_elsewhere_are_added_to_a_baseline_as_they_come(tmp_path: Path
         add_rerun(read_baseline(baseline), read_baseline(tmp_path / "both.json"), "both.json", "baseline.json")
 
 
+def test_what_is_unfinished_is_counted_and_not_rerun(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, file = results_folder(tmp_path / "results", *BASE), tmp_path / "baseline.json"
+    (unfinished,) = (c for c in ResultsFolder(out).cells if (c.defense, c.seed) == ("rvpt", 2))
+    shutil.rmtree(out / "artefacts" / "evaluation" / str(unfinished.evaluation))
+    code, said, _ = bench(capsys, monkeypatch, "baseline", str(out), "--out", str(file))
+    assert code == 0 and "2 cells, 1 left out as unfinished." in said
+    code, _, said = bench(capsys, monkeypatch, "baseline", str(out), "--reruns", "1", "--out", str(file))
+    assert (
+        code == 2 and "1 cells of" in said and "are unfinished (badnet / rvpt, seed 2): finish its `bench run`" in said
+    )
+    assert not (out / "reruns").exists()
+
+
 def test_check_passes_and_then_fails_for_a_reason_that_it_names(tmp_path: Path, baseline: Path) -> None:
     same = run("check", tmp_path / "old", "--baseline", baseline)
     assert same.exit_code == 0 and "Some numbers have no reruns in the baseline" in same.output
