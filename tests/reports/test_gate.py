@@ -374,9 +374,7 @@ def test_what_is_unfinished_is_counted_and_not_rerun(
     code, said, _ = bench(capsys, monkeypatch, "baseline", str(out), "--out", str(file))
     assert code == 0 and "2 cells, 1 left out as unfinished." in said
     code, _, said = bench(capsys, monkeypatch, "baseline", str(out), "--reruns", "1", "--out", str(file))
-    assert (
-        code == 2 and "1 cells of" in said and "are unfinished (badnet / rvpt, seed 2): finish its `bench run`" in said
-    )
+    assert code == 2 and "results: 1 (badnet / rvpt, seed 2). Finish its `bench run` first" in said
     assert not (out / "reruns").exists()
 
 
