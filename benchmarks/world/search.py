@@ -67,10 +67,12 @@ def draw_doses(table: pd.DataFrame, file: Path) -> None:
         (axes[1], "count", 800, "rate", "poison rate (%), 800 poisoned"),
     )
     for axis, fixed, value, x, label in halves:
-        for attack, rows in table[table[fixed] == value].groupby("attack", sort=False):
-            rows = rows.sort_values(x)
+        part = table[table[fixed] == value].sort_values(x)
+        for attack, rows in part.groupby("attack", sort=False):
             axis.plot(rows[x], rows["ASR"], marker="o", label=attack)
         axis.set_xscale("log")
+        axis.set_xticks(part[x].unique(), [f"{round(tick, 1):g}" for tick in part[x].unique()])
+        axis.minorticks_off()
         axis.set_xlabel(label)
     axes[0].set_ylabel("ASR undefended (%)")
     axes[0].legend()
