@@ -22,7 +22,7 @@ CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 # Our key of a configuration, which open_clip ignores: a text that is too long loses its end token.
 LONG_TEXTS, CUT = "long_texts", "cut"
-# By what share `nudged` moves a weight: as other kernels of the CPU move a model while it is poisoned.
+# As far as other kernels of the CPU move a model while it is poisoned: docs/regression_gate.md, "Why reruns".
 NUDGE = 2.0**-18
 
 
@@ -70,10 +70,9 @@ class Clip:
         return Clip(copy.deepcopy(self.model), self.tokenizer, self.config).to(self.device)
 
     def nudged(self, draw: int) -> "Clip":
-        """A copy whose weights are all a little off at random, by a normal share of 4e-6 of each.
+        """A copy whose weights are each multiplied by 1 + e, where e is normal with standard deviation `NUDGE`.
 
-        Its embeddings are then as far from this model's as those of a model that was poisoned with the same seed on
-        another kind of processor (docs/regression_gate.md, "Why reruns").
+        Its embeddings are as far from this model's as those of a model that another kind of processor poisons alike.
         """
         nudged, rng = self.copy(), generator(draw, "rounding")
         with torch.no_grad():
