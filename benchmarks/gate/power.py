@@ -218,7 +218,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--reruns", type=int, default=50, help="unchanged reruns to have, besides the results")
     parser.add_argument("--worse", type=int, default=2, help="runs of each level to have")
     parser.add_argument("--kinds", default=",".join(LEVELS), help="what makes RVPT worse, by comma; empty: nothing")
-    parser.add_argument("--baseline-runs", type=int, default=6, help="unchanged runs in a baseline: five reruns")
+    parser.add_argument("--baseline-runs", type=int, default=6, help="runs in a baseline: the first and its reruns")
     parser.add_argument("--gates", type=int, default=2000, help="gates to play a level")
     return parser.parse_args(words)
 
