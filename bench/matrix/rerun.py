@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from bench.core.code_state import sources
 from bench.core.errors import BenchError
 from bench.core.names import CLEAN_MODEL
 from bench.experiment.settings import overlay
@@ -35,8 +36,13 @@ def rerun(
         settings: on top of those of the folder's runs, such as `{"rvpt": {"alpha": 2}, "defenses": ("rvpt",)}`.
 
     Raises:
-        BenchError: a cell failed; or see `bench.matrix.runner.prepare`.
+        BenchError: another state of the code made the folder; a cell failed; or see `bench.matrix.runner.prepare`.
     """
+    if {card.sources for cell in base.cells for card in base.lineage(cell).cards} - {sources()}:
+        raise BenchError(
+            f"{base.out} was made by another state of the code, and no table may mix the two. Make it again with this "
+            "one first: `bench run ... --out OTHER`"
+        )
     for name in SHARED:
         if (base.out / name).is_dir():
             shutil.copytree(base.out / name, out / name, copy_function=_link, dirs_exist_ok=True)

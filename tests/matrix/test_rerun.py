@@ -52,6 +52,15 @@ def test_each_weight_of_a_nudged_model_is_off_by_a_share_of_its_size(tiny_clip: 
     assert shares.abs().max() < 7 * NUDGE
 
 
+def test_a_folder_of_another_state_of_the_code_is_refused_before_anything_is_made(
+    tmp_path: Path, base: ResultsFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.matrix.rerun.sources", lambda: "of another commit")
+    with pytest.raises(BenchError, match="was made by another state of the code"):
+        rerun(base, tmp_path / "again", 1)
+    assert not (tmp_path / "again").exists()
+
+
 def test_the_script_that_compares_processors_shows_how_far_their_models_lie_apart(
     tmp_path: Path, base: ResultsFolder
 ) -> None:
