@@ -1,6 +1,5 @@
 """The commands for finished results: `bench verify`, `compare`, `baseline`, `check`."""
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -87,7 +86,7 @@ def check(
     out: Results,
     baseline: Annotated[Path, typer.Option(help="The file that `bench baseline` wrote.")],
     tolerance: Annotated[
-        float, typer.Option(min=0, help="Percentage points beyond the prediction interval that are accepted.")
+        float, typer.Option(min=0, max=100, help="Percentage points beyond the prediction interval that are accepted.")
     ] = 0.0,
     judged: Annotated[
         str | None, typer.Option("--metrics", help="Metrics to judge, by comma; default: those of the main tables.")
@@ -103,8 +102,6 @@ def check(
     before = read_baseline(baseline)
     now = make_baseline(_open(out))
     names = None if judged is None else tuple(dict.fromkeys(comma_separated(judged)))
-    if not math.isfinite(tolerance):
-        raise BenchError(f"--tolerance {tolerance:g} is no number of percentage points")
     if names == ():
         raise BenchError("--metrics names none. `bench list metrics` lists them")
     for name in names or ():
@@ -125,13 +122,10 @@ def _rerun(results: Path, times: int) -> list[Path]:
     """The folders of reruns of a results folder."""
     from bench.matrix.rerun import rerun
 
-    if times and results.is_file():
+    if times and _is_baseline(results):
         raise BenchError(
             f"{results} is a baseline. Reruns need the models: `bench baseline RESULTS --reruns {times} --out FILE`"
         )
-    if times and (unfinished := _open(results).unfinished):
-        names = ", ".join(cell.name for cell in unfinished[:3]) + (" ..." if len(unfinished) > 3 else "")
-        raise BenchError(f"unfinished cells of {results}: {len(unfinished)} ({names}). Finish its `bench run` first")
     folders = {draw: results / "reruns" / str(draw) for draw in range(1, times + 1)}
     for draw, folder in folders.items():
         screen.rule(f"rerun {draw} of {times}")

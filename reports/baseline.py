@@ -214,8 +214,9 @@ def _cells(folder: ResultsFolder) -> Iterable[tuple[dict[str, Any], dict[str, An
     for cell in folder.finished_cells:
         seeds.setdefault(tuple(cell.place[key] for key in CELL), []).append(cell)
     for key, of_seeds in seeds.items():
-        place, code = dict(zip(CELL, key, strict=True)), hash_of(_code(_inputs(folder, of_seeds[0])))
-        yield place, _settings(folder, of_seeds), code, _numbers(numbers[key])
+        inputs = [_inputs(folder, cell) for cell in of_seeds]
+        place, code = dict(zip(CELL, key, strict=True)), hash_of(_code(inputs[0]))
+        yield place, _settings(of_seeds, inputs), code, _numbers(numbers[key])
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -234,9 +235,9 @@ def _command(folder: ResultsFolder, finished: Sequence[Cell]) -> str:
     return " && ".join(command_of(run, cells) for run, cells in runs if cells)
 
 
-def _settings(folder: ResultsFolder, of_seeds: list[Cell]) -> dict[str, Any]:
-    """The inputs of a cell apart from the code: settings, fingerprints of model and data, and its seeds."""
-    first, *others = [_without_code(_inputs(folder, cell)) for cell in of_seeds]
+def _settings(of_seeds: Sequence[Cell], inputs: Sequence[dict[str, dict[str, Any]]]) -> dict[str, Any]:
+    """The `inputs` of a cell's seeds, which must agree, apart from the code: settings, fingerprints; and the seeds."""
+    first, *others = map(_without_code, inputs)
     for cell, other in zip(of_seeds[1:], others, strict=True):
         if other != first:
             keys = ", ".join(k for k in flat(first) | flat(other) if flat(first).get(k) != flat(other).get(k))

@@ -36,8 +36,14 @@ def rerun(
         settings: on top of those of the folder's runs, such as `{"rvpt": {"alpha": 2}, "defenses": ("rvpt",)}`.
 
     Raises:
-        BenchError: another state of the code made the folder; a cell failed; or see `bench.matrix.runner.prepare`.
+        BenchError: the folder is unfinished, or another state of the code made it; a cell failed; or see
+            `bench.matrix.runner.prepare`.
     """
+    if base.unfinished:
+        some = ", ".join(cell.name for cell in base.unfinished[:3]) + (" ..." if len(base.unfinished) > 3 else "")
+        raise BenchError(
+            f"unfinished cells of {base.out}: {len(base.unfinished)} ({some}). Finish its `bench run` first"
+        )
     if {card.sources for cell in base.cells for card in base.lineage(cell).cards} - {sources()}:
         raise BenchError(
             f"{base.out} was made by another state of the code, and no table may mix the two. Make it again with this "

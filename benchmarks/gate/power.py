@@ -137,7 +137,7 @@ def whole(unchanged: Cells, runs: int) -> dict[str, int]:
 def table(measured: pd.DataFrame, runs: int, times: int) -> pd.DataFrame:
     """A row a level: the true change of RVPT's mean ASR and CA, in points, and the share of red gates."""
     unchanged = measured[measured["level"] == UNCHANGED]
-    mean = _rvpt(unchanged)
+    cells, mean = cells_of(unchanged), _rvpt(unchanged)
     rows = []
     for kind, levels in {UNCHANGED: {UNCHANGED: {}}, **LEVELS}.items():
         for level in levels:
@@ -146,7 +146,7 @@ def table(measured: pd.DataFrame, runs: int, times: int) -> pd.DataFrame:
                 continue
             rng = np.random.default_rng(0)
             other = {} if level == UNCHANGED else cells_of(there)
-            found = play(cells_of(unchanged), other, runs, times, rng)
+            found = play(cells, other, runs, times, rng)
             low, high = wilson(int(found["red"]), times)
             change = _rvpt(there) - mean
             rows.append(

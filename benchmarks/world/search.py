@@ -71,7 +71,8 @@ def draw_doses(table: pd.DataFrame, file: Path) -> None:
         for attack, rows in part.groupby("attack", sort=False):
             axis.plot(rows[x], rows["ASR"], marker="o", label=attack)
         axis.set_xscale("log")
-        axis.set_xticks(part[x].unique(), [f"{round(tick, 1):g}" for tick in part[x].unique()])
+        ticks = part[x].unique()
+        axis.set_xticks(ticks, [f"{round(tick, 1):g}" for tick in ticks])
         axis.minorticks_off()
         axis.set_xlabel(label)
     axes[0].set_ylabel("ASR undefended (%)")
